@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test test-slow test-gpu lint bench clean
+
+demo: .venv/installed
+	$(BIN)/python tutorials/01_joint_prediction.py
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest -q -m gpu
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/speed.py
+	for model in gp-1d-noisy gp-1d sawtooth; do $(BIN)/python benchmarks/quality.py $$model || exit 1; done
+
+# One environment for everything. torch comes first, so that no dependency asks for another build of it.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; make PYTHON=..."'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,135 @@
+"""Joint density of a shipped model against the Bayes-optimal oracle, paired on the same functions.
+
+    python benchmarks/quality.py gp-1d                  # 512 functions per N, 16 orders: minutes
+    python benchmarks/quality.py gp-1d --num-orders 128 # the paper's number of orders
+
+For each N: the oracle; the buffered joint with all K slots and with 4; exact autoregression (re-encoding after every
+target); independent marginals. Nats per target, M = 16. Prints a table, then one JSON line.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib.figure
+import torch
+import tyro
+from oracle import oracle_log_prob
+from torch import Tensor
+from tqdm import tqdm
+
+import pyro_arbuf
+from pyro_arbuf import ArBufferJoint, ArBufferModel, random_orders
+from pyro_arbuf.cli import PRIORS
+from pyro_arbuf.training import Task
+
+SEED = 20_000
+
+
+def draw_functions(prior: str, num_functions: int, num_context: int, num_targets: int) -> Task:
+    """Draws functions one by one, since a prior may share a kernel class within a batch; the same ones every time."""
+    generator = torch.Generator().manual_seed(SEED + num_context)
+    drawn = [PRIORS[prior](1, num_context, 0, num_targets, generator) for _ in range(num_functions)]
+    return Task(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+
+
+@torch.no_grad()
+def model_log_prob(
+    net: ArBufferModel, task: Task, orders: Tensor, buffer_size: int | None, chunk: int, label: str
+) -> Tensor:
+    """Joint log density `(B,)`, nats; `buffer_size=None` = independent marginals."""
+    parts = []
+    for i in tqdm(range(0, len(task.x_target), chunk), desc=label, leave=False):
+        x_context, y_context, _, _, x, y = (t[i : i + chunk] for t in task)
+        context = net.condition(x_context, y_context.squeeze(-1))
+        joint = ArBufferJoint(context, x, orders=orders, buffer_size=buffer_size)
+        joint = joint.marginals() if buffer_size is None else joint
+        parts.append(joint.log_prob(y.squeeze(-1)))
+    return torch.cat(parts).double()
+
+
+def mean_se(values: Tensor) -> tuple[float, float]:
+    """Mean and its standard error over functions."""
+    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
+
+
+def main(
+    model: tyro.conf.Positional[str],
+    num_functions: int = 512,
+    num_targets: int = 16,
+    num_orders: int = 16,
+    num_context: tuple[int, ...] = (8, 16, 32, 64, 128),
+    plot: Path | None = None,
+) -> None:
+    """Measures a model.
+
+    Args:
+        model: Shipped model or folder.
+        num_functions: Functions per N.
+        num_targets: Targets M.
+        num_orders: Orders averaged.
+        num_context: The Ns.
+        plot: Where to write a figure, if anywhere.
+    """
+    net = pyro_arbuf.load(model)
+    prior = net.config.prior
+    orders = random_orders(num_targets, num_orders)
+    full = net.config.buffer_size
+    variants = {f"buffer K={full}": full, "buffer K=4": 4, "exact AR": 1, "independent": None}
+    rows = []
+    for n in num_context:
+        task = draw_functions(prior, num_functions, n, num_targets)
+        scores = {"oracle": oracle_log_prob(prior, *task[:2], *task[4:], progress=True)}
+        for label, size in variants.items():
+            scores[label] = model_log_prob(net, task, orders, size, 16, f"N={n} {label}")
+        rows.append({label: score / num_targets for label, score in scores.items()})
+
+    labels = ["oracle", *variants]
+    print(
+        f"{model}: mean log density per target (standard error), nats; M = {num_targets}, {num_orders} orders, "
+        f"{num_functions} functions per N"
+    )
+    print("   N  " + "".join(f"{label:>17s}" for label in labels) + "   gap: buffer        exact AR      independent")
+    summary: dict[str, object] = {"model": model, "prior": prior, "num_orders": num_orders, "per_n": {}}
+    gaps: dict[str, list[tuple[float, float]]] = {label: [] for label in variants}
+    for n, row in zip(num_context, rows, strict=True):
+        for label in variants:
+            gaps[label].append(mean_se(row["oracle"] - row[label]))
+        cells = "".join("{:>10.3f} ({:.3f})".format(*mean_se(row[label])) for label in labels)
+        shown = "".join("{:>7.3f} ({:.3f})".format(*gaps[label][-1]) for label in variants if label != "buffer K=4")
+        print(f"{n:5d} {cells}  {shown}")
+        summary["per_n"][n] = {label: round(row[label].mean().item(), 4) for label in labels}
+    for label, values in gaps.items():
+        mean = sum(m for m, _ in values) / len(values)
+        se = math.sqrt(sum(s**2 for _, s in values)) / len(values)
+        print(f"gap to the oracle, mean over N, {label:13s} {mean:.3f} ({se:.3f}); worst N {max(values)[0]:.3f}")
+        summary[f"gap {label}"] = [round(mean, 4), round(se, 4)]
+        summary[f"worst gap {label}"] = round(max(values)[0], 4)
+    difference = torch.stack([row["exact AR"] - row[f"buffer K={full}"] for row in rows])
+    mean, se = difference.mean().item(), (difference.var(1) / difference.shape[1]).sum().sqrt().item() / len(rows)
+    print(f"exact AR minus buffer, mean over N: {mean:.3f} ({se:.3f})")
+    summary["exact AR minus buffer"] = [round(mean, 4), round(se, 4)]
+    if plot is not None:
+        draw_figure(plot, model, list(num_context), rows, labels)
+    print(json.dumps(summary))
+
+
+def draw_figure(
+    path: Path, model: str, num_context: list[int], rows: list[dict[str, Tensor]], labels: list[str]
+) -> None:
+    """Log density per target against N, a line each, with two standard errors of the paired gap as bars."""
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label in labels:
+        error = [2 * mean_se(row["oracle"] - row[label])[1] for row in rows]
+        style = {"color": "black", "ls": "--"} if label == "oracle" else {"marker": "o", "ms": 4}
+        axes.errorbar(num_context, [row[label].mean().item() for row in rows], error, label=label, capsize=2, **style)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="observations N", ylabel="log density per target (nats)", title=model)
+    axes.set_xticks(num_context, [str(n) for n in num_context])
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

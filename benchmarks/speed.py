@@ -1,0 +1,230 @@
+"""Time and memory of the buffer against exact autoregression by re-encoding, same weights, same run.
+
+    python benchmarks/speed.py                # a quick grid with every cell the README quotes
+    python benchmarks/speed.py --full         # N in 32..1024, B in 1..256; slow cells of the baseline too
+
+Sampling and density of M = 16 targets for B draws that share one context of N pairs: the buffer (`ArBufferJoint`,
+encoding included), exact AR (every draw re-encodes its context after every target: stock attention, batched over all
+draws), marginals. A training step with and without the buffer. Peak memory in fresh processes, against the same decoding
+with the context copied per draw. Prints tables, then one JSON line.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+import pyro_arbuf
+from pyro_arbuf import ArBufferJoint, ArBufferModel
+from pyro_arbuf.cache import BufferCache, ContextCache
+from pyro_arbuf.priors import gp_1d
+from pyro_arbuf.training import Task, curriculum, make_optimizers
+
+NUM_TARGETS = 16
+QUOTED = ((128, 16), (256, 1), (256, 64), (256, 256))
+SLOW_CONTEXT = 512  # exact AR takes minutes beyond: with --full only
+
+
+@torch.no_grad()
+def exact_ar(net: ArBufferModel, x_context: Tensor, y_context: Tensor, x: Tensor, y: Tensor | None, num_draws: int):
+    """Re-encodes every draw's context after every target: samples `(B, M)`, or the log density `(B,)` of given `y`."""
+    xs, ys = x_context.expand(num_draws, -1, -1), y_context.expand(num_draws, -1, -1)
+    total = x.new_zeros(num_draws)
+    for k in range(x.shape[0]):
+        target = x[None, k : k + 1].expand(num_draws, -1, -1)
+        cache = net.encode(xs, ys)
+        predictive, _ = net.predict(cache, BufferCache(), None, net.embedder.inputs(target)[:, None])
+        value = predictive.sample() if y is None else y[:, None, k : k + 1, None]  # (B, 1, 1, 1)
+        total = total + predictive.log_prob(value).flatten()
+        xs, ys = torch.cat([xs, target], 1), torch.cat([ys, value[:, 0]], 1)
+    return ys[:, -x.shape[0] :, 0] if y is None else total
+
+
+@torch.no_grad()
+def copied_context(net: ArBufferModel, x_context: Tensor, y_context: Tensor, x: Tensor, num_draws: int) -> Tensor:
+    """Samples with the buffer, but with the context's keys and values copied for every draw: the naive cache."""
+    cache = net.encode(x_context, y_context)
+    keys, values = (tuple(t.expand(num_draws, -1, -1, -1).contiguous() for t in part) for part in cache[:2])
+    cache, buffer, pairs, draws = ContextCache(keys, values), BufferCache(), None, []
+    for k in range(x.shape[0]):
+        target = net.embedder.inputs(x[k : k + 1]).expand(num_draws, 1, -1, -1)
+        predictive, buffer = net.predict(cache, buffer, pairs, target)
+        draws.append(predictive.sample())
+        pairs = (target, draws[-1])
+    return torch.cat(draws, 2)[:, 0, :, 0]
+
+
+def median_seconds(functions: list[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    """Median time of each function, the functions taking turns so that a busy machine slows all of them alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    for repeat in range(repeats + 1):
+        for i, function in enumerate(functions):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:  # the first round warms up
+                times[i].append(time.perf_counter() - start)
+    return [statistics.median(t) for t in times]
+
+
+def observations(num_context: int, device: torch.device) -> Task:
+    """One function with N observations and M targets."""
+    task = gp_1d(1, num_context, 0, NUM_TARGETS, torch.Generator().manual_seed(num_context))
+    return Task(*(t.to(device) for t in task))
+
+
+def time_inference(net: ArBufferModel, num_context: int, num_draws: int, repeats: int, full: bool) -> dict[str, float]:
+    """Seconds of sampling and density for one cell of the grid."""
+    device = next(net.parameters()).device
+    task = observations(num_context, device)
+    x_context, y_context, _, _, x, y = task
+    values = y[0, :, 0] + 0.1 * torch.randn(num_draws, NUM_TARGETS, device=device)
+
+    def joint() -> ArBufferJoint:
+        return ArBufferJoint(net.condition(x_context[0], y_context[0, :, 0]), x[0])
+
+    functions: dict[str, Callable[[], object]] = {
+        "sample buffer": lambda: joint().sample((num_draws,)),
+        "density buffer": lambda: joint().log_prob(values),
+        "sample marginals": lambda: joint().marginals().sample((num_draws,)),
+        "density marginals": lambda: joint().marginals().log_prob(values),
+    }
+    if full or num_context < SLOW_CONTEXT:
+        functions["sample exact"] = lambda: exact_ar(net, x_context, y_context, x[0], None, num_draws)
+        functions["density exact"] = lambda: exact_ar(net, x_context, y_context, x[0], values, num_draws)
+    times = median_seconds(list(functions.values()), repeats, device)
+    return {"N": num_context, "B": num_draws} | dict(zip(functions, times, strict=True))
+
+
+def time_training(net: ArBufferModel, repeats: int) -> tuple[float, float]:
+    """Seconds of one training step at N = M = 64, batch 32: with K = 16 buffer slots, and without a buffer."""
+    device = next(net.parameters()).device
+    model = ArBufferModel(net.config).to(device)
+    optimizers = make_optimizers(model)
+    num_slots = net.config.buffer_size
+    generator = torch.Generator().manual_seed(0)
+    with_buffer = gp_1d(32, 64, num_slots, 64 - num_slots, generator)  # the slots are targets too: M = 64
+    without = gp_1d(32, 64, 0, 64, generator)
+    batches = [
+        [t.to(device) for t in (*with_buffer[:4], *curriculum(with_buffer, generator))],
+        [t.to(device) for t in (*without, torch.zeros(64, dtype=torch.int64))],
+    ]
+
+    def step(batch: list[Tensor]) -> None:
+        (-model(*batch).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    first, second = median_seconds([lambda: step(batches[0]), lambda: step(batches[1])], repeats, device)
+    return first, second
+
+
+def probe_memory(kind: Literal["shared", "copied"], model: str, num_context: int, num_draws: int) -> float:
+    """Peak resident memory above that after loading, MiB, in this (fresh) process, by Linux's counters."""
+    net = pyro_arbuf.load(model)
+    task = observations(num_context, torch.device("cpu"))
+    net.condition(task.x_context[0, :8], task.y_context[0, :8, 0])  # loads the kernels' libraries
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+
+    def status(field: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+    before = status("VmRSS")
+    if kind == "shared":
+        ArBufferJoint(net.condition(task.x_context[0], task.y_context[0, :, 0]), task.x_target[0]).sample((num_draws,))
+    else:
+        copied_context(net, task.x_context, task.y_context, task.x_target[0], num_draws)
+    return status("VmHWM") - before
+
+
+def main(
+    model: str = "gp-1d-noisy",
+    full: bool = False,
+    repeats: int = 3,
+    device: str = "cpu",
+    memory: Literal["none", "shared", "copied"] | None = None,
+    memory_size: tuple[int, int] = (1024, 256),
+) -> None:
+    """Measures speed and memory.
+
+    Args:
+        model: Shipped model or folder; speed depends on its sizes, not on its weights.
+        full: The whole grid.
+        repeats: Timed repetitions; the median is reported.
+        device: "cpu" or "cuda".
+        memory: Internal: measure the memory of one kind in this process; "none" skips that part.
+        memory_size: N and B of the memory measurement.
+    """
+    if memory in ("shared", "copied"):
+        print(json.dumps(probe_memory(memory, model, *memory_size)))
+        return
+    net = pyro_arbuf.load(model)
+    net.config = replace(net.config, num_context=(0, 10**6))  # beyond the trained range on purpose
+    net.to(device)
+    grid = [(n, b) for n in (32, 64, 128, 256, 512, 1024) for b in (1, 16, 64, 256)]
+    if not full:
+        grid = [cell for cell in grid if cell in QUOTED or cell in ((32, 1), (32, 256), (1024, 256))]
+    cells = [time_inference(net, n, b, repeats, full) for n, b in tqdm(grid, desc="inference", leave=False)]
+    names = ("buffer", "exact", "marginals")
+    print(f"M = {NUM_TARGETS} targets, K = {net.config.buffer_size}, {torch.get_num_threads()} threads, {device}; ms")
+    print(
+        "    N    B  "
+        + "".join(f"{f'{what} {n}':>18s}" for what in ("sample", "density") for n in names)
+        + "   exact / buffer: sample  density"
+    )
+    for cell in cells:
+        ratios = [cell.get(f"{what} exact", float("nan")) / cell[f"{what} buffer"] for what in ("sample", "density")]
+        times = [1e3 * cell.get(f"{what} {name}", float("nan")) for what in ("sample", "density") for name in names]
+        print(
+            f"{cell['N']:5d} {cell['B']:4d}  "
+            + "".join(f"{t:18.1f}" for t in times)
+            + f"{ratios[0]:25.1f} {ratios[1]:8.1f}"
+        )
+        cell |= {"sample ratio": round(ratios[0], 1), "density ratio": round(ratios[1], 1)}
+    with_buffer, without = time_training(net, 4 * repeats)
+    print(
+        f"training step, N = M = 64, batch 32: with buffer {1e3 * with_buffer:.0f} ms, without "
+        f"{1e3 * without:.0f} ms, ratio {with_buffer / without:.2f}"
+    )
+    result: dict[str, object] = {"cells": cells, "training step ratio": round(with_buffer / without, 3)}
+    if memory is None and device == "cpu":
+        peaks = {}
+        for kind in ("shared", "copied"):
+            command = [
+                sys.executable,
+                __file__,
+                "--model",
+                model,
+                "--memory",
+                kind,
+                "--memory-size",
+                *map(str, memory_size),
+            ]
+            peaks[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(
+            f"peak memory above loading, N = {memory_size[0]}, B = {memory_size[1]}: context shared "
+            f"{peaks['shared']:.0f} MiB, copied per draw {peaks['copied']:.0f} MiB, "
+            f"ratio {peaks['copied'] / peaks['shared']:.1f}"
+        )
+        result["memory MiB"] = {kind: round(peak, 1) for kind, peak in peaks.items()}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

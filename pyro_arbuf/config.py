@@ -1,0 +1,87 @@
+"""ModelConfig: everything that defines a model but its weights, and the ranges it was trained on."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that defines a model but its weights; saved as config.json.
+
+    Attributes:
+        dim_x: Input features D_x.
+        dim_y: Outcome dimensions D_y; `None` = a scalar outcome, `y` without a feature dimension.
+        buffer_size: Buffer slots K.
+        width: Token width d.
+        num_layers: Blocks L.
+        num_heads: Heads H.
+        mlp_width: Hidden width of the blocks' MLP.
+        embedding_width: Hidden width of the embedder's MLPs.
+        num_frequencies: Learned sines and cosines of x; 0 = none.
+        max_frequency: Their largest angular frequency before training, radians per unit of x.
+        head: "mixture" or "gaussian".
+        head_width: Hidden width of the head.
+        num_components: Components C of the mixture.
+        sequential: Whether targets have a natural order, which is then the default order.
+        prior: Name of the prior the weights were trained on; empty = unknown.
+        x_range: Trained range of every input feature; `None` = not declared.
+        y_range: Trained range of every outcome dimension; `None` = not declared.
+        num_context: Trained range of N.
+        num_targets: Trained range of M, absorbing included; `None` = not declared.
+
+    Raises:
+        ValueError: If a size is no positive integer, `num_heads` does not divide `width`, or the head is unknown.
+    """
+
+    dim_x: int = 1
+    dim_y: int | None = None
+    buffer_size: int = 16
+    width: int = 64
+    num_layers: int = 4
+    num_heads: int = 4
+    mlp_width: int = 128
+    embedding_width: int = 64
+    num_frequencies: int = 32
+    max_frequency: float = 32.0
+    head: Literal["mixture", "gaussian"] = "mixture"
+    head_width: int = 128
+    num_components: int = 20
+    sequential: bool = False
+    prior: str = ""
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    num_context: tuple[int, int] = (0, 128)
+    num_targets: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
+        sizes += ["head_width", "num_components"] + (["dim_y"] if self.dim_y is not None else [])
+        for name in sizes:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1; got {value!r}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width must be a multiple of num_heads = {self.num_heads}; got {self.width}")
+        if self.head not in ("mixture", "gaussian"):
+            raise ValueError(f"head must be 'mixture' or 'gaussian'; got {self.head!r}")
+
+    def to_json(self) -> str:
+        """The configuration as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> "ModelConfig":
+        """The configuration that `to_json` wrote.
+
+        Raises:
+            ValueError: If the text is no JSON object with this class's fields.
+        """
+        values = json.loads(text)
+        known = {field.name for field in dataclasses.fields(ModelConfig)}
+        if not isinstance(values, dict) or not set(values) <= known:
+            got = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"config.json must be an object with the fields {sorted(known)}; got {got}")
+        ranges: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return ModelConfig(**ranges)

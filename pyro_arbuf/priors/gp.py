@@ -1,0 +1,78 @@
+"""Gaussian-process tasks in one dimension: gp-1d (the paper's benchmark) and gp-1d-noisy (the one to use on data)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_arbuf.training import Task, split_task
+
+KERNEL_WEIGHTS = (0.4, 0.3, 0.3)  # RBF, Matern-3/2, Matern-5/2
+VARIANCE = (0.5, 1.5)
+LENGTHSCALE = (0.1, 1.0)
+X_RANGE = (-2.0, 2.0)
+NOISE_VARIANCE = 1e-5
+NOISE_SD = (0.003, 0.5)
+
+
+def correlation(distance: Tensor, kernel: int) -> Tensor:
+    """Correlation at a distance in lengthscales: 0 = RBF, 1 = Matern-3/2, 2 = Matern-5/2."""
+    if kernel == 0:
+        return torch.exp(-0.5 * distance**2)
+    scaled = math.sqrt(3.0 if kernel == 1 else 5.0) * distance
+    polynomial = 1 + scaled if kernel == 1 else 1 + scaled + scaled**2 / 3
+    return polynomial * torch.exp(-scaled)
+
+
+def _uniform(low: float, high: float, batch_size: int, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(batch_size, 1, 1, generator=generator, dtype=torch.float64)
+
+
+def _draw(
+    batch_size: int, num_points: int, generator: torch.Generator, log_noise_sd: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    kernel = int(torch.multinomial(torch.tensor(KERNEL_WEIGHTS), 1, generator=generator))
+    x = X_RANGE[0] + (X_RANGE[1] - X_RANGE[0]) * torch.rand(
+        batch_size, num_points, 1, generator=generator, dtype=torch.float64
+    )
+    variance = _uniform(*VARIANCE, batch_size, generator)
+    lengthscale = _uniform(*LENGTHSCALE, batch_size, generator)
+    noise_sd = torch.exp(_uniform(*log_noise_sd, batch_size, generator))
+    covariance = variance * correlation((x - x.mT).abs() / lengthscale, kernel)
+    covariance.diagonal(dim1=-2, dim2=-1).add_(noise_sd[..., 0] ** 2)
+    noise = torch.randn(batch_size, num_points, 1, generator=generator, dtype=torch.float64)
+    y = torch.linalg.cholesky(covariance) @ noise
+    return x.float(), y.float()
+
+
+def gp_1d(batch_size: int, num_context: int, num_buffer: int, num_targets: int, generator: torch.Generator) -> Task:
+    """Draws tasks of the paper's GP benchmark: kernel class per batch, hyperparameters per function, tiny noise.
+
+    RBF with probability 0.4, Matern-3/2 0.3, Matern-5/2 0.3; variance U[0.5, 1.5], lengthscale U[0.1, 1]; noise
+    variance 1e-5; x iid uniform on [-2, 2].
+
+    Args:
+        batch_size: Tasks B, all of one kernel class.
+        num_context: Context pairs N.
+        num_buffer: Buffer pairs K.
+        num_targets: Targets M.
+        generator: Source of randomness.
+
+    Returns:
+        A `Task` with D_x = 1 and scalar outcomes, float32.
+
+    Source:
+        Hassan et al. (2026), section 4 (x iid instead of the paper's Sobol points).
+    """
+    log_sd = 0.5 * math.log(NOISE_VARIANCE)
+    points = _draw(batch_size, num_context + num_buffer + num_targets, generator, (log_sd, log_sd))
+    return split_task(*points, num_context, num_buffer)
+
+
+def gp_1d_noisy(
+    batch_size: int, num_context: int, num_buffer: int, num_targets: int, generator: torch.Generator
+) -> Task:
+    """Draws tasks as `gp_1d` does, with observation noise sd log-uniform on [0.003, 0.5] per function."""
+    log_sds = (math.log(NOISE_SD[0]), math.log(NOISE_SD[1]))
+    points = _draw(batch_size, num_context + num_buffer + num_targets, generator, log_sds)
+    return split_task(*points, num_context, num_buffer)

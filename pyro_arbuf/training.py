@@ -1,0 +1,341 @@
+"""Tasks, curriculum, loss and `fit` (paper, section 3 and appendix; DESIGN 7b).
+
+The batch of a step is a function of (seed, step), the learning rate of progress = max(step / steps, time / minutes).
+The whole state of a run is one safetensors file, replaced atomically, so a run killed at any moment resumes with the
+same data stream. Knows nothing of any particular prior.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_arbuf.config import ModelConfig
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.visibility import chain_prefix_len
+
+EMPTY_CONTEXT_SHARE = 0.05
+VALIDATION_CONTEXTS = (8, 16, 32, 64, 128)
+VALIDATION_TARGETS = 16
+VALIDATION_SEED = 2**40
+MAX_GRADIENT_NORM = 1.0
+WARMUP = 0.03
+
+
+class Task(NamedTuple):
+    """A batch of data sets, split by role.
+
+    Attributes:
+        x_context: `(B, N, D_x)`.
+        y_context: `(B, N, D_y)`.
+        x_buffer: `(B, K, D_x)`, in the order in which the buffer holds them.
+        y_buffer: `(B, K, D_y)`.
+        x_target: `(B, M, D_x)`.
+        y_target: `(B, M, D_y)`.
+    """
+
+    x_context: Tensor
+    y_context: Tensor
+    x_buffer: Tensor
+    y_buffer: Tensor
+    x_target: Tensor
+    y_target: Tensor
+
+
+Prior = Callable[[int, int, int, int, torch.Generator], Task]
+
+
+def split_task(x: Tensor, y: Tensor, num_context: int, num_buffer: int) -> Task:
+    """Splits exchangeable points `(B, N + K + M, .)` into context, buffer and targets, in this order."""
+    sizes = (num_context, num_buffer, x.shape[1] - num_context - num_buffer)
+    (x_context, x_buffer, x_target), (y_context, y_buffer, y_target) = x.split(sizes, 1), y.split(sizes, 1)
+    return Task(x_context, y_context, x_buffer, y_buffer, x_target, y_target)
+
+
+def curriculum(task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Gives every target its prefix length, and lets the buffer's own pairs be targets too.
+
+    Half of the targets have v = 0, half v ~ Uniform{1..K}; slot j = 1..K is a target with v = j - 1, so its own pair is
+    unseen. (With the slots as targets the chain that `log_prob` scores is trained as it is used.)
+
+    Args:
+        task: Tasks with K buffer pairs and M targets.
+        generator: Source of randomness.
+
+    Returns:
+        Inputs `(B, M + K, D_x)`, outcomes `(B, M + K, D_y)` and prefix lengths `(M + K,)`.
+    """
+    num_slots, num_targets = task.x_buffer.shape[1], task.x_target.shape[1]
+    x = torch.cat([task.x_target, task.x_buffer], 1)
+    y = torch.cat([task.y_target, task.y_buffer], 1)
+    prefix_len = torch.randint(1, num_slots + 1, (num_targets,), generator=generator)
+    prefix_len[: num_targets // 2] = 0
+    return x, y, torch.cat([prefix_len, chain_prefix_len(num_slots)])
+
+
+def draw_num_context(max_context: int, generator: torch.Generator) -> int:
+    """Draws N for one batch: 0 in 5 % of the batches, else N + 16 log-uniform, so that small N are common and cheap."""
+    uniform, log_position = torch.rand(2, generator=generator).tolist()
+    if uniform < EMPTY_CONTEXT_SHARE:
+        return 0
+    return min(int(16 * ((max_context + 17) / 17) ** log_position * 17 / 16) - 16, max_context)
+
+
+def draw_batch(
+    prior: Prior, config: ModelConfig, batch_size: int, num_targets: int, seed: int, step: int, process: int = 0
+) -> tuple[Task, tuple[Tensor, Tensor, Tensor]]:
+    """Draws the batch of a step: a pure function of (seed, step, process); N is the same for all processes.
+
+    Returns:
+        The tasks and their targets as `curriculum` gives them.
+    """
+    sizes = torch.Generator().manual_seed(_mix(seed, step, 0))
+    num_context = draw_num_context(config.num_context[1], sizes)
+    generator = torch.Generator().manual_seed(_mix(seed, step, process + 1))
+    task = prior(batch_size, num_context, config.buffer_size, num_targets, generator)
+    return task, curriculum(task, generator)
+
+
+def _mix(*numbers: int) -> int:
+    """One 62-bit seed from several numbers."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**62
+    return seed
+
+
+def validation_tasks(prior: Prior, config: ModelConfig, batch_size: int = 16, num_batches: int = 8) -> list[Task]:
+    """The fixed validation set: for each N in 8, 16, 32, 64, 128 within the trained range, several small batches.
+
+    Several, because a prior may share something (a kernel class) within a batch.
+    """
+    tasks = []
+    for num_context in VALIDATION_CONTEXTS:
+        if num_context <= config.num_context[1]:
+            generator = torch.Generator().manual_seed(VALIDATION_SEED + num_context)
+            batches = [prior(batch_size, num_context, VALIDATION_TARGETS, 1, generator) for _ in range(num_batches)]
+            tasks.append(Task(*(torch.cat(parts) for parts in zip(*batches, strict=True))))
+    return tasks
+
+
+@torch.no_grad()
+def validate(model: ArBufferModel, tasks: list[Task]) -> list[float]:
+    """Mean joint log density per target, nats, of each validation set: buffered, the targets in one order."""
+    device = next(model.parameters()).device
+    scores = []
+    for task in tasks:
+        x_context, y_context, x, y = (t.to(device) for t in task[:4])
+        size = model.config.buffer_size
+        x, y = x[:, :size], y[:, :size]
+        density = model(x_context, y_context, x, y, x, y, chain_prefix_len(x.shape[1], device))
+        scores.append(density.mean().item())
+    return scores
+
+
+def learning_rate_factor(progress: float) -> float:
+    """Linear warm-up over the first 3 % of the run, cosine to zero over all of it."""
+    return min(1.0, progress / WARMUP + 0.01) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def make_optimizers(
+    model: ArBufferModel, muon_learning_rate: float = 2e-3, adamw_learning_rate: float = 2e-3
+) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices of the backbone, AdamW on everything else."""
+    matrices = [p for p in model.backbone.parameters() if p.dim() == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=adamw_learning_rate, weight_decay=0.0, foreach=True),
+    ]
+
+
+class TrainingState(NamedTuple):
+    """What `fit` returns: the best weights, their validation score (nats per target) and the loss history."""
+
+    best_weights: dict[str, Tensor]
+    best_score: float
+    history: list[dict[str, float]]
+    steps: int
+    minutes: float
+
+
+def save_state(
+    path: Path, model: ArBufferModel, optimizers: list[torch.optim.Optimizer], best: dict[str, Tensor], record: dict
+) -> None:
+    """Writes the whole state of a run into one safetensors file, numbers as JSON in its header, atomically."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for i, optimizer in enumerate(optimizers):
+        for parameter, values in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{parameter}.{name}": torch.as_tensor(v) for name, v in values.items()}
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata={"record": json.dumps(record)})
+    with open(temporary, "rb") as written:
+        os.fsync(written.fileno())
+    os.replace(temporary, path)
+
+
+def load_state(
+    path: Path, model: ArBufferModel, optimizers: list[torch.optim.Optimizer]
+) -> tuple[dict[str, Tensor], dict]:
+    """Restores model and optimizers from `save_state`'s file.
+
+    Returns:
+        The best weights so far and the record.
+    """
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()["record"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    best = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, parameter, key = name.split(".")
+            states[int(i)].setdefault(int(parameter), {})[key] = tensor
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return best, record
+
+
+def fit(
+    model: ArBufferModel,
+    prior: Prior,
+    state_path: Path,
+    minutes: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 32,
+    num_targets: int = 48,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    resume: bool = False,
+    validate_every: int = 250,
+    checkpoint_minutes: float = 3.0,
+    mixed_precision: str = "no",
+    on_checkpoint: Callable[["TrainingState"], None] | None = None,
+) -> TrainingState:
+    """Trains a model on tasks of a prior until `steps` or `minutes` are used up.
+
+    Loss: mean negative log density of the targets, teacher forced, one forward pass. Runs on what `accelerate` finds:
+    CPU, one GPU, or several processes under `accelerate launch`.
+
+    Args:
+        model: The model; trained in place, left with its last weights.
+        prior: Draws tasks.
+        state_path: The safetensors file that holds the state of the run, replaced atomically.
+        minutes: Training time, counted over all resumed parts; at least one of `minutes` and `steps`.
+        steps: Number of steps.
+        batch_size: Tasks per step and process.
+        num_targets: Fresh targets M per task.
+        learning_rate: Peak learning rate of Muon and AdamW.
+        seed: Seed of the data stream.
+        resume: Continue from `state_path`: same data stream, optimiser state and clock.
+        validate_every: Steps between validations.
+        checkpoint_minutes: Minutes between writes of the state.
+        mixed_precision: As accelerate has it: "no", "bf16" or "fp16".
+        on_checkpoint: Called by the main process whenever the state has been written.
+
+    Returns:
+        Best weights, score and history.
+
+    Raises:
+        ValueError: If neither limit is given, a limit or size is not positive, or `state_path` belongs to another run.
+    """
+    if minutes is None and steps is None:
+        raise ValueError("fit needs minutes= or steps= (or both: whichever ends first); got neither")
+    sizes = {"minutes": minutes, "steps": steps, "batch_size": batch_size, "num_targets": num_targets}
+    for name, value in (sizes | {"validate_every": validate_every}).items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be positive; got {value}")
+    if resume and not state_path.exists():
+        raise ValueError(f"resume=True needs the state of a run; there is none at {state_path}; start without resume")
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    optimizers = make_optimizers(model, learning_rate, learning_rate)
+    setup = {"seed": seed, "batch_size": batch_size, "num_targets": num_targets, "config": model.config.to_json()}
+    record: dict[str, Any] = {"setup": setup, "step": 0, "seconds": 0.0, "best_score": -math.inf, "history": []}
+    best: dict[str, Tensor] = {}
+    if resume:
+        best, record = load_state(state_path, model, optimizers)
+        if record["setup"] != setup:
+            raise ValueError(f"{state_path} belongs to another run: expected {setup}; got {record['setup']}")
+    wrapped, *optimizers = accelerator.prepare(model, *optimizers)
+    model = accelerator.unwrap_model(wrapped)
+    tasks = validation_tasks(prior, model.config)
+    started = time.monotonic() - record["seconds"]
+    saved = time.monotonic()
+    running = torch.zeros((), device=accelerator.device)
+    bar = tqdm(total=100, unit="%", disable=not accelerator.is_main_process, bar_format="{l_bar}{bar}|{postfix}")
+
+    def progress() -> float:
+        used = [(time.monotonic() - started) / 60 / minutes] if minutes else []
+        done = max(used + ([record["step"] / steps] if steps else []))
+        return broadcast_object_list([done])[0] if accelerator.num_processes > 1 else done
+
+    def check_point(loss: float | None) -> None:
+        """Validates and keeps the best weights."""
+        nonlocal best
+        scores = validate(model, tasks)
+        score = sum(scores) / len(scores)
+        if score > record["best_score"]:
+            record["best_score"] = score
+            best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        if loss is not None:
+            record["history"].append({"step": record["step"], "loss": loss, "validation": score})
+            bar.set_postfix_str(f" step {record['step']}, joint {score:.3f}, loss {loss:.3f}")
+
+    if not best:
+        check_point(None)  # a warm start has to beat the weights it started from
+    done = progress()
+    while done < 1:
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * learning_rate_factor(done)
+        task, targets = draw_batch(
+            prior, model.config, batch_size, num_targets, seed, record["step"], accelerator.process_index
+        )
+        batch = [t.to(accelerator.device, non_blocking=True) for t in (*task[:4], *targets)]
+        loss = -wrapped(*batch).mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(wrapped.parameters(), MAX_GRADIENT_NORM)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        record["step"] += 1
+        running += loss.detach()
+        done = progress()
+        if record["step"] % validate_every == 0 or done >= 1:
+            last = record["history"][-1]["step"] if record["history"] else 0
+            check_point(running.item() / (record["step"] - last))
+            running.zero_()
+            bar.update(min(100 * done, 100) - bar.n)
+            if done >= 1 or time.monotonic() - saved > 60 * checkpoint_minutes:
+                saved = time.monotonic()
+                record["seconds"] = saved - started
+                if accelerator.is_main_process:
+                    save_state(state_path, model, [o.optimizer for o in optimizers], best, record)
+                    if on_checkpoint is not None:
+                        on_checkpoint(_state(best, record))
+    bar.close()
+    return _state(best, record)
+
+
+def _state(best: dict[str, Tensor], record: dict[str, Any]) -> TrainingState:
+    return TrainingState(best, record["best_score"], record["history"], record["step"], record["seconds"] / 60)
