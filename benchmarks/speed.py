@@ -5,8 +5,8 @@
 
 Sampling and density of M = 16 targets for B draws that share one context of N pairs: the buffer (`ArBufferJoint`,
 encoding included), exact AR (every draw re-encodes its context after every target: stock attention, batched over all
-draws), marginals. A training step with and without the buffer. Peak memory in fresh processes, against the same decoding
-with the context copied per draw. Prints tables, then one JSON line.
+draws), marginals. A training step with and without the buffer. Peak memory in fresh processes, against the same
+decoding with the context copied per draw. Prints tables, then one JSON line.
 """
 
 import json

@@ -2,10 +2,7 @@
 
 `encode_context` never receives buffer or targets (R1, R3); in `read` targets are never projected to keys (R4), buffer
 tokens are, and they see slots up to their own (R2). Training, density and decoding all go through these two functions.
-
-Deviation: besides the embedding, queries and keys are rotated by angles linear in x (rotary embedding, Su et al. 2021,
-with the input in place of the token's index), so scores can depend on differences of inputs. Latents and the empty
-context have angle zero. Knows nothing of inputs, outcomes or heads.
+Knows nothing of inputs, outcomes or heads.
 """
 
 import torch
@@ -100,8 +97,8 @@ class Backbone(nn.Module):
         Args:
             cache: The encoded context of B tasks.
             buffer: What the buffer holds already.
-            buffer_tokens: `(B, S, T, d)` tokens that enter the buffer, in order; `None` = none.
-            target_tokens: `(B, S, M, d)`.
+            buffer_tokens: `(B, S or 1, T, d)` tokens that enter the buffer, in order; `None` = none.
+            target_tokens: `(B, S or 1, M, d)`.
             prefix_len: int64 `(M,)` or `(B, M)`, visible slots per target; `None` = every slot, the new ones too.
 
         Returns:
@@ -109,10 +106,11 @@ class Backbone(nn.Module):
         """
         num_new = 0 if buffer_tokens is None else buffer_tokens.shape[-2]
         num_slots = buffer.num_slots + num_new
-        tokens, query_len = target_tokens, prefix_len
+        held = buffer.keys[0].shape[1:2] if buffer.keys else (1,)
+        num_draws = max(*held, target_tokens.shape[1], buffer_tokens.shape[1] if num_new else 1)
+        tokens, query_len = target_tokens.expand(-1, num_draws, -1, -1), prefix_len
         if num_new:
-            lead = torch.broadcast_shapes(buffer_tokens.shape[:2], target_tokens.shape[:2])
-            tokens = torch.cat([buffer_tokens.expand(*lead, -1, -1), target_tokens.expand(*lead, -1, -1)], -2)
+            tokens = torch.cat([buffer_tokens.expand(-1, num_draws, -1, -1), tokens], -2)
             if num_new > 1 or prefix_len is not None:
                 own = buffer_prefix_len(buffer.num_slots, num_new, tokens.device)
                 targets = own.new_full(target_tokens.shape[-2:-1], num_slots) if prefix_len is None else prefix_len

@@ -153,3 +153,7 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(commands, prog="pyro-arbuf")
     except ValueError as error:  # a user's mistake: its message says what to do
         raise SystemExit(f"pyro-arbuf: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

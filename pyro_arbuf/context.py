@@ -220,4 +220,6 @@ def warn_outside(name: str, value: Tensor | int, trained: tuple[float, float] | 
                 f"; rescale {name} affinely into the range (for y = a + b z, log p(y) = log p(z) - log b per "
                 "outcome; x needs no correction)"
             )
-        warnings.warn(f"{name} lies outside the trained range {list(trained)}: got {got}; {remedy}", stacklevel=stacklevel)
+        warnings.warn(
+            f"{name} lies outside the trained range {list(trained)}: got {got}; {remedy}", stacklevel=stacklevel
+        )

@@ -166,14 +166,14 @@ class ArBufferJoint(_ArBufferDistribution):
         dim_y = self.context.model.config.dim_y or 1
         with torch.no_grad():
             uniform = torch.rand(*shape, self._num_targets, dim_y, dtype=self.x.dtype, device=self.x.device)
-            order = torch.zeros(*shape, 1, dtype=torch.int64, device=self.x.device)
+            order = torch.zeros(shape, dtype=torch.int64, device=self.x.device)
             if len(self.orders) > 1:
-                order = torch.randint(len(self.orders), (*shape, 1), device=self.x.device)
+                order = torch.randint(len(self.orders), shape, device=self.x.device)
             batch = self.context.batch_shape
             noise = Noise(
                 fold(uniform, shape, batch, 2),
                 fold(torch.randn_like(uniform), shape, batch, 2),
-                fold(order, shape, batch, 1).squeeze(-1),
+                fold(order, shape, batch, 0),
             )
             y = sample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise)
             return self._squeeze(unfold(y, shape, batch))
@@ -279,8 +279,7 @@ class ArBufferMarginals(_ArBufferDistribution):
         shape = self.batch_shape
         predictive = predict_marginals(context, self._fold_x(shape))
         parts = (predictive.log_weights, predictive.means, predictive.sds)
-        widened = (p.unsqueeze(1) if p.dim() == 3 else p for p in parts)
-        self._mixture = type(predictive)(*(unfold(p, shape, context.batch_shape) for p in widened))
+        self._mixture = type(predictive)(*(unfold(p, shape, context.batch_shape) for p in parts))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, summed over the targets.

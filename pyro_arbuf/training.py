@@ -273,9 +273,11 @@ def fit(
     record: dict[str, Any] = {"setup": setup, "step": 0, "seconds": 0.0, "best_score": -math.inf, "history": []}
     best: dict[str, Tensor] = {}
     if resume:
+        with safe_open(state_path, "pt") as file:
+            found = json.loads(file.metadata()["record"])["setup"]
+        if found != setup:
+            raise ValueError(f"{state_path} belongs to another run: expected {setup}; got {found}")
         best, record = load_state(state_path, model, optimizers)
-        if record["setup"] != setup:
-            raise ValueError(f"{state_path} belongs to another run: expected {setup}; got {record['setup']}")
     wrapped, *optimizers = accelerator.prepare(model, *optimizers)
     model = accelerator.unwrap_model(wrapped)
     tasks = validation_tasks(prior, model.config)

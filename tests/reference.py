@@ -1,0 +1,238 @@
+"""An independent oracle: one dense masked transformer, written from SPEC.md sections 2, 3 and 5 in plain loops.
+
+It reads a model's weights by name and imports nothing of the package: not its masks, attention, blocks or heads. All
+sequences are `(*batch, T, .)`, outcomes always with their feature dimension, everything in the dtype of the weights.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+
+
+class Mixture(NamedTuple):
+    """Parameters of the predictive of every target, each `(*batch, M, D_y, C)`."""
+
+    weights: Tensor
+    means: Tensor
+    sds: Tensor
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """`(*batch, M, D_y)` nats of outcomes `(*batch, M, D_y)`."""
+        density = torch.exp(-0.5 * ((y[..., None] - self.means) / self.sds) ** 2) / (self.sds * math.sqrt(2 * math.pi))
+        return (self.weights * density).sum(-1).log()
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """`(*batch, M, D_y)` probabilities of a smaller outcome."""
+        return (self.weights * 0.5 * (1 + torch.erf((y[..., None] - self.means) / self.sds / math.sqrt(2)))).sum(-1)
+
+    def draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """`(*batch, M, D_y)`: the first component whose cumulative weight exceeds `uniform`, then a point in it."""
+        y = torch.empty_like(normal)
+        for index in torch.cartesian_prod(*(torch.arange(n) for n in normal.shape)).view(-1, normal.dim()).tolist():
+            here, total, component = tuple(index), 0.0, 0
+            for c, weight in enumerate(self.weights[here].tolist()):
+                component = c
+                total += weight
+                if total > uniform[here]:
+                    break
+            y[here] = self.means[here][component] + self.sds[here][component] * normal[here]
+        return y
+
+
+def dense_mask(num_context: int, num_buffer: int, prefix_len: Sequence[int]) -> Tensor:
+    """`(T, T)` bool over [context; buffer; targets], `True` = row may read column, from the four rules one by one."""
+    tokens = [("context", n) for n in range(num_context)]
+    tokens += [("buffer", j) for j in range(num_buffer)]
+    tokens += [("target", m) for m in range(len(prefix_len))]
+
+    def may_read(reader: tuple[str, int], read: tuple[str, int]) -> bool:
+        if read[0] == "target":
+            return False  # R4: nothing reads a target
+        if read[0] == "context":
+            return True  # R1, R2, R4: everything reads the whole context
+        if reader[0] == "context":
+            return False  # R3: the context reads neither buffer nor targets
+        if reader[0] == "buffer":
+            return read[1] <= reader[1]  # R2, with the deviation that a slot reads itself
+        return read[1] < prefix_len[reader[1]]  # R4: the visible prefix
+
+    return torch.tensor([[may_read(reader, read) for read in tokens] for reader in tokens])
+
+
+def predictive(
+    weights: Weights,
+    num_heads: int,
+    x_context: Tensor,
+    y_context: Tensor,
+    x_buffer: Tensor,
+    y_buffer: Tensor,
+    x_target: Tensor,
+    prefix_len: Sequence[int],
+) -> Mixture:
+    """The predictive of every target, from one pass of [context; buffer; targets] through the dense transformer."""
+    w = weights
+    lead = torch.broadcast_shapes(*(t.shape[:-2] for t in (x_context, y_context, x_buffer, y_buffer, x_target)))
+    num_buffer, num_targets = x_buffer.shape[-2], x_target.shape[-2]
+    context = _embed_x(w, x_context) + _embed_y(w, y_context) + w["embedder.role"][0]
+    if context.shape[-2] == 0:
+        context = w["embedder.empty_context"][None]
+    buffer = _embed_x(w, x_buffer) + _embed_y(w, y_buffer) + w["embedder.role"][1] + w["embedder.slot"][:num_buffer]
+    target = _embed_x(w, x_target) + w["embedder.role"][2]
+    tokens = torch.cat([t.expand(*lead, *t.shape[-2:]) for t in (context, buffer, target)], -2)
+    mask = dense_mask(context.shape[-2], num_buffer, prefix_len)
+    layer = 0
+    while f"backbone.blocks.{layer}.query.weight" in w:
+        tokens = _block(w, f"backbone.blocks.{layer}.", num_heads, tokens, mask)
+        layer += 1
+    features = _layer_norm(tokens[..., tokens.shape[-2] - num_targets :, :], w["head.norm.weight"])
+    raw = _linear(w, "head.out", _gelu(_linear(w, "head.hidden", features)))
+    dim_y = w["embedder.y_in.weight"].shape[1]
+    raw = raw.reshape(*raw.shape[:-1], 3, dim_y, raw.shape[-1] // (3 * dim_y))
+    logits, means, scales = raw[..., 0, :, :], raw[..., 1, :, :], raw[..., 2, :, :]
+    return Mixture(_softmax(logits), means, torch.log1p(torch.exp(scales)) + 1e-3)
+
+
+def chain(
+    weights: Weights,
+    num_heads: int,
+    x_context: Tensor,
+    y_context: Tensor,
+    x: Tensor,
+    y: Tensor,
+    order: Sequence[int],
+    buffer_size: int,
+) -> Iterator[tuple[int, Mixture]]:
+    """Targets in the given order, each with its predictive given the outcomes `y` of those before it.
+
+    After every `buffer_size` targets their pairs join the context. `y` may be filled in while the chain runs.
+    """
+    for start in range(0, len(order), buffer_size):
+        absorbed, block = list(order[:start]), list(order[start : start + buffer_size])
+        x_longer, y_longer = _join(x_context, x[..., absorbed, :]), _join(y_context, y[..., absorbed, :])
+        for k, target in enumerate(block):
+            before = block[:k]
+            x_buffer, y_buffer = x[..., before, :], y[..., before, :]
+            yield (
+                target,
+                predictive(weights, num_heads, x_longer, y_longer, x_buffer, y_buffer, x[..., [target], :], [k]),
+            )
+
+
+def log_prob_factors(
+    weights: Weights,
+    num_heads: int,
+    x_context: Tensor,
+    y_context: Tensor,
+    x: Tensor,
+    y: Tensor,
+    order: Sequence[int],
+    buffer_size: int,
+) -> Tensor:
+    """`(*batch, M, D_y)` nats of every target given those before it, in the user's indexing."""
+    factors = torch.empty_like(y)
+    for target, mixture in chain(weights, num_heads, x_context, y_context, x, y, order, buffer_size):
+        factors[..., [target], :] = mixture.log_prob(y[..., [target], :])
+    return factors
+
+
+def log_prob(
+    weights: Weights,
+    num_heads: int,
+    x_context: Tensor,
+    y_context: Tensor,
+    x: Tensor,
+    y: Tensor,
+    orders: Sequence[Sequence[int]],
+    buffer_size: int,
+) -> Tensor:
+    """`(*batch,)` nats of the equal mixture over orders."""
+    densities = [
+        log_prob_factors(weights, num_heads, x_context, y_context, x, y, order, buffer_size).sum((-1, -2)).exp()
+        for order in orders
+    ]
+    return (sum(densities) / len(densities)).log()
+
+
+def re_encoded_log_prob_factors(
+    weights: Weights, num_heads: int, x_context: Tensor, y_context: Tensor, x: Tensor, y: Tensor, order: Sequence[int]
+) -> Tensor:
+    """Exact autoregression, `(*batch, M, D_y)`: no buffer at all, every pair joins the context at once."""
+    factors = torch.empty_like(y)
+    for target in order:
+        nothing = x[..., :0, :], y[..., :0, :]
+        mixture = predictive(weights, num_heads, x_context, y_context, *nothing, x[..., [target], :], [0])
+        factors[..., target, :] = mixture.log_prob(y[..., [target], :])[..., 0, :]
+        x_context, y_context = _join(x_context, x[..., [target], :]), _join(y_context, y[..., [target], :])
+    return factors
+
+
+def sample(
+    weights: Weights,
+    num_heads: int,
+    x_context: Tensor,
+    y_context: Tensor,
+    x: Tensor,
+    order: Sequence[int],
+    buffer_size: int,
+    uniform: Tensor,
+    normal: Tensor,
+) -> Tensor:
+    """The draw `(*batch, M, D_y)`, in the user's indexing, that noise `(*batch, M, D_y)` in chain order stands for."""
+    y = torch.full_like(normal, torch.nan)
+    for k, (target, mixture) in enumerate(chain(weights, num_heads, x_context, y_context, x, y, order, buffer_size)):
+        y[..., [target], :] = mixture.draw(uniform[..., [k], :], normal[..., [k], :])
+    return y
+
+
+def _join(context: Tensor, pairs: Tensor) -> Tensor:
+    lead = torch.broadcast_shapes(context.shape[:-2], pairs.shape[:-2])
+    return torch.cat([t.expand(*lead, *t.shape[-2:]) for t in (context, pairs)], -2)
+
+
+def _linear(w: Weights, name: str, t: Tensor) -> Tensor:
+    t = t @ w[f"{name}.weight"].T
+    return t + w[f"{name}.bias"] if f"{name}.bias" in w else t
+
+
+def _gelu(t: Tensor) -> Tensor:
+    return t * 0.5 * (1 + torch.erf(t / math.sqrt(2)))
+
+
+def _layer_norm(t: Tensor, scale: Tensor) -> Tensor:
+    centred = t - t.mean(-1, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * scale
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    exponentials = torch.exp(scores - scores.max(-1, keepdim=True).values)
+    return exponentials / exponentials.sum(-1, keepdim=True)
+
+
+def _embed_x(w: Weights, x: Tensor) -> Tensor:
+    phase = x @ w["embedder.frequencies"].T
+    features = torch.cat([x, torch.sin(phase), torch.cos(phase)], -1)
+    hidden = _gelu(_linear(w, "embedder.x_in", features))
+    return _linear(w, "embedder.x_out", hidden) + _linear(w, "embedder.x_skip", features)
+
+
+def _embed_y(w: Weights, y: Tensor) -> Tensor:
+    return _linear(w, "embedder.y_out", _gelu(_linear(w, "embedder.y_in", y))) + _linear(w, "embedder.y_skip", y)
+
+
+def _block(w: Weights, name: str, num_heads: int, tokens: Tensor, mask: Tensor) -> Tensor:
+    normed = _layer_norm(tokens, w[f"{name}norm_attention.weight"])
+    q, k, v = (_linear(w, name + part, normed) for part in ("query", "key", "value"))
+    head_width = q.shape[-1] // num_heads
+    read = []
+    for head in range(num_heads):
+        own = slice(head * head_width, (head + 1) * head_width)
+        scores = q[..., own] @ k[..., own].transpose(-1, -2) / math.sqrt(head_width)
+        read.append(_softmax(torch.where(mask, scores, -math.inf)) @ v[..., own])
+    tokens = tokens + _linear(w, f"{name}out", torch.cat(read, -1))
+    hidden = _gelu(_linear(w, f"{name}up", _layer_norm(tokens, w[f"{name}norm_mlp.weight"])))
+    return tokens + _linear(w, f"{name}down", hidden)

@@ -1,0 +1,353 @@
+"""Every mistake of a user is refused before any compute, with a message that says what to do."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from pyro.optim.clipped_adam import ClippedAdam
+from torch import Tensor
+
+from pyro_arbuf.context import Context, check_current
+from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.embedding import Embedder
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.orders import random_orders
+
+B, N, K, M, DIM_X, DIM_Y = 2, 5, 4, 6, 2, 3
+NAN = float("nan")
+X, Y = torch.linspace(-1, 1, N * DIM_X).view(N, DIM_X), torch.linspace(0, 1, N)
+X_TARGET = torch.linspace(-1, 1, M * DIM_X).view(M, DIM_X)
+
+
+def spoil(tensor: Tensor, value: float = NAN) -> Tensor:
+    tensor = tensor.clone()
+    tensor.view(-1)[1] = value
+    return tensor
+
+
+@pytest.fixture
+def context(scalar_model: ArBufferModel) -> Context:
+    return scalar_model.condition(X, Y)
+
+
+@pytest.fixture
+def batched_context(scalar_model: ArBufferModel) -> Context:
+    return scalar_model.condition(X.expand(B, N, DIM_X), Y)
+
+
+@pytest.fixture
+def no_compute(context: Context, batched_context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on nothing may reach the network."""
+
+    def reached(*args: object, **kwargs: object) -> None:
+        raise AssertionError("compute was reached before the check")
+
+    for owner, name in [(ArBufferModel, "encode"), (ArBufferModel, "predict"), (Embedder, "inputs")]:
+        monkeypatch.setattr(owner, name, reached)
+
+
+def assert_refused(call: Callable[[], object], *fragments: str, error: type[Exception] = ValueError) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert type(caught.value) is error
+    message = str(caught.value)
+    missing = [fragment for fragment in fragments if fragment not in message]
+    assert not missing, f"{missing} not in {message!r}"
+
+
+OBSERVATIONS = {
+    "feature_count": (X[:, :1], Y, "x must have shape (*batch, points, 2); got (5, 1)"),
+    "x_without_features": (X[:, 0], Y, "x must have shape (*batch, points, 2); got (5,)"),
+    "y_with_dimension": (X, Y[:, None], "same number of points N; got 5 and 1", "use y.squeeze(-1)"),
+    "y_is_a_number": (X, Y[0], "y must have shape (*batch, points); got ()"),
+    "nan_in_x": (spoil(X), Y, "x must be finite; got 1 NaN or infinite of 10 values", "drop"),
+    "nan_in_y": (X, spoil(Y), "y must be finite; got 1 NaN or infinite of 5 values", "drop"),
+    "infinity_in_x": (spoil(X, float("inf")), Y, "x must be finite"),
+    "infinity_in_y": (X, spoil(Y, -float("inf")), "y must be finite"),
+    "batches": (X.expand(2, N, 2), Y.expand(3, N), "batch shapes must broadcast; got x (2,), y (3,)", "unsqueeze"),
+    "batch_of_zero": (X.expand(0, N, 2), Y, "at least one task; got the batch shape (0,)"),
+    "x_without_y": (X, None, "x and y must be given together", "condition() without both"),
+    "y_without_x": (None, Y, "x and y must be given together", "condition() without both"),
+    "number_of_points": (X, Y[:3], "x and y must have the same number of points N; got 5 and 3"),
+    "numpy_x": (X.numpy(), Y, "x must be a torch.Tensor; got ndarray; use torch.as_tensor(x)"),
+    "numpy_y": (X, Y.numpy(), "y must be a torch.Tensor; got ndarray; use torch.as_tensor(y)"),
+    "integer_x": (X.long(), Y, "x must have a floating dtype; got torch.int64; use x.float()"),
+    "integer_y": (X, Y.long(), "y must have a floating dtype; got torch.int64", "continuous", "latent"),
+    "bool_y": (X, Y > 0, "y must have a floating dtype; got torch.bool", "continuous", "latent"),
+    "complex_x": (X.to(torch.complex64), Y, "x must have a floating dtype; got torch.complex64"),
+    "device_of_x": (X.to("meta"), Y, "x must be on the model's device cpu; got meta", "x.to('cpu')"),
+    "device_of_y": (X, Y.to("meta"), "y must be on the model's device cpu; got meta", "y.to('cpu')"),
+    "lists_of_different_lengths": ([X, X], [Y], "lists of the same length", "got 2 tensors and 1 tensors"),
+    "list_and_tensor": ([X], Y, "lists of the same length", "or both tensors; got 1 tensors and Tensor"),
+    "empty_lists": ([], [], "lists of the same length >= 1"),
+    "points_in_a_list": ([X, X], [Y, Y[:3]], "x[1] and y[1]", "the same N; got (5, 2) and (3,)"),
+    "batch_in_a_list": ([X, X[None]], [Y, Y], "x[1] and y[1]", "got (1, 5, 2) and (5,)"),
+    "features_in_a_list": ([X, X[:, :1]], [Y, Y], "x[1] must have shape (*batch, points, 2); got (5, 1)"),
+    "nan_in_a_list": ([X, X], [Y, spoil(Y)], "y[1] must be finite"),
+    "numbers_in_a_list": ([0.5, 0.7], [1.0, 2.0], "x[0] must be a torch.Tensor; got float"),
+}
+
+
+@pytest.mark.parametrize("case", OBSERVATIONS)
+def test_wrong_observations_are_refused(case: str, scalar_model: ArBufferModel, no_compute: None) -> None:
+    x, y, *fragments = OBSERVATIONS[case]
+    assert_refused(lambda: scalar_model.condition(x, y), *fragments)
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 2)])
+def test_wrong_shape_of_vector_outcome_is_refused(
+    shape: tuple[int, ...], vector_model: ArBufferModel, no_compute: None
+) -> None:
+    got = f"y must have shape (*batch, points, 3); got {shape}"
+    assert_refused(lambda: vector_model.condition(X, torch.zeros(shape)), got)
+
+
+def test_outcome_of_one_dimension_is_told_to_unsqueeze(
+    build_model: Callable[..., ArBufferModel], no_compute: None
+) -> None:
+    assert_refused(lambda: build_model(dim_y=1).condition(X, Y), "(*batch, points, 1); got (5,)", "y.unsqueeze(-1)")
+
+
+def test_single_feature_is_told_to_unsqueeze(build_model: Callable[..., ArBufferModel], no_compute: None) -> None:
+    assert_refused(lambda: build_model(dim_x=1).condition(Y, Y), "(*batch, points, 1); got (5,)", "x.unsqueeze(-1)")
+
+
+def test_lists_pad_to_the_longest(scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition([X, X[:2], X[:0]], [Y, Y[:2], Y[:0]])
+    assert context.num_context == N and context.batch_shape == (3,) and context.context_len.tolist() == [5, 2, 0]
+
+
+def test_broadcast_of_x_and_y_is_the_batch_of_the_context(scalar_model: ArBufferModel) -> None:
+    assert scalar_model.condition(X.expand(2, 1, N, DIM_X), Y.expand(3, N)).batch_shape == (2, 3)
+
+
+def test_inputs_are_cast_to_the_dtype_of_the_model(scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition(X.half(), Y.float())
+    assert context.x.dtype == context.y.dtype == torch.float64
+
+
+DISTRIBUTIONS = pytest.mark.parametrize("distribution", [ArBufferJoint, ArBufferMarginals])
+TARGETS = {
+    "feature_count": (X_TARGET[:, :1], "x must have shape (*batch, points, 2); got (6, 1)"),
+    "x_without_features": (X_TARGET[:, 0], "x must have shape (*batch, points, 2); got (6,)"),
+    "no_target": (X_TARGET[:0], "x must hold at least one target (M >= 1); got shape (0, 2)"),
+    "nan": (spoil(X_TARGET), "x must be finite; got 1 NaN or infinite of 12 values"),
+    "numpy": (X_TARGET.numpy(), "x must be a torch.Tensor; got ndarray; use torch.as_tensor(x)"),
+    "list": ([X_TARGET], "x must be a torch.Tensor; got list"),
+    "integer": (X_TARGET.long(), "x must have a floating dtype; got torch.int64; use x.float()"),
+    "device": (X_TARGET.to("meta"), "x must be on the model's device cpu; got meta", "x.to('cpu')"),
+    "batch": (X_TARGET.expand(3, M, 2), "batch shapes must broadcast; got context (2,), x (3,)", "unsqueeze"),
+}
+
+
+@DISTRIBUTIONS
+@pytest.mark.parametrize("case", TARGETS)
+def test_wrong_targets_are_refused(case: str, distribution: type, batched_context: Context, no_compute: None) -> None:
+    x, *fragments = TARGETS[case]
+    assert_refused(lambda: distribution(batched_context, x), *fragments)
+
+
+@DISTRIBUTIONS
+def test_model_in_place_of_context_is_refused(
+    distribution: type, scalar_model: ArBufferModel, no_compute: None
+) -> None:
+    got = "context must be a Context; got ArBufferModel; make one with net.condition"
+    assert_refused(lambda: distribution(scalar_model, X_TARGET), got)
+
+
+ORDERS = {
+    "repeated_index": (torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 4]]), "row 1 is [0, 1, 2, 3, 4, 4]"),
+    "index_from_one": (torch.arange(1, M + 1)[None], "row 0 is [1, 2, 3, 4, 5, 6]"),
+    "no_rows_dimension": (torch.arange(M), "got shape (6,)"),
+    "too_few_targets": (torch.arange(M - 1)[None], "got shape (1, 5)"),
+    "no_order": (torch.zeros(0, M, dtype=torch.int64), "got shape (0, 6)"),
+    "float": (torch.arange(M)[None].float(), "got dtype torch.float32"),
+    "int32": (torch.arange(M)[None].int(), "got dtype torch.int32"),
+    "list": ([list(range(M))], "got list"),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_wrong_orders_are_refused(case: str, context: Context, no_compute: None) -> None:
+    orders, got = ORDERS[case]
+    rule = "orders must be an int64 tensor of shape (R, 6), every row a permutation of 0..5"
+    assert_refused(lambda: ArBufferJoint(context, X_TARGET, orders=orders), rule, got, "torch.arange(M)[None]")
+
+
+@pytest.mark.parametrize("buffer_size", [0, -1, K + 1, True, 1.5, "4"])
+def test_wrong_buffer_size_is_refused(buffer_size: object, context: Context, no_compute: None) -> None:
+    rule = f"buffer_size must be an integer in 1..4 (the model's slots); got {buffer_size!r}"
+    assert_refused(lambda: ArBufferJoint(context, X_TARGET, buffer_size=buffer_size), rule)
+
+
+@pytest.mark.parametrize("counts", [(0, 1), (1, 0)])
+def test_random_orders_of_nothing_are_refused(counts: tuple[int, int]) -> None:
+    assert_refused(lambda: random_orders(*counts), "num_targets and num_orders must be at least 1; got")
+
+
+VALUE = torch.linspace(0, 1, M)
+VALUES = {
+    "too_few_targets": (VALUE[:5], "y must have shape (*batch, 6); got (5,)"),
+    "number": (VALUE[0], "y must have shape (*batch, 6); got ()"),
+    "outcome_dimension": (VALUE[:, None], "y must have shape (*batch, 6); got (6, 1); use y.squeeze(-1)"),
+    "batch": (VALUE.expand(3, M), "batch shapes must broadcast; got distribution (2,), y (3,)", "unsqueeze"),
+    "numpy": (VALUE.numpy(), "y must be a torch.Tensor; got ndarray; use torch.as_tensor(y)"),
+    "integer": (VALUE.long(), "y must have a floating dtype; got torch.int64", "continuous"),
+    "bool": (VALUE > 0, "y must have a floating dtype; got torch.bool", "continuous"),
+    "device": (VALUE.to("meta"), "y must be on the model's device cpu; got meta"),
+    "nan": (spoil(VALUE), "y must be finite; got 1 NaN or infinite of 6 values"),
+    "infinity": (spoil(VALUE, float("inf")), "y must be finite"),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_wrong_values_are_refused_by_the_joint(case: str, batched_context: Context, no_compute: None) -> None:
+    value, *fragments = VALUES[case]
+    joint = ArBufferJoint(batched_context, X_TARGET, validate_args=True)
+    assert_refused(lambda: joint.log_prob(value), *fragments)
+
+
+@pytest.mark.parametrize("method", ["log_prob", "cdf"])
+@pytest.mark.parametrize("case", VALUES)
+def test_wrong_values_are_refused_by_the_marginals(case: str, method: str, batched_context: Context) -> None:
+    value, *fragments = VALUES[case]
+    marginals = ArBufferMarginals(batched_context, X_TARGET, validate_args=True)
+    assert_refused(lambda: getattr(marginals, method)(value), *fragments)
+
+
+@DISTRIBUTIONS
+@pytest.mark.parametrize("value", [torch.zeros(M), torch.zeros(M, 2), torch.zeros(DIM_Y, M)])
+def test_wrong_values_of_vector_outcomes_are_refused(
+    value: Tensor, distribution: type, vector_model: ArBufferModel
+) -> None:
+    d = distribution(vector_model.condition(), X_TARGET)
+    assert_refused(lambda: d.log_prob(value), f"y must have shape (*batch, 6, 3); got {tuple(value.shape)}")
+
+
+@DISTRIBUTIONS
+def test_nan_passes_through_without_validation(distribution: type, batched_context: Context) -> None:
+    value = torch.stack([spoil(VALUE), VALUE])
+    got = distribution(batched_context, X_TARGET, validate_args=False).log_prob(value)
+    assert got.isnan().tolist() == [True, False]
+
+
+@DISTRIBUTIONS
+def test_wrong_shapes_are_refused_without_validation(distribution: type, context: Context) -> None:
+    d = distribution(context, X_TARGET, validate_args=False)
+    assert_refused(lambda: d.log_prob(VALUE[:5]), "y must have shape (*batch, 6); got (5,)")
+
+
+@pytest.mark.parametrize("num_samples", [0, 1])
+def test_moments_of_too_few_samples_are_refused(num_samples: int, context: Context, no_compute: None) -> None:
+    joint = ArBufferJoint(context, X_TARGET)
+    assert_refused(lambda: joint.moments(num_samples), f"num_samples must be at least 2; got {num_samples}")
+
+
+def test_context_of_another_model_is_refused(build_model: Callable[..., ArBufferModel], context: Context) -> None:
+    fragments = ("this Context was made by another model", "make it anew with context = model.condition(x, y)")
+    assert_refused(lambda: check_current(context, build_model(seed=1)), *fragments, error=RuntimeError)
+
+
+def write_data(model: ArBufferModel) -> None:
+    model.backbone.blocks[0].query.weight.data[0, 0] += 0.1
+
+
+def optimizer_step(optimizer: Callable[..., torch.optim.Optimizer], **options: object) -> Callable:
+    def step(model: ArBufferModel) -> None:
+        weights = list(model.parameters())
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        optimizer(weights, lr=1e-4, **options).step()
+
+    return step
+
+
+CHANGES = {
+    "data": write_data,
+    "sgd_foreach": optimizer_step(torch.optim.SGD, foreach=True),
+    "adamw_foreach": optimizer_step(torch.optim.AdamW, foreach=True),
+    "adamw_fused": optimizer_step(torch.optim.AdamW, fused=True),
+    "clipped_adam": optimizer_step(ClippedAdam),
+}
+USES = {
+    "sample": lambda context: ArBufferJoint(context, X_TARGET).sample((3,)),
+    "log_prob": lambda context: ArBufferJoint(context, X_TARGET).log_prob(VALUE),
+    "marginals": lambda context: ArBufferMarginals(context, X_TARGET),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("use", USES)
+def test_context_older_than_the_weights_is_refused(
+    use: str, change: str, build_model: Callable[..., ArBufferModel], request: pytest.FixtureRequest
+) -> None:
+    model = build_model()
+    context = model.condition(X, Y)
+    CHANGES[change](model)
+    request.getfixturevalue("no_compute")
+    fragments = (
+        "weights have changed since this Context was made",
+        "make it anew with context = model.condition(x, y)",
+    )
+    assert_refused(lambda: USES[use](context), *fragments, error=RuntimeError)
+
+
+def test_context_is_current_while_weights_stay(context: Context) -> None:
+    check_current(context, context.model)
+
+
+def test_context_is_read_only(context: Context) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        context.x = X
+
+
+RANGES = {"x_range": (-2.0, 2.0), "y_range": (3.0, 9.0), "num_context": (0, 8), "num_targets": (1, 8)}
+LONG = torch.zeros(9)
+OUTSIDE = {
+    "x": (lambda m: m.condition(3 * X, Y + 4), "x lies outside the trained range [-2.0, 2.0]: got [-3, 3]", "rescale"),
+    "y": (lambda m: m.condition(X, Y), "y lies outside the trained range [3.0, 9.0]: got [0, 1]", "log p(z) - log b"),
+    "N": (lambda m: m.condition(LONG[:, None].expand(9, 2), LONG + 4), "num_context lies outside the trained", "got 9"),
+    "x_of_joint": (lambda m: ArBufferJoint(m.condition(), 3 * X), "x lies outside the trained range", "rescale"),
+    "M_of_joint": (lambda m: ArBufferJoint(m.condition(), LONG[:, None].expand(9, 2)), "num_targets lies", "got 9"),
+    "x_of_marginals": (lambda m: ArBufferMarginals(m.condition(), 3 * X), "x lies outside the trained", "rescale"),
+}
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_outside_the_trained_range_one_warning_points_to_the_caller(
+    case: str, build_model: Callable[..., ArBufferModel]
+) -> None:
+    call, *fragments = OUTSIDE[case]
+    model = build_model(**RANGES)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call(model)
+    assert [(w.category, w.filename) for w in caught] == [(UserWarning, __file__)]
+    assert all(fragment in str(caught[0].message) for fragment in fragments)
+
+
+def test_inside_the_trained_ranges_nothing_is_said(build_model: Callable[..., ArBufferModel]) -> None:
+    context = build_model(**RANGES).condition(2 * X, 6 * Y + 3)
+    ArBufferJoint(context, 2 * X).marginals()
+
+
+def test_padding_is_not_taken_for_data_outside_the_range(build_model: Callable[..., ArBufferModel]) -> None:
+    build_model(**RANGES).condition([X, X[:2]], [Y + 4, Y[:2] + 4])
+
+
+def test_numpy_message_names_a_remedy_that_works(scalar_model: ArBufferModel) -> None:
+    x, y = np.zeros((N, DIM_X)), np.zeros(N)
+    assert scalar_model.condition(torch.as_tensor(x), torch.as_tensor(y)).num_context == N
+
+
+def test_nothing_observed_is_a_context_without_pairs(scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition()
+    assert context.num_context == 0 and context.batch_shape == ()
+
+
+def test_batch_of_empty_contexts_keeps_its_shape(vector_model: ArBufferModel) -> None:
+    context = vector_model.condition(torch.zeros(B, 0, DIM_X), torch.zeros(B, 0, DIM_Y))
+    assert context.num_context == 0 and context.batch_shape == (B,)

@@ -1,0 +1,67 @@
+"""The same numbers on a CUDA device as on the CPU."""
+
+import pytest
+import torch
+
+from pyro_arbuf import ArBufferJoint, ArBufferModel, ModelConfig, random_orders
+from pyro_arbuf.attention import attend, attend_plain
+from pyro_arbuf.priors import gp_1d
+from pyro_arbuf.training import fit
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    config = ModelConfig(buffer_size=4, width=32, num_layers=2, num_heads=2, mlp_width=48)
+    return ArBufferModel(config).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("num_targets", [3, 6])
+def test_density_on_cuda_equals_density_on_cpu(net, num_targets):
+    x, y, x_new = torch.randn(5, 1), torch.randn(5), torch.randn(num_targets, 1)
+    values = torch.randn(7, num_targets)
+    orders = random_orders(num_targets, 3)
+    expected = ArBufferJoint(net.condition(x, y), x_new, orders=orders).log_prob(values)
+    net.cuda()
+    on_cuda = ArBufferJoint(net.condition(x.cuda(), y.cuda()), x_new.cuda(), orders=orders).log_prob(values.cuda())
+    torch.testing.assert_close(on_cuda.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_contexts_of_different_lengths_on_cuda(net):
+    net.cuda()
+    xs, ys = [torch.randn(n, 1).cuda() for n in (3, 0, 5)], [torch.randn(n).cuda() for n in (3, 0, 5)]
+    x_new, value = torch.randn(6, 1).cuda(), torch.randn(6).cuda()
+    together = ArBufferJoint(net.condition(xs, ys), x_new).log_prob(value)
+    alone = torch.stack(
+        [ArBufferJoint(net.condition(x, y), x_new).log_prob(value) for x, y in zip(xs, ys, strict=True)]
+    )
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+
+
+def test_merged_attention_on_cuda_equals_plain():
+    q, k, v = (torch.randn(2, *s, 16, device="cuda") for s in ((33, 2, 3), (2, 40), (2, 40)))
+    buffer = tuple(torch.randn(2, 33, 2, 4, 16, device="cuda") for _ in range(2))
+    prefix_len = torch.tensor([0, 2, 4], device="cuda")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            attend(q, (k, v), buffer, prefix_len), attend_plain(q, (k, v), buffer, prefix_len), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_sampling_on_cuda_has_the_moments_of_the_cpu(net):
+    x_new = torch.linspace(-1, 1, 3)[:, None]
+    expected = ArBufferJoint(net.condition(), x_new).moments(20_000)
+    net.cuda()
+    moments = ArBufferJoint(net.condition(), x_new.cuda()).moments(20_000)
+    torch.testing.assert_close(moments.mean.cpu(), expected.mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(moments.covariance.cpu(), expected.covariance, atol=0.1, rtol=0.05)
+
+
+def test_training_runs_on_cuda(net, tmp_path):
+    state = fit(net.requires_grad_(True), gp_1d, tmp_path / "state.safetensors", steps=3, batch_size=4, num_targets=5)
+    assert state.steps == 3

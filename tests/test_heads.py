@@ -1,0 +1,133 @@
+"""Tests of the predictive of one target."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+from torch.distributions import Categorical, MixtureSameFamily, Normal
+from torch.testing import assert_close
+
+from pyro_arbuf.heads import MIN_SD, GaussianHead, GaussianMixture, GaussianMixtureHead
+
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+BATCH, C = (2, 6, 3), 5
+
+
+def _parameters(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits, means, scales = torch.randn(3, *shape, dtype=torch.float64)
+    return logits, 2 * means, (0.5 * scales).exp()
+
+
+@pytest.fixture
+def mixture() -> GaussianMixture:
+    return GaussianMixture(*_parameters(*BATCH, C))
+
+
+def test_log_prob_and_cdf_equal_those_of_torch():
+    logits, means, sds = _parameters(*BATCH, C)
+    mixture = GaussianMixture(logits, means, sds)
+    expected = MixtureSameFamily(Categorical(logits=logits), Normal(means, sds))
+    y = 3 * torch.randn(4, *BATCH, dtype=torch.float64)
+    assert_close(mixture.log_prob(y), expected.log_prob(y), **EXACT)
+    assert_close(mixture.cdf(y), expected.cdf(y), **EXACT)
+    assert_close(mixture.mean, expected.mean, **EXACT)
+    assert_close(mixture.variance, expected.variance, **EXACT)
+
+
+def test_log_prob_far_in_the_tail_is_finite(mixture):
+    y = torch.full(BATCH, 1e4, dtype=torch.float64)
+    value = mixture.log_prob(y.requires_grad_())
+    value.sum().backward()
+    assert torch.isfinite(value).all() and torch.isfinite(y.grad).all() and (value < -1e3).all()
+
+
+def test_icdf_inverts_cdf(mixture):
+    p = torch.rand(4, *BATCH, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    assert_close(mixture.cdf(mixture.icdf(p)), p, **EXACT)
+    y = mixture.sample(torch.Size([4]))
+    assert_close(mixture.icdf(mixture.cdf(y)), y, rtol=1e-7, atol=1e-7)
+
+
+def test_icdf_takes_a_scalar(mixture):
+    median = mixture.icdf(torch.tensor(0.5))
+    assert median.shape == BATCH
+    assert_close(mixture.cdf(median), torch.full(BATCH, 0.5, dtype=torch.float64), **EXACT)
+
+
+def test_one_component_is_a_gaussian():
+    logits, means, sds = _parameters(*BATCH, 1)
+    mixture, normal = GaussianMixture(logits, means, sds), Normal(means[..., 0], sds[..., 0])
+    y, p = torch.randn(BATCH, dtype=torch.float64), torch.rand(BATCH, dtype=torch.float64)
+    assert_close(mixture.log_prob(y), normal.log_prob(y), **EXACT)
+    assert_close(mixture.icdf(p), normal.icdf(p), **EXACT)
+    noise = torch.randn(BATCH, dtype=torch.float64)
+    assert_close(mixture.draw(p, noise), means[..., 0] + sds[..., 0] * noise, **EXACT)
+
+
+def test_density_mass_mean_and_variance_by_quadrature():
+    mixture = GaussianMixture(*_parameters(7, C))
+    y = torch.linspace(-60, 60, 40001, dtype=torch.float64)[:, None]
+    density = mixture.log_prob(y).exp()
+    moments = [torch.trapezoid(density * y**power, y, dim=0) for power in range(3)]
+    assert_close(moments[0], torch.ones(7, dtype=torch.float64), **EXACT)
+    assert_close(mixture.mean, moments[1], rtol=1e-8, atol=1e-8)
+    assert_close(mixture.variance, moments[2] - moments[1] ** 2, rtol=1e-8, atol=1e-8)
+
+
+def test_density_is_the_derivative_of_the_cdf(mixture):
+    y = torch.randn(BATCH, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(mixture.cdf(y).sum(), y)
+    assert_close(slope, mixture.log_prob(y).exp().detach(), **EXACT)
+
+
+@pytest.mark.parametrize("num_components", [1, C])
+def test_draw_has_the_law_of_the_density(num_components):
+    mixture = GaussianMixture(*_parameters(3, num_components))
+    uniform, normal = torch.rand(4000, 3, dtype=torch.float64), torch.randn(4000, 3, dtype=torch.float64)
+    probability = mixture.cdf(mixture.expand((4000, 3)).draw(uniform, normal))
+    assert all(kstest(probability[:, i].numpy(), "uniform").pvalue > 1e-3 for i in range(3))
+
+
+def test_sample_has_the_law_of_the_density():
+    mixture = GaussianMixture(*_parameters(3, C))
+    y = mixture.sample(torch.Size([2000, 2]))
+    assert y.shape == (2000, 2, 3)
+    assert all(kstest(mixture.cdf(y)[..., i].flatten().numpy(), "uniform").pvalue > 1e-3 for i in range(3))
+
+
+def test_draw_inverts_the_cumulative_weights():
+    weights = torch.tensor([0.2, 0.0, 0.5, 0.3], dtype=torch.float64)
+    means = torch.tensor([10.0, 20.0, 30.0, 40.0], dtype=torch.float64)
+    mixture = GaussianMixture(weights.log(), means, torch.ones_like(means))
+    uniform = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.71, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    drawn = mixture.expand((6,)).draw(uniform, torch.zeros(6, dtype=torch.float64))
+    assert drawn.tolist() == [10.0, 10.0, 30.0, 30.0, 40.0, 40.0]
+
+
+def test_expand_repeats_and_copies_nothing(mixture):
+    larger = mixture.expand((4, *BATCH))
+    assert larger.batch_shape == (4, *BATCH) and larger.event_shape == ()
+    assert larger.means.data_ptr() == mixture.means.data_ptr()
+    y = torch.randn(4, *BATCH, dtype=torch.float64)
+    assert_close(larger.log_prob(y), mixture.log_prob(y), **EXACT)
+    assert_close(larger.mean, mixture.mean.expand(4, *BATCH), **EXACT)
+
+
+@pytest.mark.parametrize("head", [GaussianMixtureHead(7, 8, 3, C), GaussianHead(7, 8, 3)], ids=["mixture", "gaussian"])
+def test_head_gives_a_predictive_per_outcome_dimension(head):
+    predictive = head.double()(50 * torch.randn(2, 6, 7, dtype=torch.float64))
+    assert predictive.batch_shape == (2, 6, 3)
+    assert predictive.means.shape[-1] == (1 if isinstance(head, GaussianHead) else C)
+    assert (predictive.sds >= MIN_SD).all()
+
+
+def test_head_keeps_outcome_dimensions_apart():
+    head = GaussianMixtureHead(7, 8, 3, C).double()
+    with torch.no_grad():
+        head.out.bias.view(3, 3, C)[1, 2] += 100.0
+    assert (head(torch.randn(6, 7, dtype=torch.float64)).mean > 50).tolist() == [[False, False, True]] * 6
+
+
+def test_head_computes_in_at_least_float32():
+    head = GaussianMixtureHead(7, 8, 3, C).to(torch.bfloat16)
+    assert head(torch.randn(6, 7, dtype=torch.bfloat16)).sds.dtype == torch.float32

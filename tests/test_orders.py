@@ -1,0 +1,70 @@
+"""Tests of orders of targets."""
+
+import pytest
+import torch
+
+from pyro_arbuf.orders import check_orders, inverse_orders, random_orders
+
+
+def test_random_orders_are_permutations():
+    orders = random_orders(6, 40, seed=3)
+    assert orders.shape == (40, 6) and orders.dtype == torch.int64
+    assert (orders.sort(-1).values == torch.arange(6)).all()
+    assert len({tuple(row) for row in orders.tolist()}) > 30
+
+
+def test_random_orders_is_a_pure_function():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = random_orders(6, 4, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(random_orders(6, 4, seed=5), first)
+    assert not torch.equal(random_orders(6, 4, seed=6), first)
+
+
+def test_fewer_orders_are_the_first_of_more():
+    assert torch.equal(random_orders(6, 8)[:3], random_orders(6, 3))
+
+
+def test_all_orders_are_equally_likely():
+    counts = torch.zeros(3, 3)
+    for row in random_orders(3, 6000).tolist():
+        for place, target in enumerate(row):
+            counts[place, target] += 1
+    assert (counts - 2000).abs().max() < 5 * (6000 * (1 / 3) * (2 / 3)) ** 0.5
+
+
+def test_inverse_undoes_an_order():
+    orders = random_orders(6, 5, seed=1)
+    y = torch.randn(5, 6, dtype=torch.float64)
+    assert torch.equal(y.gather(-1, orders).gather(-1, inverse_orders(orders)), y)
+
+
+@pytest.mark.parametrize(("num_targets", "num_orders"), [(0, 1), (1, 0)])
+def test_counts_below_one_are_errors(num_targets, num_orders):
+    with pytest.raises(ValueError, match="at least 1"):
+        random_orders(num_targets, num_orders)
+
+
+@pytest.mark.parametrize(
+    ("orders", "got"),
+    [
+        ([[0, 1, 2]], "list"),
+        (torch.tensor([[0.0, 1.0, 2.0]]), "float32"),
+        (torch.tensor([[0, 1, 2]], dtype=torch.int32), "int32"),
+        (torch.tensor([0, 1, 2]), r"shape \(3,\)"),
+        (torch.tensor([[0, 1]]), r"shape \(1, 2\)"),
+        (torch.empty(0, 3, dtype=torch.int64), r"shape \(0, 3\)"),
+        (torch.tensor([[0, 1, 2], [0, 2, 2]]), r"row 1 is \[0, 2, 2\]"),
+        (torch.tensor([[1, 2, 3]]), "row 0"),
+    ],
+)
+def test_wrong_orders_are_errors_that_say_what_is_wrong(orders, got):
+    with pytest.raises(ValueError, match=f"orders must be an int64 tensor of shape .R, 3.*{got}"):
+        check_orders(orders, 3)
+
+
+def test_right_orders_are_returned_as_they_are():
+    orders = random_orders(3, 2)
+    assert check_orders(orders, 3) is orders
