@@ -126,12 +126,13 @@ def attend_merged(
     out = out.view(B, H, S, Q, h).transpose(1, 2)  # (B, S, H, Q, h)
     if buffer_kv is None:
         return out
-    lse = lse.view(B, H, S, Q).transpose(1, 2)  # (B, S, H, Q)
     scores = q @ buffer_kv[0].mT * h**-0.5  # (B, S, H, Q, K)
     if prefix_len is not None:
         scores = scores.masked_fill(~_slot_mask(prefix_len, scores.shape[-1]), -torch.inf)
-    total = torch.logaddexp(lse, torch.logsumexp(scores, -1)).unsqueeze(-1)
-    return out * torch.exp(lse.unsqueeze(-1) - total) + torch.exp(scores - total) @ buffer_kv[1]
+    # The whole context enters the softmax as one more key, with its log-sum-exp as the score.
+    lse = lse.view(B, H, S, Q).transpose(1, 2).unsqueeze(-1)  # (B, S, H, Q, 1)
+    weights = torch.softmax(torch.cat([lse, scores], -1), -1)
+    return weights[..., :1] * out + weights[..., 1:] @ buffer_kv[1]
 
 
 def _attend_with_lse(q: Tensor, keys: Tensor, values: Tensor, context_len: Tensor | None) -> KeysValues:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_arbuf.attention import KeysValues, attend
-from pyro_arbuf.cache import BufferCache, ContextCache
+from pyro_arbuf.cache import Buffer, ContextCache
 from pyro_arbuf.visibility import buffer_prefix_len
 
 
@@ -87,11 +87,11 @@ class Backbone(nn.Module):
     def read(
         self,
         cache: ContextCache,
-        buffer: BufferCache,
+        buffer: Buffer,
         buffer_tokens: Tensor | None,
         target_tokens: Tensor,
         prefix_len: Tensor | None = None,
-    ) -> tuple[Tensor, BufferCache]:
+    ) -> tuple[Tensor, Buffer]:
         """Reads targets against the cached context and a prefix of the buffer, after appending tokens to the buffer.
 
         Args:
@@ -106,8 +106,7 @@ class Backbone(nn.Module):
         """
         num_new = 0 if buffer_tokens is None else buffer_tokens.shape[-2]
         num_slots = buffer.num_slots + num_new
-        held = buffer.keys[0].shape[1:2] if buffer.keys else (1,)
-        num_draws = max(*held, target_tokens.shape[1], buffer_tokens.shape[1] if num_new else 1)
+        num_draws = max(buffer.num_draws, target_tokens.shape[1], buffer_tokens.shape[1] if num_new else 1)
         tokens, query_len = target_tokens.expand(-1, num_draws, -1, -1), prefix_len
         if num_new:
             tokens = torch.cat([buffer_tokens.expand(-1, num_draws, -1, -1), tokens], -2)
@@ -115,19 +114,15 @@ class Backbone(nn.Module):
                 own = buffer_prefix_len(buffer.num_slots, num_new, tokens.device)
                 targets = own.new_full(target_tokens.shape[-2:-1], num_slots) if prefix_len is None else prefix_len
                 query_len = torch.cat([own.expand(*targets.shape[:-1], -1), targets], -1)
-        keys, values = [], []
+        grown = []
         for layer, block in enumerate(self.blocks):
             normed = block.norm_attention(tokens)
-            stored = (buffer.keys[layer], buffer.values[layer]) if buffer.keys else None
             if num_new:
-                stored = buffer.append(layer, *block.kv(normed[..., :num_new, :]))
-            if stored is not None:
-                keys.append(stored[0])
-                values.append(stored[1])
+                grown.append(buffer.append(layer, *block.kv(normed[..., :num_new, :])))
             if num_new and block is self.blocks[-1]:  # of the last layer only the targets' output is wanted
-                tokens, normed = tokens[..., num_new:, :], normed[..., num_new:, :]
-                query_len = prefix_len
+                tokens, normed, query_len = tokens[..., num_new:, :], normed[..., num_new:, :], prefix_len
+            buffer_kv = grown[layer] if num_new else buffer.stored(layer)
             q = block.q(normed)  # (B, S, H, Q, h)
-            attended = attend(q, (cache.keys[layer], cache.values[layer]), stored, query_len, cache.context_len)
+            attended = attend(q, (cache.keys[layer], cache.values[layer]), buffer_kv, query_len, cache.context_len)
             tokens = block.update(tokens, attended)
-        return tokens, BufferCache(tuple(keys), tuple(values))
+        return tokens, buffer.extended(grown) if num_new else buffer

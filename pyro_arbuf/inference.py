@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.cache import BufferCache, ContextCache
+from pyro_arbuf.cache import BufferCache, ContextCache, PreallocatedBuffer
 from pyro_arbuf.context import Context, check_current
 from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.model import ArBufferModel
@@ -183,7 +183,7 @@ def _sample_chunk(
 
 def _decode(model: ArBufferModel, cache: ContextCache, embedded: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
     """One block, step by step: the last pair and the next target go through the layers together."""
-    buffer, pairs, draws = BufferCache(), None, []
+    buffer, pairs, draws = PreallocatedBuffer(embedded.shape[2], {}), None, []
     for k in range(embedded.shape[2]):
         target = embedded[:, :, k : k + 1]
         predictive, buffer = model.predict(cache, buffer, pairs, target)

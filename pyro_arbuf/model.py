@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_arbuf.backbone import Backbone
-from pyro_arbuf.cache import BufferCache, ContextCache
+from pyro_arbuf.cache import Buffer, BufferCache, ContextCache
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context, make_context
 from pyro_arbuf.embedding import Embedder
@@ -69,11 +69,11 @@ class ArBufferModel(nn.Module):
     def predict(
         self,
         cache: ContextCache,
-        buffer: BufferCache,
+        buffer: Buffer,
         pairs: tuple[Tensor, Tensor] | None,
         embedded_target: Tensor,
         prefix_len: Tensor | None = None,
-    ) -> tuple[GaussianMixture, BufferCache]:
+    ) -> tuple[GaussianMixture, Buffer]:
         """Appends pairs to the buffer and predicts targets from the context and a prefix of the buffer.
 
         Args:
