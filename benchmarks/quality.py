@@ -21,9 +21,10 @@ from tqdm import tqdm
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferModel, random_orders
 from pyro_arbuf.cli import PRIORS
-from pyro_arbuf.training import Task
+from pyro_arbuf.tasks import Task
 
 SEED = 20_000
+CARD_START, CARD_END = "<!-- quality.py -->", "<!-- end -->"
 
 
 def draw_functions(prior: str, num_functions: int, num_context: int, num_targets: int) -> Task:
@@ -60,6 +61,7 @@ def main(
     num_orders: int = 16,
     num_context: tuple[int, ...] = (8, 16, 32, 64, 128),
     plot: Path | None = None,
+    update_card: bool = False,
 ) -> None:
     """Measures a model.
 
@@ -70,6 +72,7 @@ def main(
         num_orders: Orders averaged.
         num_context: The Ns.
         plot: Where to write a figure, if anywhere.
+        update_card: Write the table into the shipped model's card, between its markers.
     """
     net = pyro_arbuf.load(model)
     prior = net.config.prior
@@ -85,30 +88,42 @@ def main(
         rows.append({label: score / num_targets for label, score in scores.items()})
 
     labels = ["oracle", *variants]
-    print(
-        f"{model}: mean log density per target (standard error), nats; M = {num_targets}, {num_orders} orders, "
-        f"{num_functions} functions per N"
-    )
-    print("   N  " + "".join(f"{label:>17s}" for label in labels) + "   gap: buffer        exact AR      independent")
-    summary: dict[str, object] = {"model": model, "prior": prior, "num_orders": num_orders, "per_n": {}}
-    gaps: dict[str, list[tuple[float, float]]] = {label: [] for label in variants}
-    for n, row in zip(num_context, rows, strict=True):
-        for label in variants:
-            gaps[label].append(mean_se(row["oracle"] - row[label]))
-        cells = "".join("{:>10.3f} ({:.3f})".format(*mean_se(row[label])) for label in labels)
-        shown = "".join("{:>7.3f} ({:.3f})".format(*gaps[label][-1]) for label in variants if label != "buffer K=4")
-        print(f"{n:5d} {cells}  {shown}")
-        summary["per_n"][n] = {label: round(row[label].mean().item(), 4) for label in labels}
+    summary: dict[str, object] = {"model": Path(model).name, "prior": prior, "num_orders": num_orders}
+    gaps = {label: [mean_se(row["oracle"] - row[label]) for row in rows] for label in variants}
     for label, values in gaps.items():
         mean = sum(m for m, _ in values) / len(values)
         se = math.sqrt(sum(s**2 for _, s in values)) / len(values)
-        print(f"gap to the oracle, mean over N, {label:13s} {mean:.3f} ({se:.3f}); worst N {max(values)[0]:.3f}")
         summary[f"gap {label}"] = [round(mean, 4), round(se, 4)]
         summary[f"worst gap {label}"] = round(max(values)[0], 4)
     difference = torch.stack([row["exact AR"] - row[f"buffer K={full}"] for row in rows])
-    mean, se = difference.mean().item(), (difference.var(1) / difference.shape[1]).sum().sqrt().item() / len(rows)
-    print(f"exact AR minus buffer, mean over N: {mean:.3f} ({se:.3f})")
-    summary["exact AR minus buffer"] = [round(mean, 4), round(se, 4)]
+    se = (difference.var(1) / difference.shape[1]).sum().sqrt().item() / len(rows)
+    summary["exact AR minus buffer"] = [round(difference.mean().item(), 4), round(se, 4)]
+    summary["per N"] = {
+        n: {k: round(v.mean().item(), 4) for k, v in row.items()} for n, row in zip(num_context, rows, strict=True)
+    }
+
+    table = [
+        f"| N | {' | '.join(labels)} | gap of buffer K={full} | gap of exact AR |",
+        "|---" * (len(labels) + 3) + "|",
+    ]
+    for i, (n, row) in enumerate(zip(num_context, rows, strict=True)):
+        means = " | ".join(f"{row[label].mean().item():.3f}" for label in labels)
+        shown = " | ".join("{:.3f} ({:.3f})".format(*gaps[label][i]) for label in (f"buffer K={full}", "exact AR"))
+        table.append(f"| {n} | {means} | {shown} |")
+    over_n = " | ".join(f"{torch.stack([row[label] for row in rows]).mean().item():.3f}" for label in labels)
+    shown = " | ".join("{:.3f} ({:.3f})".format(*summary[f"gap {k}"]) for k in (f"buffer K={full}", "exact AR"))
+    table.append(f"| mean | {over_n} | {shown} |")
+    text = (
+        f"Joint log density in nats per target, M = {num_targets}, {num_orders} orders, {num_functions} functions per "
+        f"N; gaps to the Bayes-optimal oracle are paired on the same functions, standard errors in brackets.\n\n"
+        + "\n".join(table)
+        + "\n\nExact AR minus buffer: {:.3f} ({:.3f}).\n".format(*summary["exact AR minus buffer"])
+    )
+    print(text)
+    if update_card:
+        card = pyro_arbuf.checkpoint.models_folder() / model / "README.md"
+        before, _, rest = card.read_text().partition(CARD_START)
+        card.write_text(f"{before}{CARD_START}\n{text}{CARD_END}{rest.partition(CARD_END)[2]}")
     if plot is not None:
         draw_figure(plot, model, list(num_context), rows, labels)
     print(json.dumps(summary))

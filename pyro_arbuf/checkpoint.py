@@ -45,6 +45,7 @@ def save(model: ArBufferModel, folder: str | Path, weights: dict[str, Tensor] | 
     weights = model.state_dict() if weights is None else weights
     temporary = folder / f"{WEIGHTS}.tmp"
     save_file({name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}, temporary)
+    temporary.chmod(0o644)  # safetensors writes 0600, which a wheel would carry over
     os.replace(temporary, folder / WEIGHTS)
     temporary = folder / f"{CONFIG}.tmp"
     temporary.write_text(model.config.to_json() + "\n")

@@ -13,7 +13,8 @@ from pyro_arbuf.checkpoint import load, models_folder, save, shipped_models
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors import gp_1d, gp_1d_noisy, sawtooth
-from pyro_arbuf.training import VALIDATION_CONTEXTS, TrainingState, fit, validate, validation_tasks
+from pyro_arbuf.tasks import validation_contexts, validation_tasks
+from pyro_arbuf.training import TrainingState, fit, validate
 
 PriorName = Literal["gp-1d", "gp-1d-noisy", "sawtooth"]
 PRIORS = {"gp-1d": gp_1d, "gp-1d-noisy": gp_1d_noisy, "sawtooth": sawtooth}
@@ -132,7 +133,7 @@ def evaluate(name: Annotated[str, tyro.conf.Positional], prior: PriorName | None
         raise SystemExit(f"--prior must be one of {', '.join(PRIORS)}; the model names {chosen!r}")
     scores = validate(model, validation_tasks(PRIORS[chosen], model.config))
     print("   N   joint (nats per target)")
-    for num_context, score in zip(VALIDATION_CONTEXTS, scores, strict=False):
+    for num_context, score in zip(validation_contexts(model.config), scores, strict=True):
         print(f"{num_context:4d}   {score:.3f}")
     print(json.dumps({"model": name, "prior": chosen, "validation": round(sum(scores) / len(scores), 4)}))
 

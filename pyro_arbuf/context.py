@@ -74,7 +74,7 @@ def check_current(context: Context, model: ArBufferModel | None = None) -> None:
 @torch.no_grad()
 def fingerprint(model: ArBufferModel) -> Fingerprint:
     """A cheap checksum of the weights: their norms. Version counters would miss fused optimisers and `.data`."""
-    return tuple(torch.stack(torch._foreach_norm(list(model.parameters()))).tolist())
+    return tuple(torch.stack(torch._foreach_norm(list(model.parameters()), 2, torch.float64)).tolist())
 
 
 def make_context(

@@ -330,6 +330,7 @@ class ArBufferMarginals(_ArBufferDistribution):
         Returns:
             Units of y.
         """
+        value = torch.as_tensor(value)
         if value.dim() and self.context.model.config.dim_y is None:
             value = value.unsqueeze(-1)
         return self._squeeze(self._mixture.icdf(value))

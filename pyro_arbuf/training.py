@@ -1,4 +1,4 @@
-"""Tasks, curriculum, loss and `fit` (paper, section 3 and appendix; DESIGN 7b).
+"""Loss, `fit` and the state of a run (paper, section 3 and appendix; DESIGN 7b).
 
 The batch of a step is a function of (seed, step), the learning rate of progress = max(step / steps, time / minutes).
 The whole state of a run is one safetensors file, replaced atomically, so a run killed at any moment resumes with the
@@ -21,112 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.tasks import Prior, Task, draw_batch, validation_tasks
 from pyro_arbuf.visibility import chain_prefix_len
 
-EMPTY_CONTEXT_SHARE = 0.05
-VALIDATION_CONTEXTS = (8, 16, 32, 64, 128)
-VALIDATION_TARGETS = 16
-VALIDATION_SEED = 2**40
 MAX_GRADIENT_NORM = 1.0
 WARMUP = 0.03
-
-
-class Task(NamedTuple):
-    """A batch of data sets, split by role.
-
-    Attributes:
-        x_context: `(B, N, D_x)`.
-        y_context: `(B, N, D_y)`.
-        x_buffer: `(B, K, D_x)`, in the order in which the buffer holds them.
-        y_buffer: `(B, K, D_y)`.
-        x_target: `(B, M, D_x)`.
-        y_target: `(B, M, D_y)`.
-    """
-
-    x_context: Tensor
-    y_context: Tensor
-    x_buffer: Tensor
-    y_buffer: Tensor
-    x_target: Tensor
-    y_target: Tensor
-
-
-Prior = Callable[[int, int, int, int, torch.Generator], Task]
-
-
-def split_task(x: Tensor, y: Tensor, num_context: int, num_buffer: int) -> Task:
-    """Splits exchangeable points `(B, N + K + M, .)` into context, buffer and targets, in this order."""
-    sizes = (num_context, num_buffer, x.shape[1] - num_context - num_buffer)
-    (x_context, x_buffer, x_target), (y_context, y_buffer, y_target) = x.split(sizes, 1), y.split(sizes, 1)
-    return Task(x_context, y_context, x_buffer, y_buffer, x_target, y_target)
-
-
-def curriculum(task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives every target its prefix length, and lets the buffer's own pairs be targets too.
-
-    Half of the targets have v = 0, half v ~ Uniform{1..K}; slot j = 1..K is a target with v = j - 1, so its own pair is
-    unseen. (With the slots as targets the chain that `log_prob` scores is trained as it is used.)
-
-    Args:
-        task: Tasks with K buffer pairs and M targets.
-        generator: Source of randomness.
-
-    Returns:
-        Inputs `(B, M + K, D_x)`, outcomes `(B, M + K, D_y)` and prefix lengths `(M + K,)`.
-    """
-    num_slots, num_targets = task.x_buffer.shape[1], task.x_target.shape[1]
-    x = torch.cat([task.x_target, task.x_buffer], 1)
-    y = torch.cat([task.y_target, task.y_buffer], 1)
-    prefix_len = torch.randint(1, num_slots + 1, (num_targets,), generator=generator)
-    prefix_len[: num_targets // 2] = 0
-    return x, y, torch.cat([prefix_len, chain_prefix_len(num_slots)])
-
-
-def draw_num_context(max_context: int, generator: torch.Generator) -> int:
-    """Draws N for one batch: 0 in 5 % of the batches, else N + 16 log-uniform, so that small N are common and cheap."""
-    uniform, log_position = torch.rand(2, generator=generator).tolist()
-    if uniform < EMPTY_CONTEXT_SHARE:
-        return 0
-    return min(int(16 * ((max_context + 17) / 17) ** log_position * 17 / 16) - 16, max_context)
-
-
-def draw_batch(
-    prior: Prior, config: ModelConfig, batch_size: int, num_targets: int, seed: int, step: int, process: int = 0
-) -> tuple[Task, tuple[Tensor, Tensor, Tensor]]:
-    """Draws the batch of a step: a pure function of (seed, step, process); N is the same for all processes.
-
-    Returns:
-        The tasks and their targets as `curriculum` gives them.
-    """
-    sizes = torch.Generator().manual_seed(_mix(seed, step, 0))
-    num_context = draw_num_context(config.num_context[1], sizes)
-    generator = torch.Generator().manual_seed(_mix(seed, step, process + 1))
-    task = prior(batch_size, num_context, config.buffer_size, num_targets, generator)
-    return task, curriculum(task, generator)
-
-
-def _mix(*numbers: int) -> int:
-    """One 62-bit seed from several numbers."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**62
-    return seed
-
-
-def validation_tasks(prior: Prior, config: ModelConfig, batch_size: int = 16, num_batches: int = 8) -> list[Task]:
-    """The fixed validation set: for each N in 8, 16, 32, 64, 128 within the trained range, several small batches.
-
-    Several, because a prior may share something (a kernel class) within a batch.
-    """
-    tasks = []
-    for num_context in VALIDATION_CONTEXTS:
-        if num_context <= config.num_context[1]:
-            generator = torch.Generator().manual_seed(VALIDATION_SEED + num_context)
-            batches = [prior(batch_size, num_context, VALIDATION_TARGETS, 1, generator) for _ in range(num_batches)]
-            tasks.append(Task(*(torch.cat(parts) for parts in zip(*batches, strict=True))))
-    return tasks
 
 
 @torch.no_grad()
@@ -254,6 +154,7 @@ def fit(
 
     Raises:
         ValueError: If neither limit is given, a limit or size is not positive, or `state_path` belongs to another run.
+        RuntimeError: If the loss is no longer finite.
     """
     if minutes is None and steps is None:
         raise ValueError("fit needs minutes= or steps= (or both: whichever ends first); got neither")
@@ -278,6 +179,8 @@ def fit(
         if found != setup:
             raise ValueError(f"{state_path} belongs to another run: expected {setup}; got {found}")
         best, record = load_state(state_path, model, optimizers)
+    elif state_path.exists():  # nothing is lost: an earlier run of the same name stays beside the new one
+        state_path.replace(state_path.with_suffix(".previous.safetensors"))
     wrapped, *optimizers = accelerator.prepare(model, *optimizers)
     model = accelerator.unwrap_model(wrapped)
     tasks = validation_tasks(prior, model.config)
@@ -325,7 +228,13 @@ def fit(
         done = progress()
         if record["step"] % validate_every == 0 or done >= 1:
             last = record["history"][-1]["step"] if record["history"] else 0
-            check_point(running.item() / (record["step"] - last))
+            mean_loss = running.item() / (record["step"] - last)
+            if not math.isfinite(mean_loss):
+                raise RuntimeError(
+                    f"the loss is not finite at step {record['step']}: training diverged; start again with a learning "
+                    f"rate below {learning_rate}; the state before it is in {state_path}"
+                )
+            check_point(mean_loss)
             running.zero_()
             bar.update(min(100 * done, 100) - bar.n)
             if done >= 1 or time.monotonic() - saved > 60 * checkpoint_minutes:

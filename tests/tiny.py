@@ -9,7 +9,8 @@ import torch
 
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.training import Task, TrainingState, fit, split_task
+from pyro_arbuf.tasks import Task, split_task
+from pyro_arbuf.training import TrainingState, fit
 
 CONFIG = ModelConfig(
     buffer_size=4,

@@ -1,0 +1,174 @@
+"""The command line, run in this process on a tiny model."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from pyro_arbuf import checkpoint, cli
+from pyro_arbuf.checkpoint import load, save
+
+SIZES = ["--batch-size", "2", "--num-targets", "3", "--width", "12", "--num-layers", "1", "--num-heads", "2"]
+FILES = ["config.json", "loss.png", "model.safetensors", "training.json"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    """accelerate keeps one state per process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs `pyro-arbuf` with arguments in an empty folder; only the sizes of the models differ from the real ones."""
+    config = tiny.tiny_model(prior="gp-1d", x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 9)).config
+    for prior in cli.CONFIGS:
+        monkeypatch.setitem(cli.CONFIGS, prior, cli.replace(config, prior=prior))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["pyro-arbuf", *arguments])
+        cli.main()
+
+    return call
+
+
+def train(run: Callable[..., None], *arguments: str, prior: str = "gp-1d") -> None:
+    run("train", prior, "--output", "trained", "--steps", "4", *SIZES, *arguments)
+
+
+def test_train_writes_a_model_that_loads(run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
+    train(run)
+    assert sorted(path.name for path in Path("trained").iterdir()) == FILES
+    assert Path("trained/loss.png").read_bytes().startswith(b"\x89PNG")
+    model = load("trained")
+    assert model.config.prior == "gp-1d" and model.config.num_layers == 1
+    record = json.loads(Path("trained/training.json").read_text())
+    assert record["prior"] == "gp-1d" and record["steps"] == 4 and record["started_from"] is None
+    printed = capsys.readouterr().out
+    assert f"trained: {record['validation']:.3f} nats per target" in printed and "after 4 steps" in printed
+
+
+@pytest.mark.parametrize("prior", ["gp-1d-noisy", "sawtooth"])
+def test_train_knows_every_prior(prior: str, run: Callable[..., None]) -> None:
+    train(run, prior=prior)
+    assert load("trained").config.prior == prior
+
+
+def test_train_keeps_its_state_under_runs(run: Callable[..., None]) -> None:
+    train(run)
+    assert [str(path) for path in Path("runs").rglob("*") if path.is_file()] == ["runs/trained/state.safetensors"]
+
+
+def test_same_seed_trains_the_same_model(run: Callable[..., None]) -> None:
+    weights = []
+    for name in ("a", "b"):
+        run("train", "gp-1d", "--output", name, "--steps", "2", *SIZES)
+        weights.append(Path(name, "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_resume_goes_on(run: Callable[..., None]) -> None:
+    train(run)
+    run("train", "gp-1d", "--output", "trained", "--steps", "6", *SIZES, "--resume")
+    assert json.loads(Path("trained/training.json").read_text())["steps"] == 6
+
+
+def test_from_starts_with_the_given_weights_and_counts_their_steps(run: Callable[..., None]) -> None:
+    train(run)
+    # A learning rate that ruins the weights: what was given stays the best.
+    run("train", "sawtooth", "--output", "warm", "--from", "trained", "--steps", "3", *SIZES, "--learning-rate", "9")
+    given, kept = load("trained"), load("warm")
+    assert kept.config.prior == "sawtooth"
+    assert all(torch.equal(value, given.state_dict()[name]) for name, value in kept.state_dict().items())
+    record = json.loads(Path("warm/training.json").read_text())
+    assert record["started_from"] == "trained" and record["steps"] == 7
+
+
+def test_evaluate_prints_a_table_and_a_json_line(run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
+    save(tiny.tiny_model(prior="gp-1d"), "saved")
+    run("evaluate", "saved")
+    head, row, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["N", "joint", "(nats", "per", "target)"]
+    num_context, score = row.split()
+    got = json.loads(line)
+    assert num_context == "8" and float(score) == pytest.approx(got["validation"], abs=1e-3)
+    assert got["model"] == "saved" and got["prior"] == "gp-1d"
+
+
+def test_evaluate_takes_another_prior(run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
+    save(tiny.tiny_model(prior="gp-1d"), "saved")
+    run("evaluate", "saved", "--prior", "sawtooth")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["prior"] == "sawtooth"
+
+
+def test_evaluate_scores_as_training_does(run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
+    train(run)
+    capsys.readouterr()
+    run("evaluate", "trained")
+    score = json.loads(capsys.readouterr().out.splitlines()[-1])["validation"]
+    assert score == pytest.approx(json.loads(Path("trained/training.json").read_text())["validation"], abs=2e-4)
+
+
+def test_models_lists_the_shipped_ones(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for owner in (checkpoint, cli):
+        monkeypatch.setattr(owner, "models_folder", lambda: Path("shipped"))
+    for name in ("second", "first"):
+        save(tiny.tiny_model(prior=f"prior-of-{name}", x_range=(-2.0, 2.0)), Path("shipped", name))
+    run("models")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "shipped in shipped:"
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["first", "prior", "prior-of-first,"],
+        ["second", "prior", "prior-of-second,"],
+    ]
+    assert lines[1].endswith("x in (-2.0, 2.0), N in (0, 8), K = 4")
+
+
+WRONG_USE = {
+    "unknown_command": (["fly"], "fly"),
+    "unknown_prior": (["train", "gp-9d", "--output", "o", "--steps", "1"], "gp-9d"),
+    "no_output": (["train", "gp-1d", "--steps", "1"], "--output"),
+    "unknown_option": (["train", "gp-1d", "--output", "o", "--stepz", "1"], "--stepz"),
+    "no_number": (["train", "gp-1d", "--output", "o", "--steps", "many"], "--steps"),
+    "precision": (["train", "gp-1d", "--output", "o", "--steps", "1", "--mixed-precision", "fp8"], "fp8"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_USE)
+def test_wrong_use_is_explained(case: str, run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
+    arguments, named = WRONG_USE[case]
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+    assert named in "".join(capsys.readouterr())
+    assert not Path("o").exists()
+
+
+MISTAKES = {
+    "no_limit": (["train", "gp-1d", "--output", "o"], "fit needs minutes= or steps="),
+    "zero_steps": (["train", "gp-1d", "--output", "o", "--steps", "0"], "steps must be positive; got 0"),
+    "heads": (["train", "gp-1d", "--output", "o", "--steps", "1", "--width", "13"], "multiple of num_heads = 2"),
+    "no_state": (["train", "gp-1d", "--output", "o", "--steps", "1", "--resume"], "there is none at runs/o/state"),
+    "no_weights": (["train", "gp-1d", "--output", "o", "--steps", "1", "--from", "nowhere"], "known models"),
+    "unknown_model": (["evaluate", "nowhere"], "known models"),
+    "prior_not_known": (["evaluate", "saved"], "--prior must be one of gp-1d, gp-1d-noisy, sawtooth"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake_ends_with_its_message_and_no_traceback(case: str, run: Callable[..., None]) -> None:
+    save(tiny.tiny_model(), "saved")
+    arguments, message = MISTAKES[case]
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert message in caught.value.code and "\n" not in caught.value.code
+    assert not Path("o").exists()

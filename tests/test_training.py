@@ -1,0 +1,571 @@
+"""Curriculum, data stream, priors, `fit` and its resumable state."""
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from safetensors import safe_open
+from torch import Tensor
+
+from pyro_arbuf import tasks, training
+from pyro_arbuf.distributions import ArBufferJoint
+from pyro_arbuf.priors import gp, gp_1d, gp_1d_noisy, sawtooth
+from pyro_arbuf.tasks import Prior, Task, curriculum, draw_batch, draw_num_context, split_task, validation_tasks
+from pyro_arbuf.training import learning_rate_factor, load_state, make_optimizers, save_state, validate
+
+B, N, K, M = 2, 5, 4, 7
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    assert [name for name in got if not torch.equal(got[name], expected[name])] == []
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    """accelerate keeps one state per process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+# Curriculum and data stream
+
+
+def numbered_task(num_targets: int = M) -> Task:
+    """A task whose outcomes tell which pair they belong to: y = 100 x."""
+    x = torch.arange(float(B * (N + K + num_targets))).view(B, -1, 1)
+    return split_task(x, 100 * x, N, K)
+
+
+def test_half_of_the_targets_see_no_buffer_and_half_see_a_prefix_of_it() -> None:
+    draws = torch.stack([curriculum(numbered_task(), generator(seed))[2] for seed in range(200)])
+    fresh = draws[:, :M]
+    assert (fresh[:, : M // 2] == 0).all()
+    assert fresh[:, M // 2 :].unique().tolist() == list(range(1, K + 1))
+
+
+def test_prefixes_of_the_buffered_half_are_uniform() -> None:
+    seen = torch.cat([curriculum(numbered_task(), generator(seed))[2][M // 2 : M] for seed in range(1000)])
+    share = seen.bincount(minlength=K + 1)[1:] / len(seen)
+    assert (share - 1 / K).abs().max() < 5 * (1 / K * (1 - 1 / K) / len(seen)) ** 0.5
+
+
+def test_slots_are_targets_that_do_not_see_their_own_pair() -> None:
+    assert curriculum(numbered_task(), generator())[2][M:].tolist() == list(range(K))
+
+
+def test_targets_are_the_fresh_ones_then_the_buffer_each_with_its_outcome() -> None:
+    task = numbered_task()
+    x, y, prefix_len = curriculum(task, generator())
+    assert torch.equal(x, torch.cat([task.x_target, task.x_buffer], 1)) and torch.equal(y, 100 * x)
+    assert prefix_len.shape == (M + K,)
+
+
+def test_one_fresh_target_is_enough() -> None:
+    assert curriculum(numbered_task(1), generator())[2].shape == (1 + K,)
+
+
+def test_split_gives_every_point_one_role() -> None:
+    task = numbered_task()
+    assert [t.shape for t in task[::2]] == [(B, N, 1), (B, K, 1), (B, M, 1)]
+    assert len(torch.cat(task[::2], 1).unique()) == B * (N + K + M)
+
+
+def test_number_of_context_pairs_covers_zero_to_the_largest_and_stays_inside() -> None:
+    source = generator()
+    counts = torch.tensor([draw_num_context(128, source) for _ in range(20000)])
+    assert counts.min() == 0 and counts.max() == 128 and len(counts.unique()) == 129
+    share = (counts == 0).double().mean().item()
+    assert abs(share - tasks.EMPTY_CONTEXT_SHARE) < 5 * (0.05 * 0.95 / 20000) ** 0.5
+
+
+def test_small_contexts_are_more_common_than_large_ones() -> None:
+    source = generator()
+    counts = torch.tensor([draw_num_context(128, source) for _ in range(5000)])
+    assert (counts <= 32).sum() > (counts > 96).sum()
+
+
+@pytest.mark.parametrize("max_context", [0, 1, 2])
+def test_number_of_context_pairs_of_a_tiny_range_stays_inside(max_context: int) -> None:
+    source = generator()
+    counts = {draw_num_context(max_context, source) for _ in range(500)}
+    assert counts == set(range(max_context + 1))
+
+
+def batch_tensors(**numbers: int) -> list[Tensor]:
+    numbers = {"seed": 1, "step": 3} | numbers
+    task, targets = draw_batch(tiny.lines, tiny.CONFIG, batch_size=B, num_targets=M, **numbers)
+    return [*task, *targets]
+
+
+def test_batch_is_a_pure_function_of_seed_and_step() -> None:
+    torch.manual_seed(1)
+    first = batch_tensors()
+    state = torch.get_rng_state()
+    second = batch_tensors()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"step": 4}, {"process": 1}])
+def test_batch_differs_between_seeds_steps_and_processes(change: dict[str, int]) -> None:
+    first, second = batch_tensors()[4], batch_tensors(**change)[4]
+    assert not torch.isclose(first, second).any()
+
+
+def test_processes_share_the_number_of_context_pairs() -> None:
+    for step in range(20):
+        assert len({batch_tensors(step=step, process=process)[0].shape for process in range(3)}) == 1
+
+
+def test_validation_set_is_fixed_and_within_the_trained_range() -> None:
+    first, second = (validation_tasks(tiny.lines, tiny.CONFIG) for _ in range(2))
+    assert [task.x_context.shape[1] for task in first] == [8]
+    assert torch.equal(first[0].y_buffer, second[0].y_buffer)
+
+
+def test_validation_score_is_the_joint_density_per_target() -> None:
+    model, (task,) = tiny.tiny_model().requires_grad_(False), validation_tasks(tiny.lines, tiny.CONFIG)
+    x, y = task.x_buffer[:, :K], task.y_buffer[:, :K, 0]
+    context = model.condition(task.x_context, task.y_context[..., 0])
+    joint = ArBufferJoint(context, x, orders=torch.arange(K)[None])
+    assert validate(model, [task])[0] == pytest.approx(joint.log_prob(y).mean().item() / K, abs=1e-5)
+
+
+# Priors
+
+
+PRIORS = pytest.mark.parametrize("prior", [gp_1d, gp_1d_noisy, sawtooth])
+
+
+@PRIORS
+@pytest.mark.parametrize("num_context", [0, N])
+def test_prior_has_the_shapes_of_a_task(prior: Prior, num_context: int) -> None:
+    task = prior(B, num_context, K, M, generator())
+    sizes = [num_context, num_context, K, K, M, M]
+    assert [t.shape for t in task] == [(B, size, 1) for size in sizes]
+    assert {t.dtype for t in task} == {torch.float32} and all(t.isfinite().all() for t in task)
+
+
+@PRIORS
+def test_prior_draws_from_its_generator_alone(prior: Prior) -> None:
+    state = torch.get_rng_state()
+    first, second = (prior(B, N, K, M, generator(1)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.isclose(first.y_buffer, prior(B, N, K, M, generator(2)).y_buffer).any()
+
+
+@PRIORS
+def test_inputs_are_uniform_on_the_range(prior: Prior) -> None:
+    x = prior(2000, 0, K, 1, generator()).x_buffer.flatten().double()
+    assert -2 <= x.min() < -1.99 and 1.99 < x.max() <= 2
+    assert x.mean().abs() < 5 * (16 / 12 / len(x)) ** 0.5
+    assert (x.square().mean() - 4 / 3).abs() < 5 * x.square().std() / len(x) ** 0.5
+
+
+def kernel_formula(distance: Tensor, kernel: int) -> Tensor:
+    if kernel == 0:
+        return torch.exp(-0.5 * distance**2)
+    root = math.sqrt(3) if kernel == 1 else math.sqrt(5)
+    square = 0 if kernel == 1 else 5 / 3 * distance**2
+    return (1 + root * distance + square) * torch.exp(-root * distance)
+
+
+def expected_covariance(distance: Tensor, kernel: int) -> Tensor:
+    """Mean over variance U[0.5, 1.5] and lengthscale U[0.1, 1]."""
+    lengthscales = 0.1 + 0.9 * (torch.arange(200, dtype=torch.float64) + 0.5) / 200
+    return kernel_formula(distance[:, None] / lengthscales, kernel).mean(-1)
+
+
+@pytest.mark.parametrize("kernel", [0, 1, 2])
+def test_gp_has_the_covariance_of_its_kernel(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gp, "KERNEL_WEIGHTS", tuple(float(k == kernel) for k in range(3)))
+    task = gp_1d(60000, 0, 2, 1, generator(kernel))
+    x, y = (t.double().squeeze(-1) for t in (task.x_buffer, task.y_buffer))
+    distance, product = (x[:, 0] - x[:, 1]).abs(), y[:, 0] * y[:, 1]
+    residual = product - expected_covariance(distance, kernel)
+    for low, high in [(0.0, 0.1), (0.1, 0.3), (0.3, 0.6), (0.6, 1.0), (1.0, 2.0), (2.0, 4.0)]:
+        part = residual[(low <= distance) & (distance < high)]
+        assert part.mean().abs() < 5 * part.std() / len(part) ** 0.5
+    assert (y.square().mean() - 1 - 1e-5).abs() < 5 * y.square().std() / y.numel() ** 0.5
+
+
+def test_gp_lengthscale_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled = []
+    monkeypatch.setattr(gp, "correlation", lambda d, kernel: scaled.append(d) or torch.exp(-d))
+    x = gp_1d(4000, 0, 2, 1, generator()).x_buffer.double().squeeze(-1)
+    lengthscale = (x[:, 0] - x[:, 1]).abs() / scaled[0][:, 0, 1]
+    assert 0.0999 < lengthscale.min() < 0.105 and 0.995 < lengthscale.max() < 1.0001
+    assert (lengthscale.mean() - 0.55).abs() < 5 * 0.9 / math.sqrt(12 * 4000)
+
+
+def test_gp_variance_is_uniform() -> None:
+    y = gp_1d(60000, 0, 1, 1, generator()).y_buffer.flatten().double()
+    fourth = y**4  # E y^4 = 3 E v^2 for v ~ U[0.5, 1.5]
+    assert (fourth.mean() - 3 * (1 + 1 / 12)).abs() < 5 * fourth.std() / len(y) ** 0.5
+
+
+def test_kernels_differ_enough_for_the_covariance_test() -> None:
+    distance = torch.tensor([0.45], dtype=torch.float64)
+    values = torch.cat([expected_covariance(distance, kernel) for kernel in range(3)])
+    assert (values[:, None] - values)[~torch.eye(3, dtype=torch.bool)].abs().min() > 0.01
+
+
+def test_gp_chooses_kernels_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr(gp, "correlation", lambda d, kernel: chosen.append(kernel) or torch.exp(-d))
+    source = generator()
+    for _ in range(1500):
+        gp_1d(1, 0, 1, 1, source)
+    share = torch.tensor(chosen).bincount(minlength=3) / 1500
+    expected = torch.tensor([0.4, 0.3, 0.3])
+    assert ((share - expected).abs() < 5 * (expected * (1 - expected) / 1500).sqrt()).all()
+
+
+def noise_scales(prior: Prior, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Variances of a GP whose kernel is zero: the noise alone."""
+    monkeypatch.setattr(gp, "correlation", lambda d, kernel: torch.zeros_like(d))
+    task = prior(3000, 0, 60, 1, generator())
+    return task.y_buffer.squeeze(-1).double().var(-1)
+
+
+def test_gp_has_the_papers_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert noise_scales(gp_1d, monkeypatch).mean().item() == pytest.approx(1e-5, rel=0.02)
+
+
+def test_noise_of_the_noisy_gp_is_log_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_sd = 0.5 * noise_scales(gp_1d_noisy, monkeypatch).log()
+    low, high = math.log(0.003), math.log(0.5)
+    bias = -0.5 / 59  # of the logarithm of a variance estimated from 60 points
+    assert abs(log_sd.mean().item() - (low + high) / 2 - bias) < 5 * (high - low) / math.sqrt(12 * 3000)
+    assert log_sd.std().item() == pytest.approx((high - low) / math.sqrt(12), rel=0.03)
+    assert low - 0.5 < log_sd.min() and log_sd.max() < high + 0.5
+
+
+def test_sawtooth_lies_between_zero_and_one_up_to_its_noise() -> None:
+    y = sawtooth(2000, 0, 20, 1, generator()).y_buffer
+    assert -0.55 < y.min() < -0.1 and 1.1 < y.max() < 1.55
+    assert ((y > -0.3) & (y < 1.3)).double().mean() > 0.999
+
+
+def test_sawtooth_has_the_moments_of_a_uniform_phase_and_its_noise() -> None:
+    y = sawtooth(20000, 0, 1, 1, generator()).y_buffer.flatten().double()
+    noise = (0.1**3 - 0.05**3) / 3 / 0.05  # E sd^2 for sd ~ U[0.05, 0.1]
+    assert (y.mean() - 0.5).abs() < 5 * y.std() / len(y) ** 0.5
+    squared = (y - 0.5) ** 2
+    assert (squared.mean() - 1 / 12 - noise).abs() < 5 * squared.std() / len(y) ** 0.5
+
+
+def test_sawtooth_rises_or_falls_with_a_slope_of_three_to_five(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("pyro_arbuf.priors.sawtooth"), "NOISE_SD", (0.0, 0.0))
+    task = sawtooth(200, 0, 400, 1, generator())
+    order = task.x_buffer.argsort(1)
+    x, y = task.x_buffer.gather(1, order).squeeze(-1), task.y_buffer.gather(1, order).squeeze(-1)
+    slope = (y.diff() / x.diff()).median(1).values
+    assert 2.9 < slope.abs().min() < 3.3 and 4.7 < slope.abs().max() < 5.1
+    assert 0.3 < (slope > 0).double().mean() < 0.7
+
+
+# fit
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], training.TrainingState, Path]:
+    """A run of 20 steps without interruption: last weights, result and state file."""
+    path = tmp_path_factory.mktemp("runs") / "tiny" / "state.safetensors"
+    model, state = tiny.tiny_fit(path)
+    return {name: value.clone() for name, value in model.state_dict().items()}, state, path
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_at(step: int) -> Callable[[training.TrainingState], None]:
+    def on_checkpoint(state: training.TrainingState) -> None:
+        if state.steps == step:
+            raise KilledError
+
+    return on_checkpoint
+
+
+def test_loss_falls(tmp_path: Path) -> None:
+    _, state = tiny.tiny_fit(
+        tmp_path / "state.safetensors", 40, batch_size=16, learning_rate=1e-2, validate_every=8, checkpoint_minutes=1.0
+    )
+    losses = [entry["loss"] for entry in state.history]
+    assert len(losses) == 5 and losses[-1] < losses[0] - 0.2
+    assert state.history[-1]["validation"] > state.history[0]["validation"]
+
+
+def test_best_weights_have_the_best_score(straight: tuple) -> None:
+    state = straight[1]
+    model = tiny.tiny_model()
+    model.load_state_dict(state.best_weights)
+    scores = validate(model, validation_tasks(tiny.lines, tiny.CONFIG))
+    assert sum(scores) / len(scores) == pytest.approx(state.best_score, abs=1e-6)
+    assert state.best_score >= max(entry["validation"] for entry in state.history)
+
+
+def test_history_has_an_entry_per_validation(straight: tuple) -> None:
+    assert [entry["step"] for entry in straight[1].history] == [5, 10, 15, 20] and straight[1].steps == 20
+
+
+def test_killed_and_resumed_run_equals_the_straight_one(straight: tuple, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(KilledError):
+        tiny.tiny_fit(path, on_checkpoint=kill_at(10))
+    torch.manual_seed(7)
+    model, state = tiny.tiny_fit(path, resume=True)
+    assert_equal(model.state_dict(), straight[0])
+    assert_equal(state.best_weights, straight[1].best_weights)
+    assert state.history == straight[1].history and state.best_score == straight[1].best_score
+
+
+def test_resumed_run_keeps_the_best_weights_of_before(tmp_path: Path) -> None:
+    path, ruinous = tmp_path / "state.safetensors", {"learning_rate": 3.0}
+    with pytest.raises(KilledError):
+        tiny.tiny_fit(path, on_checkpoint=kill_at(10), **ruinous)
+    _, state = tiny.tiny_fit(path, resume=True, **ruinous)
+    assert_equal(state.best_weights, dict(tiny.tiny_model().state_dict()))
+
+
+def test_every_step_draws_the_batch_of_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, steps = tmp_path / "state.safetensors", []
+
+    def spy(*args: object) -> object:
+        steps.append(args[5])
+        return draw_batch(*args)
+
+    monkeypatch.setattr(training, "draw_batch", spy)
+    with pytest.raises(KilledError):
+        tiny.tiny_fit(path, on_checkpoint=kill_at(10))
+    tiny.tiny_fit(path, resume=True)
+    assert steps == list(range(20))
+
+
+def test_run_killed_by_the_system_at_any_moment_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    steps, threads = 60, torch.get_num_threads()
+    path = tmp_path / "state.safetensors"
+    command = [sys.executable, tiny.__file__, str(path), str(steps), str(threads)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            for _ in range(random.Random().randint(1, 7)):
+                assert process.stdout.readline(), "the run ended before it was killed"
+            time.sleep(random.Random().uniform(0, 0.04))
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert process.returncode in (-signal.SIGKILL, 0)  # 0: it was the faster one; to be resumed all the same
+    model, _ = tiny.tiny_fit(path, steps, resume=True)
+    expected, _ = tiny.tiny_fit(tmp_path / "straight.safetensors", steps)
+    assert_equal(model.state_dict(), expected.state_dict())
+
+
+def test_finished_run_resumes_to_itself(straight: tuple) -> None:
+    model, state = tiny.tiny_fit(straight[2], resume=True)
+    assert_equal(model.state_dict(), straight[0])
+    assert state.steps == 20
+
+
+def test_resumed_run_goes_on_where_more_steps_are_asked_for(straight: tuple, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(straight[2].read_bytes())
+    _, state = tiny.tiny_fit(path, 30, resume=True)
+    assert [entry["step"] for entry in state.history] == [5, 10, 15, 20, 25, 30]
+
+
+def test_clock_of_a_resumed_run_goes_on(straight: tuple) -> None:
+    assert 0 < straight[1].minutes <= tiny.tiny_fit(straight[2], resume=True)[1].minutes
+
+
+def test_run_stops_when_its_minutes_are_used(tmp_path: Path) -> None:
+    started = time.monotonic()
+    _, state = tiny.tiny_fit(tmp_path / "state.safetensors", steps=10**6, minutes=0.005)
+    assert 0.3 <= time.monotonic() - started < 10 and 0 < state.steps < 10**6
+
+
+def test_state_is_written_whenever_the_caller_is_told(tmp_path: Path) -> None:
+    path, seen = tmp_path / "state.safetensors", []
+
+    def on_checkpoint(state: training.TrainingState) -> None:
+        with safe_open(path, "pt") as file:
+            seen.append((state.steps, json.loads(file.metadata()["record"])["step"]))
+
+    tiny.tiny_fit(path, on_checkpoint=on_checkpoint)
+    assert seen == [(5, 5), (10, 10), (15, 15), (20, 20)]
+
+
+def test_state_is_written_at_the_end_however_short_the_run(tmp_path: Path) -> None:
+    seen = []
+    tiny.tiny_fit(
+        tmp_path / "state.safetensors", 7, checkpoint_minutes=1e6, on_checkpoint=lambda state: seen.append(state.steps)
+    )
+    assert seen == [7] and (tmp_path / "state.safetensors").exists()
+
+
+def test_nothing_in_a_run_is_a_pickle(straight: tuple) -> None:
+    files = [path for path in straight[2].parent.rglob("*") if path.is_file()]
+    assert [path.name for path in files] == ["state.safetensors"]
+    assert files[0].read_bytes()[:2] not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+    with safe_open(files[0], "pt") as file:
+        assert json.loads(file.metadata()["record"])["step"] == 20
+
+
+# The state file
+
+
+def write_half(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    Path(path).write_bytes(b"half a fi")
+    raise OSError("disk full")
+
+
+def refuse(*args: object) -> None:
+    raise OSError("killed")
+
+
+@pytest.mark.parametrize(("owner", "name", "crash"), [(training, "save_file", write_half), (os, "replace", refuse)])
+def test_crash_while_the_state_is_written_leaves_the_old_one(
+    owner: object, name: str, crash: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model = tmp_path / "state.safetensors", tiny.tiny_model()
+    save_state(path, model, make_optimizers(model), {}, {"step": 1})
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"disk full|killed"):
+        patch.setattr(owner, name, crash)
+        save_state(path, tiny.tiny_model(1), make_optimizers(model), {}, {"step": 2})
+    other = tiny.tiny_model(2)
+    assert load_state(path, other, make_optimizers(other))[1] == {"step": 1}
+    assert_equal(other.state_dict(), model.state_dict())
+
+
+def test_state_restores_weights_optimizers_best_and_record(tmp_path: Path) -> None:
+    model, other = tiny.tiny_model(), tiny.tiny_model(1)
+    optimizers, restored = make_optimizers(model), make_optimizers(other)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    best = tiny.tiny_model(2).state_dict()
+    save_state(tmp_path / "state.safetensors", model, optimizers, best, {"step": 7, "history": [{"loss": 0.5}]})
+    got, record = load_state(tmp_path / "state.safetensors", other, restored)
+    assert record == {"step": 7, "history": [{"loss": 0.5}]}
+    assert_equal(got, best)
+    assert_equal(other.state_dict(), model.state_dict())
+    for before, after in zip(optimizers, restored, strict=True):
+        before, after = before.state_dict()["state"], after.state_dict()["state"]
+        assert before.keys() == after.keys() and len(before) > 0
+        for parameter in before:
+            assert_equal(after[parameter], before[parameter])
+
+
+def test_every_weight_has_one_optimizer() -> None:
+    model = tiny.tiny_model()
+    groups = [p for optimizer in make_optimizers(model) for group in optimizer.param_groups for p in group["params"]]
+    assert len(groups) == len({id(p) for p in groups}) == len(list(model.parameters()))
+
+
+# Warm start, schedule, mistakes
+
+
+def test_warm_start_keeps_the_given_weights_unless_it_beats_them(straight: tuple, tmp_path: Path) -> None:
+    given = straight[1].best_weights
+    model = tiny.tiny_model()
+    model.load_state_dict(given)
+    _, state = tiny.tiny_fit(tmp_path / "state.safetensors", 5, model=model, learning_rate=3.0)
+    assert_equal(state.best_weights, given)
+    assert state.best_score == straight[1].best_score
+    assert state.history[-1]["validation"] < state.best_score
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    factors = [learning_rate_factor(i / 1000) for i in range(1001)]
+    peak = max(range(1001), key=factors.__getitem__)
+    assert 0 < factors[0] <= 0.011 and 0.99 < max(factors) <= 1 and peak <= 31
+    assert all(a < b for a, b in pairwise(factors[: peak + 1]))
+    assert all(a > b for a, b in pairwise(factors[peak:]))
+    assert factors[-1] == pytest.approx(0, abs=1e-12) and learning_rate_factor(1.5) == pytest.approx(0, abs=1e-12)
+
+
+def test_learning_rate_follows_the_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = [], []
+    monkeypatch.setattr(training, "make_optimizers", lambda *args: made.extend(make_optimizers(*args)) or made)
+
+    def prior(*args: object) -> Task:
+        seen.append([group["lr"] for optimizer in made for group in optimizer.param_groups])
+        return tiny.lines(*args)
+
+    training.fit(
+        tiny.tiny_model(), prior, tmp_path / "s.safetensors", steps=4, batch_size=3, num_targets=6, learning_rate=0.5
+    )
+    expected = [0.5 * learning_rate_factor(step / 4) for step in range(4)]
+    assert seen[-4:] == [[rate, rate] for rate in expected]
+
+
+def test_limits_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fit needs minutes= or steps="):
+        training.fit(tiny.tiny_model(), tiny.lines, tmp_path / "state.safetensors")
+
+
+@pytest.mark.parametrize("name", ["steps", "minutes", "batch_size", "num_targets", "validate_every"])
+def test_sizes_must_be_positive(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
+        training.fit(tiny.tiny_model(), tiny.lines, tmp_path / "state.safetensors", **{"steps": 1} | {name: 0})
+
+
+def test_resume_needs_a_state(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resume=True needs the state of a run; there is none at"):
+        tiny.tiny_fit(tmp_path / "state.safetensors", resume=True)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 4}, {"num_targets": 5}])
+def test_state_of_another_run_is_refused(change: dict[str, int], straight: tuple) -> None:
+    with pytest.raises(ValueError, match="belongs to another run"):
+        tiny.tiny_fit(straight[2], resume=True, **change)
+
+
+@pytest.mark.parametrize("change", [{"prior": "other"}, {"width": 14}, {"num_layers": 1}])
+def test_state_of_another_model_is_refused(change: dict[str, object], straight: tuple) -> None:
+    with pytest.raises(ValueError, match="belongs to another run"):
+        tiny.tiny_fit(straight[2], resume=True, model=tiny.tiny_model(**change))
+
+
+def test_a_new_run_keeps_the_state_of_an_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    for seed in (0, 1):
+        tiny.tiny_fit(path, 5, seed=seed)
+    assert path.exists() and path.with_suffix(".previous.safetensors").exists()
+
+
+def test_a_diverged_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*sizes: object) -> Task:
+        task = lines(*sizes)
+        return task._replace(y_target=task.y_target * math.inf)
+
+    lines = tiny.lines
+    monkeypatch.setattr(tiny, "lines", broken)
+    with pytest.raises(RuntimeError, match="diverged"):
+        tiny.tiny_fit(tmp_path / "state.safetensors", 5)
+
+
+def test_a_model_of_tiny_contexts_has_a_validation_set() -> None:
+    config = dataclasses.replace(tiny.CONFIG, num_context=(0, 3))
+    assert [t.x_context.shape[1] for t in validation_tasks(tiny.lines, config)] == [3]
