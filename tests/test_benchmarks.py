@@ -1,0 +1,54 @@
+"""The benchmarks' baselines are what they claim to be, and the commands run."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_arbuf
+from pyro_arbuf import ArBufferJoint
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+def test_baseline_of_speed_is_exact_autoregression(benchmark):
+    speed = benchmark("speed")
+    net = pyro_arbuf.load("sawtooth").double()
+    x, y, x_new = (torch.rand(n, 1, dtype=torch.float64) for n in (7, 7, 5))
+    values = torch.rand(3, 5, dtype=torch.float64)
+    joint = ArBufferJoint(net.condition(x, y[:, 0]), x_new, orders=torch.arange(5)[None], buffer_size=1)
+    density = speed.exact_ar(net, x[None], y[None], x_new, values, 3)
+    torch.testing.assert_close(density, joint.log_prob(values), rtol=1e-10, atol=1e-10)
+    assert speed.exact_ar(net, x[None], y[None], x_new, None, 3).shape == (3, 5)
+
+
+def test_copied_context_draws_from_the_same_joint(benchmark):
+    speed = benchmark("speed")
+    net = pyro_arbuf.load("sawtooth")
+    x, y, x_new = (torch.rand(n, 1) for n in (7, 7, 3))
+    joint = ArBufferJoint(net.condition(x, y[:, 0]), x_new, orders=torch.arange(3)[None])
+    copied, shared = speed.copied_context(net, x[None], y[None], x_new, 4000), joint.sample((4000,))
+    error = (copied.var(0) / 4000 + shared.var(0) / 4000).sqrt()
+    assert ((copied.mean(0) - shared.mean(0)).abs() < 5 * error).all()
+
+
+def test_quality_prints_a_table_and_one_line_of_json(benchmark, capsys):
+    benchmark("quality").main("sawtooth", num_functions=3, num_orders=2, num_context=(0, 8))
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    result = json.loads(line)
+    assert set(result["per N"]["8"]) == {"oracle", "buffer K=16", "buffer K=4", "exact AR", "independent"}
+    assert any(row.startswith("| mean |") for row in table)
+
+
+def test_functions_of_quality_are_the_same_every_time(benchmark):
+    quality = benchmark("quality")
+    first, again = (quality.draw_functions("gp-1d", 3, 4, 2) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
