@@ -11,6 +11,7 @@ output=${1:?usage: benchmarks/gpu.sh OUTPUT [MINUTES] [MODEL ...]}
 minutes=${2:-8}
 shift $(($# < 2 ? $# : 2))
 models=("$@")
+mkdir -p "$output"
 [ ${#models[@]} -gt 0 ] || models=(gp-1d gp-1d-noisy sawtooth)
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 

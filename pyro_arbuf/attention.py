@@ -143,7 +143,7 @@ def _attend_with_lse(q: Tensor, keys: Tensor, values: Tensor, context_len: Tenso
         bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf)
     if q.device.type == "cpu":
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, attn_mask=bias)[:2]
-    if q.device.type == "cuda" and q.dtype != torch.float64 and bias is None:
+    if q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[-1] % 8 == 0 and bias is None:
         out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, keys, values, None, True)[:2]
         return out, lse[..., : q.shape[-2]]  # the kernel pads the queries of its log-sum-exp
     scores = q @ keys.mT * q.shape[-1] ** -0.5

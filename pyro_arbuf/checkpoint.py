@@ -66,7 +66,7 @@ def load(name: str | Path, trainable: bool = False) -> ArBufferModel:
         ValueError: If the name is unknown (lists those known), or the folder holds no model of this package, or its
             files are corrupt, truncated or do not fit each other.
     """
-    folder = _find(name)
+    folder = find_model(name)
     config = _read_config(folder / CONFIG)
     model = ArBufferModel(config)
     weights = _read_weights(folder / WEIGHTS)
@@ -84,7 +84,15 @@ def load(name: str | Path, trainable: bool = False) -> ArBufferModel:
     return model.float().eval().requires_grad_(trainable)
 
 
-def _find(name: str | Path) -> Path:
+def find_model(name: str | Path) -> Path:
+    """The folder of a model: shipped, local, or fetched from the Hub.
+
+    Args:
+        name: As for `load`.
+
+    Raises:
+        ValueError: If there is none.
+    """
     if (models_folder() / str(name) / CONFIG).is_file():
         return models_folder() / str(name)
     if Path(name).is_dir():
@@ -95,7 +103,10 @@ def _find(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"no folder {str(name)!r}, and the Hub gave none ({type(error).__name__}); {known}") from error
+        raise ValueError(
+            f"no folder {str(name)!r}, and the Hub gave none ({type(error).__name__}: check the id and the network); "
+            f"{known}"
+        ) from error
 
 
 def _read_config(path: Path) -> ModelConfig:

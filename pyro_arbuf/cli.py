@@ -9,7 +9,7 @@ import matplotlib.figure
 import torch
 import tyro
 
-from pyro_arbuf.checkpoint import load, models_folder, save, shipped_models
+from pyro_arbuf.checkpoint import CONFIG, find_model, load, models_folder, save, shipped_models
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors import gp_1d, gp_1d_noisy, sawtooth
@@ -18,7 +18,7 @@ from pyro_arbuf.training import TrainingState, fit, validate
 
 PriorName = Literal["gp-1d", "gp-1d-noisy", "sawtooth"]
 PRIORS = {"gp-1d": gp_1d, "gp-1d-noisy": gp_1d_noisy, "sawtooth": sawtooth}
-_GP = ModelConfig(prior="gp-1d", num_heads=2, x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128))
+_GP = ModelConfig(prior="gp-1d", x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128))
 CONFIGS = {
     "gp-1d": _GP,
     "gp-1d-noisy": replace(_GP, prior="gp-1d-noisy"),
@@ -40,9 +40,10 @@ def train(
     seed: int = 0,
     threads: int | None = None,
     resume: bool = False,
-    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None,
     runs: Path = Path("runs"),
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+    overwrite: bool = False,
+    mixed_precision: Literal["no", "bf16"] = "no",
 ) -> None:
     """Trains a model on a prior; the best weights are in OUTPUT whenever the run stops.
 
@@ -54,41 +55,50 @@ def train(
         batch_size: Tasks per step and process.
         num_targets: Fresh targets per task; the buffer's pairs are targets too.
         learning_rate: Peak learning rate.
-        width: Token width.
-        num_layers: Number of blocks.
-        num_heads: Number of heads.
+        width: Token width; with `--from`, that of the weights.
+        num_layers: Number of blocks; likewise.
+        num_heads: Number of heads; likewise.
         seed: Seed of weights and data stream.
         threads: CPU threads; all cores if not given.
         resume: Continue the run of this output's name.
-        from_: Folder of a model whose weights (and sizes) a new run starts from.
+        from_: Folder or name of a model whose weights (and sizes) a new run starts from.
         runs: Folder for the state of runs.
+        overwrite: Let a run from scratch replace a model in OUTPUT.
         mixed_precision: As accelerate has it.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    before = {"steps": 0, "minutes": 0.0}
+    if (output / CONFIG).exists() and from_ is None and not (resume or overwrite):
+        raise ValueError(
+            f"{output} holds a model, which a run from scratch would replace with nearly untrained weights; use "
+            f"--from {output} to improve it, --resume to go on with an interrupted run, or --overwrite"
+        )
+    origin = None
     if from_ is None:
         model = ArBufferModel(replace(CONFIGS[prior], width=width, num_layers=num_layers, num_heads=num_heads))
     else:
         model = load(from_, trainable=True)
         sizes = {name: getattr(CONFIGS[prior], name) for name in ("prior", "x_range", "y_range", "num_targets")}
         model.config = replace(model.config, **sizes)
-        record = from_ / "training.json"
-        before = json.loads(record.read_text()) if record.is_file() else before
+        record = find_model(from_) / "training.json"
+        before = json.loads(record.read_text()) if record.is_file() else {"steps": 0, "minutes": 0.0}
+        origin = {"started_from": record.parent.name} | {k: before[k] for k in ("steps", "minutes")}
 
     def keep(state: TrainingState) -> None:
         save(model, output, state.best_weights)
         record = {
             "prior": prior,
-            "steps": before["steps"] + state.steps,
-            "minutes": round(before["minutes"] + state.minutes, 1),
+            "steps": state.origin["steps"] + state.steps,
+            "minutes": round(state.origin["minutes"] + state.minutes, 1),
             "batch_size": batch_size,
             "seed": seed,
-            "started_from": None if from_ is None else from_.name,
+            "started_from": state.origin["started_from"],
             "validation": round(state.best_score, 4),
         }
-        (output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        temporary = output / "training.json.tmp"
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.replace(output / "training.json")
         plot_history(state.history, output / "loss.png")
 
     state = fit(
@@ -103,6 +113,7 @@ def train(
         seed=seed,
         resume=resume,
         mixed_precision=mixed_precision,
+        origin=origin,
         on_checkpoint=keep,
     )
     print(f"{output}: {state.best_score:.3f} nats per target on the validation set after {state.steps} steps")
@@ -142,7 +153,7 @@ def models() -> None:
     """Lists the shipped models."""
     print(f"shipped in {models_folder()}:")
     for name in shipped_models():
-        config = load(name).config
+        config = ModelConfig.from_json((models_folder() / name / CONFIG).read_text())
         ranges = f"x in {config.x_range}, N in {config.num_context}, K = {config.buffer_size}"
         print(f"  {name:14s} prior {config.prior}, {ranges}")
 

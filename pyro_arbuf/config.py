@@ -62,6 +62,19 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1; got {value!r}")
+        if (
+            isinstance(self.num_frequencies, bool)
+            or not isinstance(self.num_frequencies, int)
+            or self.num_frequencies < 0
+        ):
+            raise ValueError(f"num_frequencies must be an integer >= 0; got {self.num_frequencies!r}")
+        if not isinstance(self.max_frequency, int | float) or self.max_frequency <= 0:
+            raise ValueError(f"max_frequency must be a positive number; got {self.max_frequency!r}")
+        for name in ("x_range", "y_range", "num_context", "num_targets"):
+            value = getattr(self, name)
+            pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
+            if not (pair or (value is None and name != "num_context")):
+                raise ValueError(f"{name} must be a pair (low, high); got {value!r}")
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads = {self.num_heads}; got {self.width}")
         if self.head not in ("mixture", "gaussian"):

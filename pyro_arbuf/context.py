@@ -55,18 +55,31 @@ class Context:
 
 
 def check_current(context: Context, model: ArBufferModel | None = None) -> None:
-    """Checks that a context was made by this model with the weights it has now.
+    """Checks that a context was made by this model with the weights it has now, where they are now.
 
     Args:
         context: The context.
         model: The model about to use it; `None` = the one that made it.
 
     Raises:
-        RuntimeError: If another model made it, or the weights have changed since.
+        RuntimeError: If another model made it, the weights have changed or moved since, or gradients are wanted of
+            weights that were not tracked when it was made.
     """
     remedy = "make it anew with context = model.condition(x, y)"
     if model is not None and context.model is not model:
         raise RuntimeError(f"this Context was made by another model; {remedy}")
+    weight = next(context.model.parameters())
+    if (weight.dtype, weight.device) != (context.x.dtype, context.x.device):
+        raise RuntimeError(
+            f"the model is {weight.dtype} on {weight.device} now, this Context {context.x.dtype} on "
+            f"{context.x.device}; {remedy}"
+        )
+    trainable = torch.is_grad_enabled() and any(p.requires_grad for p in context.model.parameters())
+    if trainable and not context.cache.keys[0].requires_grad:
+        raise RuntimeError(
+            "the model is trainable but this Context was made without gradients, which would be silently incomplete; "
+            "condition inside the function that is differentiated, or freeze the model with requires_grad_(False)"
+        )
     if fingerprint(context.model) != context.fingerprint:
         raise RuntimeError(f"the model's weights have changed since this Context was made; {remedy}")
 
@@ -175,13 +188,13 @@ def check_tensor(name: str, value: object, model: ArBufferModel, finite: bool = 
     return value.to(weight.dtype)
 
 
-def check_x(name: str, x: object, model: ArBufferModel) -> Tensor:
+def check_x(name: str, x: object, model: ArBufferModel, finite: bool = True) -> Tensor:
     """Checks inputs `(*batch, T, D_x)`."""
     dim_x = model.config.dim_x
     if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[-1] != dim_x):
         hint = f"; use {name}.unsqueeze(-1)" if dim_x == 1 else ""
         raise ValueError(f"{name} must have shape (*batch, points, {dim_x}); got {tuple(x.shape)}{hint}")
-    return check_tensor(name, x, model)
+    return check_tensor(name, x, model, finite)
 
 
 def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> Tensor:
@@ -196,13 +209,17 @@ def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> 
     return y.unsqueeze(-1) if dim_y is None else y
 
 
-def check_targets(x: object, model: ArBufferModel) -> Tensor:
-    """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M."""
-    x = check_x("x", x, model)
+def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor:
+    """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M.
+
+    Values are looked at only where validation is on: an exception would kill a chain.
+    """
+    x = check_x("x", x, model, check_values)
     if x.shape[-2] == 0:
         raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(x.shape)}")
     # The user's line is behind two __init__ and the __call__ of Pyro's metaclass.
-    warn_outside("x", x, model.config.x_range, stacklevel=6)
+    if check_values:
+        warn_outside("x", x, model.config.x_range, stacklevel=6)
     warn_outside("num_targets", x.shape[-2], model.config.num_targets, stacklevel=6)
     return x
 

@@ -1,15 +1,14 @@
-"""The Pyro distributions: ArBufferJoint and ArBufferMarginals (PYRO.md, "The distribution")."""
+"""ArBufferJoint, the joint predictive as a Pyro distribution (PYRO.md, "The distribution")."""
 
 import math
 from typing import NamedTuple
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import constraints
 
-from pyro_arbuf.context import Context, broadcast_batches, check_targets, check_y
-from pyro_arbuf.inference import Noise, fold, log_prob_joint, predict_marginals, sample_joint, unfold
+from pyro_arbuf.context import Context, warn_outside
+from pyro_arbuf.inference import Noise, fold, log_prob_joint, sample_joint, unfold
+from pyro_arbuf.marginals import ArBufferDistribution, ArBufferMarginals
 from pyro_arbuf.orders import check_orders, random_orders
 
 
@@ -27,80 +26,7 @@ class Moments(NamedTuple):
     covariance: Tensor
 
 
-class _ArBufferDistribution(TorchDistribution):
-    """What joint and marginals share: shapes, virtual expand, support, checks of values."""
-
-    arg_constraints = {}
-    has_rsample = False
-
-    def __init__(self, context: Context, x: Tensor, validate_args: bool | None = None):
-        if not isinstance(context, Context):
-            raise ValueError(
-                f"context must be a Context; got {type(context).__name__}; make one with net.condition(x_obs, y_obs)"
-            )
-        self.context = context
-        self.x = check_targets(x, context.model)
-        dim_y = context.model.config.dim_y
-        event_shape = self.x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
-        batch_shape = broadcast_batches({"context": context.batch_shape, "x": self.x.shape[:-2]})
-        super().__init__(batch_shape, event_shape, validate_args=validate_args)
-
-    def __repr__(self) -> str:
-        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
-        return f"{type(self).__name__}({shapes}, num_context={self.context.num_context})"
-
-    @constraints.dependent_property(is_discrete=False)
-    def support(self) -> constraints.Constraint:
-        """`real_vector` for a scalar outcome, `independent(real, 2)` for a vector outcome."""
-        return constraints.independent(constraints.real, len(self.event_shape))
-
-    def expand(self, batch_shape: Size, _instance: TorchDistribution | None = None) -> TorchDistribution:
-        """The same distribution with a larger batch shape; nothing is copied.
-
-        Args:
-            batch_shape: New batch shape, to which the present one broadcasts.
-
-        Raises:
-            ValueError: If it does not.
-        """
-        batch_shape = Size(batch_shape)
-        try:
-            reachable = torch.broadcast_shapes(self.batch_shape, batch_shape) == batch_shape
-        except RuntimeError:
-            reachable = False
-        if not reachable:
-            raise ValueError(
-                f"expand: batch_shape must be one that {tuple(self.batch_shape)} broadcasts to; got "
-                f"{tuple(batch_shape)}"
-            )
-        new = self._get_checked_instance(type(self), _instance)
-        new.__dict__.update(self.__dict__)
-        super(_ArBufferDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    @property
-    def _num_targets(self) -> int:
-        return self.event_shape[0]
-
-    def _check_value(self, y: Tensor) -> Tensor:
-        """`(*batch, M, D_y)` in the model's dtype."""
-        event = tuple(self.event_shape)
-        if isinstance(y, Tensor) and y.shape[max(y.dim() - len(event), 0) :] != event:
-            hint = "; use y.squeeze(-1)" if y.shape[-len(event) - 1 :] == (*event, 1) else ""
-            raise ValueError(f"y must have shape (*batch, {', '.join(map(str, event))}); got {tuple(y.shape)}{hint}")
-        y = check_y("y", y, self.context.model, finite=bool(self._validate_args))
-        broadcast_batches({"distribution": self.batch_shape, "y": y.shape[:-2]})
-        return y
-
-    def _fold_x(self, shape: Size) -> Tensor:
-        return fold(self.x, shape, self.context.batch_shape, 2)
-
-    def _squeeze(self, y: Tensor) -> Tensor:
-        return y.squeeze(-1) if self.context.model.config.dim_y is None else y
-
-
-class ArBufferJoint(_ArBufferDistribution):
+class ArBufferJoint(ArBufferDistribution):
     r"""The joint predictive of M targets given a context: autoregressive, through the causal buffer.
 
     .. math:: p(y_{1..M} \mid x, C) = \frac1R \sum_r \prod_k p(y_{r_k} \mid x_{r_k}, C, (x, y)_{r_1 .. r_{k-1}})
@@ -152,6 +78,10 @@ class ArBufferJoint(_ArBufferDistribution):
             orders = random_orders(self._num_targets, 1)
         self.orders = orders.to(self.x.device)
         self.buffer_size = buffer_size
+        absorbed = (self._num_targets - 1) // buffer_size * buffer_size
+        if absorbed:
+            trained = context.model.config.num_context
+            warn_outside("num_context with absorbed targets", context.num_context + absorbed, trained, stacklevel=4)
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         """Draws coherent joint samples with torch's global generator; memory is fixed beyond output and noise.
@@ -223,7 +153,7 @@ class ArBufferJoint(_ArBufferDistribution):
             )
         return self._factors(y).squeeze(-3).sum(-1)
 
-    def marginals(self) -> "ArBufferMarginals":
+    def marginals(self) -> ArBufferMarginals:
         """The set model's independent predictive of the same targets (not the marginals of this joint)."""
         marginals = ArBufferMarginals(self.context, self.x, validate_args=self._validate_args)
         return marginals.expand(self.batch_shape)
@@ -257,80 +187,3 @@ class ArBufferJoint(_ArBufferDistribution):
     def variance(self) -> Tensor:
         """Not in closed form: raises NotImplementedError that names `moments`."""
         raise NotImplementedError("the joint's variance has no closed form; use d.moments(num_samples).variance")
-
-
-class ArBufferMarginals(_ArBufferDistribution):
-    """The set model's independent predictive: one mixture per target (and outcome dimension), nothing shared.
-
-    Its `log_prob` sums over the targets; `mean`, `variance`, `cdf` and `icdf` are elementwise.
-
-    Args:
-        context: What `net.condition(x_obs, y_obs)` returns.
-        x: `(*batch, M, D_x)` target inputs, M >= 1.
-        validate_args: Whether values are checked; `None` = Pyro's default.
-
-    Raises:
-        ValueError: If an argument breaks its rule.
-        RuntimeError: If the model's weights have changed since the context was made.
-    """
-
-    def __init__(self, context: Context, x: Tensor, validate_args: bool | None = None):
-        super().__init__(context, x, validate_args=validate_args)
-        shape = self.batch_shape
-        predictive = predict_marginals(context, self._fold_x(shape))
-        parts = (predictive.log_weights, predictive.means, predictive.sds)
-        self._mixture = type(predictive)(*(unfold(p, shape, context.batch_shape) for p in parts))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, summed over the targets.
-
-        Args:
-            value: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
-
-        Returns:
-            `(*batch,)` nats per event.
-        """
-        density = self._mixture.log_prob(self._check_value(value)).sum((-1, -2))
-        shape = torch.broadcast_shapes(self.batch_shape, density.shape)
-        return density.expand(shape).to(torch.promote_types(value.dtype, torch.float32))
-
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
-        """Draws every target independently of the others.
-
-        Args:
-            sample_shape: Shape of the draws.
-
-        Returns:
-            `(*sample_shape, *batch, M)` or `(*sample_shape, *batch, M, D_y)`, units of y.
-        """
-        shape = Size(sample_shape) + self.batch_shape
-        event = self._mixture.batch_shape[-2:]
-        return self._squeeze(self._mixture.expand(shape + event).sample())
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of every target, `(*batch, M)` or `(*batch, M, D_y)`, units of y."""
-        return self._squeeze(self._mixture.mean).expand(self.batch_shape + self.event_shape)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of every target, units of y squared."""
-        return self._squeeze(self._mixture.variance).expand(self.batch_shape + self.event_shape)
-
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function of every target, elementwise."""
-        return self._squeeze(self._mixture.cdf(self._check_value(value)))
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles of every target, elementwise.
-
-        Args:
-            value: Probabilities in (0, 1): a scalar tensor, or `(*batch, M)` or `(*batch, M, D_y)`.
-
-        Returns:
-            Units of y.
-        """
-        value = torch.as_tensor(value)
-        if value.dim() and self.context.model.config.dim_y is None:
-            value = value.unsqueeze(-1)
-        return self._squeeze(self._mixture.icdf(value))

@@ -54,13 +54,15 @@ class Embedder(nn.Module):
 
     def inputs(self, x: Tensor) -> Tensor:
         """E_x: `(*batch, T, d)` of inputs `(*batch, T, D_x)`."""
-        phase = x @ self.frequencies.mT  # (*batch, T, F)
-        features = torch.cat([x, torch.sin(phase), torch.cos(phase)], -1)
-        return self.x_out(F.gelu(self.x_in(features))) + self.x_skip(features)
+        with torch.autocast(x.device.type, enabled=False):  # bf16 phases and outcomes are coarser than the noise
+            phase = x @ self.frequencies.mT  # (*batch, T, F)
+            features = torch.cat([x, torch.sin(phase), torch.cos(phase)], -1)
+            return self.x_out(F.gelu(self.x_in(features))) + self.x_skip(features)
 
     def outcomes(self, y: Tensor) -> Tensor:
         """E_y: `(*batch, T, d)` of outcomes `(*batch, T, D_y)`."""
-        return self.y_out(F.gelu(self.y_in(y))) + self.y_skip(y)
+        with torch.autocast(y.device.type, enabled=False):
+            return self.y_out(F.gelu(self.y_in(y))) + self.y_skip(y)
 
     def context(self, embedded_x: Tensor, y: Tensor) -> Tensor:
         """Context tokens `(*batch, N, d)` of embedded inputs `(*batch, N, d)` and outcomes `(*batch, N, D_y)`."""

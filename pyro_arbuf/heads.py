@@ -22,7 +22,7 @@ class GaussianMixture(Distribution):
     Besides what `torch.distributions.MixtureSameFamily` offers it has `icdf` and `draw`, a sample from given noise.
 
     Args:
-        logits: `(*batch, C)` unnormalised log weights.
+        log_weights: `(*batch, C)` normalised log weights.
         means: `(*batch, C)`.
         sds: `(*batch, C)`, positive.
     """
@@ -30,8 +30,8 @@ class GaussianMixture(Distribution):
     arg_constraints = {}
     support = constraints.real
 
-    def __init__(self, logits: Tensor, means: Tensor, sds: Tensor):
-        self.log_weights, self.means, self.sds = F.log_softmax(logits, -1), means, sds
+    def __init__(self, log_weights: Tensor, means: Tensor, sds: Tensor):
+        self.log_weights, self.means, self.sds = log_weights, means, sds
         super().__init__(means.shape[:-1], validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> "GaussianMixture":
@@ -70,8 +70,7 @@ class GaussianMixture(Distribution):
     @property
     def variance(self) -> Tensor:
         """Variance `(*batch,)`."""
-        second = (self.log_weights.exp() * (self.sds**2 + (self.means - self.mean.unsqueeze(-1)) ** 2)).sum(-1)
-        return second
+        return (self.log_weights.exp() * (self.sds**2 + (self.means - self.mean.unsqueeze(-1)) ** 2)).sum(-1)
 
     def draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
         """The sample that given noise stands for: a component by inversion of `uniform`, a point in it by `normal`.
@@ -120,10 +119,11 @@ class GaussianMixtureHead(nn.Module):
 
     def forward(self, features: Tensor) -> GaussianMixture:
         """The predictive, batch shape `(*batch, M, D_y)`, of features `(*batch, M, d)`."""
-        raw = self.out(F.gelu(self.hidden(self.norm(features))))
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        logits, means, scales = raw.unflatten(-1, (3, self.dim_y, -1)).unbind(-3)  # 3 x (*batch, M, D_y, C)
-        return GaussianMixture(logits, means, F.softplus(scales) + MIN_SD)
+        with torch.autocast(features.device.type, enabled=False):
+            raw = self.out(F.gelu(self.hidden(self.norm(features.to(self.out.weight.dtype)))))
+            raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+            logits, means, scales = raw.unflatten(-1, (3, self.dim_y, -1)).unbind(-3)  # 3 x (*batch, M, D_y, C)
+            return GaussianMixture(F.log_softmax(logits, -1), means, F.softplus(scales) + MIN_SD)
 
 
 class GaussianHead(GaussianMixtureHead):

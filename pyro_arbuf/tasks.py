@@ -6,6 +6,7 @@ The batch of a step is a function of (seed, step, process). Knows nothing of mod
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from pyro_arbuf.visibility import chain_prefix_len
 EMPTY_CONTEXT_SHARE = 0.05
 VALIDATION_CONTEXTS = (8, 16, 32, 64, 128)
 VALIDATION_TARGETS = 16
-VALIDATION_SEED = 2**40
+VALIDATION_SEED = 2**31
 
 
 class Task(NamedTuple):
@@ -74,7 +75,7 @@ def draw_num_context(max_context: int, generator: torch.Generator) -> int:
     uniform, log_position = torch.rand(2, generator=generator).tolist()
     if uniform < EMPTY_CONTEXT_SHARE:
         return 0
-    return min(int(16 * ((max_context + 17) / 17) ** log_position * 17 / 16) - 16, max_context)
+    return min(int(17 * ((max_context + 17) / 17) ** log_position) - 16, max_context)
 
 
 def draw_batch(
@@ -93,11 +94,8 @@ def draw_batch(
 
 
 def _mix(*numbers: int) -> int:
-    """One 62-bit seed from several numbers."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**62
-    return seed
+    """One 32-bit seed from several numbers (torch's CPU generator uses no more)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def validation_tasks(prior: Prior, config: ModelConfig, batch_size: int = 16, num_batches: int = 8) -> list[Task]:

@@ -11,12 +11,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
-from safetensors import safe_open
+from accelerate.utils import broadcast
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -38,7 +38,8 @@ def validate(model: ArBufferModel, tasks: list[Task]) -> list[float]:
         x_context, y_context, x, y = (t.to(device) for t in task[:4])
         size = model.config.buffer_size
         x, y = x[:, :size], y[:, :size]
-        density = model(x_context, y_context, x, y, x, y, chain_prefix_len(x.shape[1], device))
+        # By the class: accelerate wraps the instance's forward for mixed precision.
+        density = ArBufferModel.forward(model, x_context, y_context, x, y, x, y, chain_prefix_len(x.shape[1], device))
         scores.append(density.mean().item())
     return scores
 
@@ -49,7 +50,7 @@ def learning_rate_factor(progress: float) -> float:
 
 
 def make_optimizers(
-    model: ArBufferModel, muon_learning_rate: float = 2e-3, adamw_learning_rate: float = 2e-3
+    model: ArBufferModel, muon_learning_rate: float = 6e-3, adamw_learning_rate: float = 6e-3
 ) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the backbone, AdamW on everything else."""
     matrices = [p for p in model.backbone.parameters() if p.dim() == 2]
@@ -62,13 +63,14 @@ def make_optimizers(
 
 
 class TrainingState(NamedTuple):
-    """What `fit` returns: the best weights, their validation score (nats per target) and the loss history."""
+    """What `fit` returns: best weights, their validation score (nats per target), history, where it started."""
 
     best_weights: dict[str, Tensor]
     best_score: float
     history: list[dict[str, float]]
     steps: int
     minutes: float
+    origin: dict[str, Any]
 
 
 def save_state(
@@ -89,16 +91,29 @@ def save_state(
     os.replace(temporary, path)
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """The numbers in the header of `save_state`'s file.
+
+    Raises:
+        ValueError: If the file is corrupt, truncated or something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})["record"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no state of a run, or damaged ({error}); start without resume") from error
+
+
 def load_state(
     path: Path, model: ArBufferModel, optimizers: list[torch.optim.Optimizer]
 ) -> tuple[dict[str, Tensor], dict]:
-    """Restores model and optimizers from `save_state`'s file.
+    """Restores model and optimizers from `save_state`'s file, whose record has been read.
 
     Returns:
         The best weights so far and the record.
     """
+    record = read_record(path)
     with safe_open(path, "pt") as file:
-        record = json.loads(file.metadata()["record"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     best = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
@@ -120,12 +135,13 @@ def fit(
     steps: int | None = None,
     batch_size: int = 32,
     num_targets: int = 48,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 6e-3,
     seed: int = 0,
     resume: bool = False,
     validate_every: int = 250,
     checkpoint_minutes: float = 3.0,
-    mixed_precision: str = "no",
+    mixed_precision: Literal["no", "bf16"] = "no",
+    origin: dict[str, Any] | None = None,
     on_checkpoint: Callable[["TrainingState"], None] | None = None,
 ) -> TrainingState:
     """Trains a model on tasks of a prior until `steps` or `minutes` are used up.
@@ -146,7 +162,9 @@ def fit(
         resume: Continue from `state_path`: same data stream, optimiser state and clock.
         validate_every: Steps between validations.
         checkpoint_minutes: Minutes between writes of the state.
-        mixed_precision: As accelerate has it: "no", "bf16" or "fp16".
+        mixed_precision: As accelerate has it; embedding, head and validation stay in float32.
+        origin: Of a warm start: "started_from", and the "steps" and "minutes" its weights had; kept in the state. The
+            data stream goes on from there.
         on_checkpoint: Called by the main process whenever the state has been written.
 
     Returns:
@@ -166,21 +184,32 @@ def fit(
         raise ValueError(f"resume=True needs the state of a run; there is none at {state_path}; start without resume")
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
-        step_scheduler_with_optimizer=False,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     optimizers = make_optimizers(model, learning_rate, learning_rate)
-    setup = {"seed": seed, "batch_size": batch_size, "num_targets": num_targets, "config": model.config.to_json()}
-    record: dict[str, Any] = {"setup": setup, "step": 0, "seconds": 0.0, "best_score": -math.inf, "history": []}
+    setup = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "num_processes": accelerator.num_processes,
+        "num_targets": num_targets,
+        "learning_rate": learning_rate,
+        "mixed_precision": mixed_precision,
+        "config": model.config.to_json(),
+    }
+    origin = origin or {"started_from": None, "steps": 0, "minutes": 0.0}
+    record: dict[str, Any] = {"setup": setup, "origin": origin, "step": 0, "seconds": 0.0, "history": []}
+    record["best_score"] = -math.inf
     best: dict[str, Tensor] = {}
     if resume:
-        with safe_open(state_path, "pt") as file:
-            found = json.loads(file.metadata()["record"])["setup"]
+        found = read_record(state_path)["setup"]
         if found != setup:
             raise ValueError(f"{state_path} belongs to another run: expected {setup}; got {found}")
         best, record = load_state(state_path, model, optimizers)
-    elif state_path.exists():  # nothing is lost: an earlier run of the same name stays beside the new one
+        if on_checkpoint is not None and accelerator.is_main_process:  # perhaps killed before it was told
+            on_checkpoint(_state(best, record))
+    elif accelerator.is_main_process and state_path.exists():  # an earlier run of this name stays beside the new one
         state_path.replace(state_path.with_suffix(".previous.safetensors"))
+    accelerator.wait_for_everyone()
     wrapped, *optimizers = accelerator.prepare(model, *optimizers)
     model = accelerator.unwrap_model(wrapped)
     tasks = validation_tasks(prior, model.config)
@@ -192,7 +221,9 @@ def fit(
     def progress() -> float:
         used = [(time.monotonic() - started) / 60 / minutes] if minutes else []
         done = max(used + ([record["step"] / steps] if steps else []))
-        return broadcast_object_list([done])[0] if accelerator.num_processes > 1 else done
+        if accelerator.num_processes == 1:
+            return done
+        return broadcast(torch.tensor([done], device=accelerator.device))[0].item()
 
     def check_point(loss: float | None) -> None:
         """Validates and keeps the best weights."""
@@ -213,8 +244,9 @@ def fit(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * learning_rate_factor(done)
+        stream = seed + record["origin"]["steps"]
         task, targets = draw_batch(
-            prior, model.config, batch_size, num_targets, seed, record["step"], accelerator.process_index
+            prior, model.config, batch_size, num_targets, stream, record["step"], accelerator.process_index
         )
         batch = [t.to(accelerator.device, non_blocking=True) for t in (*task[:4], *targets)]
         loss = -wrapped(*batch).mean()
@@ -249,4 +281,5 @@ def fit(
 
 
 def _state(best: dict[str, Tensor], record: dict[str, Any]) -> TrainingState:
-    return TrainingState(best, record["best_score"], record["history"], record["step"], record["seconds"] / 60)
+    minutes = record["seconds"] / 60
+    return TrainingState(best, record["best_score"], record["history"], record["step"], minutes, record["origin"])

@@ -108,7 +108,10 @@ def test_unknown_name_lists_the_known_models(name: str | Path, monkeypatch: pyte
 
 def test_unreachable_hub_lists_the_known_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "shipped_models", lambda: ["gp-1d", "sawtooth"])
-    with pytest.raises(ValueError, match=r"the Hub gave none \(LocalEntryNotFoundError\); known models: gp-1d, saw"):
+    with pytest.raises(
+        ValueError,
+        match=r"the Hub gave none .LocalEntryNotFoundError: check the id and the network.; known models: gp-1d, saw",
+    ):
         load("owner/repository")
 
 

@@ -172,3 +172,12 @@ def test_mistake_ends_with_its_message_and_no_traceback(case: str, run: Callable
         run(*arguments)
     assert message in caught.value.code and "\n" not in caught.value.code
     assert not Path("o").exists()
+
+
+def test_run_from_scratch_does_not_replace_a_model(run: Callable[..., None]) -> None:
+    train(run)
+    before = Path("trained/model.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="--from trained"):
+        train(run)
+    assert Path("trained/model.safetensors").read_bytes() == before
+    train(run, "--overwrite")

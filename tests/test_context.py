@@ -1,11 +1,13 @@
 """Every mistake of a user is refused before any compute, with a message that says what to do."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
@@ -331,7 +333,7 @@ def test_outside_the_trained_range_one_warning_points_to_the_caller(
 
 def test_inside_the_trained_ranges_nothing_is_said(build_model: Callable[..., ArBufferModel]) -> None:
     context = build_model(**RANGES).condition(2 * X, 6 * Y + 3)
-    ArBufferJoint(context, 2 * X).marginals()
+    ArBufferJoint(context, 2 * X[:4]).marginals()  # one block: nothing is absorbed
 
 
 def test_padding_is_not_taken_for_data_outside_the_range(build_model: Callable[..., ArBufferModel]) -> None:
@@ -351,3 +353,41 @@ def test_nothing_observed_is_a_context_without_pairs(scalar_model: ArBufferModel
 def test_batch_of_empty_contexts_keeps_its_shape(vector_model: ArBufferModel) -> None:
     context = vector_model.condition(torch.zeros(B, 0, DIM_X), torch.zeros(B, 0, DIM_Y))
     assert context.num_context == 0 and context.batch_shape == (B,)
+
+
+def test_trainable_model_refuses_a_context_without_gradients() -> None:
+    model = tiny.tiny_model()
+    with torch.no_grad():
+        context = model.condition(torch.zeros(3, 1), torch.zeros(3))
+    joint = ArBufferJoint(context, torch.zeros(2, 1))
+    with pytest.raises(RuntimeError, match="without gradients"):
+        joint.log_prob(torch.zeros(2))
+    with torch.no_grad():
+        joint.log_prob(torch.zeros(2))
+    live = ArBufferJoint(model.condition(torch.zeros(3, 1), torch.zeros(3)), torch.zeros(2, 1))
+    live.log_prob(torch.zeros(2)).backward()
+    assert model.backbone.blocks[0].key.weight.grad.norm() > 0
+
+
+def test_model_cast_after_conditioning_is_named() -> None:
+    model = tiny.tiny_model().requires_grad_(False)
+    joint = ArBufferJoint(model.condition(torch.zeros(3, 1), torch.zeros(3)), torch.zeros(2, 1))
+    model.double()
+    with pytest.raises(RuntimeError, match="float64"):
+        joint.sample()
+
+
+def test_absorbing_beyond_the_trained_range_of_the_context_warns() -> None:
+    context = tiny.tiny_model().requires_grad_(False).condition(torch.zeros(7, 1), torch.zeros(7))
+    ArBufferJoint(context, torch.zeros(4, 1))
+    with pytest.warns(UserWarning, match="absorbed targets") as caught:
+        ArBufferJoint(context, torch.zeros(6, 1))
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_without_validation_the_values_of_x_are_not_looked_at() -> None:
+    context = tiny.tiny_model().requires_grad_(False).condition()
+    x = torch.tensor([[math.nan], [0.0]])
+    with pytest.raises(ValueError, match="finite"):
+        ArBufferJoint(context, x)
+    assert ArBufferJoint(context, x, validate_args=False).log_prob(torch.zeros(2)).isnan()

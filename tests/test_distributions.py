@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -609,3 +610,22 @@ def test_mask_inside_a_plate_scales_nothing_else(distribution: type, batched_con
             pyro.sample("y", distribution(batched_context, inputs()), obs=y)
 
     close(poutine.trace(model).get_trace().log_prob_sum(), distribution(batched_context, inputs()).log_prob(y)[0])
+
+
+def test_marginals_are_sampled_in_chunks_of_draws(monkeypatch) -> None:
+    context = tiny.tiny_model().requires_grad_(False).condition()
+    marginals = ArBufferMarginals(context, torch.linspace(-1, 1, 6)[:, None]).expand([2])
+    draws = []
+    for components in (2**22, 1):
+        monkeypatch.setattr("pyro_arbuf.marginals.MAX_COMPONENTS", components)
+        pyro.set_rng_seed(0)
+        draws.append(marginals.sample((5, 3)))
+    assert draws[0].shape == (5, 3, 2, 6) and torch.allclose(*draws)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1.5, torch.tensor([0.5, 0.5])])
+def test_icdf_wants_probabilities_of_the_event_shape(value) -> None:
+    marginals = ArBufferMarginals(tiny.tiny_model().requires_grad_(False).condition(), torch.zeros(6, 1))
+    with pytest.raises(ValueError, match="value must"):
+        marginals.icdf(value)
+    assert marginals.expand([4]).icdf(0.5).shape == (4, 6)

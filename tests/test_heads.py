@@ -1,5 +1,7 @@
 """Tests of the predictive of one target."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ BATCH, C = (2, 6, 3), 5
 
 def _parameters(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     logits, means, scales = torch.randn(3, *shape, dtype=torch.float64)
-    return logits, 2 * means, (0.5 * scales).exp()
+    return torch.log_softmax(logits, -1), 2 * means, (0.5 * scales).exp()
 
 
 @pytest.fixture
@@ -131,3 +133,14 @@ def test_head_keeps_outcome_dimensions_apart():
 def test_head_computes_in_at_least_float32():
     head = GaussianMixtureHead(7, 8, 3, C).to(torch.bfloat16)
     assert head(torch.randn(6, 7, dtype=torch.bfloat16)).sds.dtype == torch.float32
+
+
+def test_head_and_embedding_stay_in_float32_under_autocast(scalar_model):
+    net = copy.deepcopy(scalar_model).float()
+    x, y = torch.randn(2, 5, 2), torch.randn(2, 5, 1)
+    expected = net.embedder.context(net.embedder.inputs(x), y)
+    features = torch.randn(2, 3, expected.shape[-1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net.embedder.context(net.embedder.inputs(x), y), expected)
+        assert net.head(features.bfloat16()).means.dtype == torch.float32
+        assert torch.equal(net.head(features).means, net.head(features).means.float())

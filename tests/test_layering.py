@@ -27,6 +27,7 @@ ORDER = [
     "checkpoint",
     "tasks",
     "training",
+    "marginals",
     "distributions",
     "priors",
     "cli",

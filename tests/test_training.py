@@ -569,3 +569,28 @@ def test_a_diverged_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_model_of_tiny_contexts_has_a_validation_set() -> None:
     config = dataclasses.replace(tiny.CONFIG, num_context=(0, 3))
     assert [t.x_context.shape[1] for t in validation_tasks(tiny.lines, config)] == [3]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_damaged_or_foreign_state_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"state\.safetensors is no state of a run"):
+        tiny.tiny_fit(path, resume=True)
+
+
+def test_resumed_run_tells_at_once_what_it_has(straight: tuple) -> None:
+    seen: list[training.TrainingState] = []
+    tiny.tiny_fit(straight[2], resume=True, on_checkpoint=seen.append)
+    assert seen[0].best_score == straight[1].best_score
+
+
+def test_warm_start_goes_on_with_fresh_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = []
+    draw = training.draw_batch
+    monkeypatch.setattr(training, "draw_batch", lambda *args: (streams.append(args[4]), draw(*args))[1])
+    origin = {"started_from": "tiny", "steps": 70, "minutes": 1.0}
+    path = tmp_path / "state.safetensors"
+    tiny.tiny_fit(path, 5, origin=origin)
+    _, state = tiny.tiny_fit(path, 10, resume=True)
+    assert set(streams) == {70} and state.origin == origin

@@ -1,15 +1,15 @@
-"""How fast did CO2 at Mauna Loa rise in the months nobody measured? Joint predictions with gp-1d-noisy.
+"""How steeply did CO2 at Mauna Loa rise from week to week while nobody looked? Joint predictions with gp-1d-noisy.
 
 A question about several unmeasured weeks at once (a maximum, a rise, a run) needs their JOINT distribution: a band of
-marginals cannot answer it. We hide stretches of the weekly record, condition a pretrained network on the rest, and
-draw the hidden weeks inside an ordinary Pyro model.
+marginals cannot answer it. We hide 32 weeks of the record, condition a pretrained network on the rest, and draw the
+hidden weeks inside an ordinary Pyro model.
 
     make demo            (or: python tutorials/01_joint_prediction.py)
 
 Data: weekly atmospheric CO2 at Mauna Loa, 1958 to 2001, Scripps Institution of Oceanography and NOAA; public domain.
 """
 
-# %% The record: eight years, a linear trend taken off, the seasonal cycle and the weather left in
+# %% The record: four years, every other week observed, 32 weeks in a row hidden
 import os
 import tempfile
 import time
@@ -76,7 +76,7 @@ correction = num_hidden * scale.log()
 log_joint = pyro.poutine.trace(model).get_trace(obs=y_hidden).log_prob_sum() - correction
 log_marginals = joint.marginals().log_prob(y_hidden) - correction
 
-# %% A question about many weeks at once: how high did CO2 climb between two neighbouring records?
+# %% A question about many weeks at once: the steepest rise between two neighbouring weeks
 steepest = {"joint": draws.diff(dim=-1).amax(-1), "independent": independent.diff(dim=-1).amax(-1)}
 truth = co2[hidden].diff().max()
 

@@ -1,0 +1,194 @@
+"""What joint and marginals share as Pyro distributions, and ArBufferMarginals (PYRO.md, "The distribution")."""
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from pyro_arbuf.context import Context, broadcast_batches, check_targets, check_y
+from pyro_arbuf.heads import GaussianMixture
+from pyro_arbuf.inference import fold, predict_marginals, unfold
+
+MAX_COMPONENTS = 2**22  # mixture components in flight when marginals are sampled
+
+
+class ArBufferDistribution(TorchDistribution):
+    """What joint and marginals share: shapes, virtual expand, support, checks of values."""
+
+    arg_constraints = {}
+    has_rsample = False
+
+    def __init__(self, context: Context, x: Tensor, validate_args: bool | None = None):
+        if not isinstance(context, Context):
+            raise ValueError(
+                f"context must be a Context; got {type(context).__name__}; make one with net.condition(x_obs, y_obs)"
+            )
+        self.context = context
+        self._validate_args = self._validate_args if validate_args is None else validate_args
+        self.x = check_targets(x, context.model, self._validate_args)
+        dim_y = context.model.config.dim_y
+        event_shape = self.x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
+        batch_shape = broadcast_batches({"context": context.batch_shape, "x": self.x.shape[:-2]})
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    def __repr__(self) -> str:
+        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+        return f"{type(self).__name__}({shapes}, num_context={self.context.num_context})"
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        """`real_vector` for a scalar outcome, `independent(real, 2)` for a vector outcome."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self, batch_shape: Size, _instance: TorchDistribution | None = None) -> TorchDistribution:
+        """The same distribution with a larger batch shape; nothing is copied.
+
+        Args:
+            batch_shape: New batch shape, to which the present one broadcasts.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        batch_shape = Size(batch_shape)
+        try:
+            reachable = torch.broadcast_shapes(self.batch_shape, batch_shape) == batch_shape
+        except RuntimeError:
+            reachable = False
+        if not reachable:
+            raise ValueError(
+                f"expand: batch_shape must be one that {tuple(self.batch_shape)} broadcasts to; got "
+                f"{tuple(batch_shape)}"
+            )
+        new = self._get_checked_instance(type(self), _instance)
+        new.__dict__.update(self.__dict__)
+        super(ArBufferDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def _num_targets(self) -> int:
+        return self.event_shape[0]
+
+    def _check_value(self, y: Tensor) -> Tensor:
+        """`(*batch, M, D_y)` in the model's dtype."""
+        event = tuple(self.event_shape)
+        if isinstance(y, Tensor) and y.shape[max(y.dim() - len(event), 0) :] != event:
+            hint = "; use y.squeeze(-1)" if y.shape[-len(event) - 1 :] == (*event, 1) else ""
+            raise ValueError(f"y must have shape (*batch, {', '.join(map(str, event))}); got {tuple(y.shape)}{hint}")
+        y = check_y("y", y, self.context.model, finite=bool(self._validate_args))
+        broadcast_batches({"distribution": self.batch_shape, "y": y.shape[:-2]})
+        return y
+
+    def _fold_x(self, shape: Size) -> Tensor:
+        return fold(self.x, shape, self.context.batch_shape, 2)
+
+    def _squeeze(self, y: Tensor) -> Tensor:
+        return y.squeeze(-1) if self.context.model.config.dim_y is None else y
+
+
+class ArBufferMarginals(ArBufferDistribution):
+    """The set model's independent predictive: one mixture per target (and outcome dimension), nothing shared.
+
+    Its `log_prob` sums over the targets; `mean`, `variance`, `cdf` and `icdf` are elementwise.
+
+    Args:
+        context: What `net.condition(x_obs, y_obs)` returns.
+        x: `(*batch, M, D_x)` target inputs, M >= 1.
+        validate_args: Whether values are checked; `None` = Pyro's default.
+
+    Raises:
+        ValueError: If an argument breaks its rule.
+        RuntimeError: If the model's weights have changed since the context was made.
+    """
+
+    def __init__(self, context: Context, x: Tensor, validate_args: bool | None = None):
+        super().__init__(context, x, validate_args=validate_args)
+        shape = self.batch_shape
+        predictive = predict_marginals(context, self._fold_x(shape))
+        parts = (predictive.log_weights, predictive.means, predictive.sds)
+        self._mixture = GaussianMixture(*(unfold(p, shape, context.batch_shape) for p in parts))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, summed over the targets.
+
+        Args:
+            value: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
+
+        Returns:
+            `(*batch,)` nats per event.
+        """
+        density = self._mixture.log_prob(self._check_value(value)).sum((-1, -2))
+        shape = torch.broadcast_shapes(self.batch_shape, density.shape)
+        return density.expand(shape).to(torch.promote_types(value.dtype, torch.float32))
+
+    def sample(self, sample_shape: Size = Size()) -> Tensor:
+        """Draws every target independently of the others.
+
+        Args:
+            sample_shape: Shape of the draws.
+
+        Returns:
+            `(*sample_shape, *batch, M)` or `(*sample_shape, *batch, M, D_y)`, units of y.
+        """
+        sample_shape = Size(sample_shape)
+        shape = sample_shape + self.batch_shape
+        mixture = self._mixture.expand(self.batch_shape + self._mixture.batch_shape[-2:])
+        with torch.no_grad():
+            uniform = torch.rand(shape + mixture.batch_shape[-2:], dtype=self.x.dtype, device=self.x.device)
+            normal = torch.randn_like(uniform)
+            draws = torch.empty_like(uniform)
+            chunk = max(1, MAX_COMPONENTS // max(1, mixture.means.numel()))  # draws at a time: fixed memory
+            flat = (t.view(sample_shape.numel(), *mixture.batch_shape).split(chunk) for t in (draws, uniform, normal))
+            for out, u, n in zip(*flat, strict=True):
+                out.copy_(mixture.expand(u.shape).draw(u, n))
+        return self._squeeze(draws)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of every target, `(*batch, M)` or `(*batch, M, D_y)`, units of y."""
+        return self._squeeze(self._mixture.mean).expand(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every target, units of y squared."""
+        return self._squeeze(self._mixture.variance).expand(self.batch_shape + self.event_shape)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function of every target, elementwise.
+
+        Args:
+            value: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
+
+        Returns:
+            Probabilities, `(*batch, M)` or `(*batch, M, D_y)`.
+
+        Raises:
+            ValueError: If shape, dtype or device is wrong, or, with validation on, a value is NaN or infinite.
+        """
+        return self._full(self._squeeze(self._mixture.cdf(self._check_value(value))))
+
+    def icdf(self, value: Tensor | float) -> Tensor:
+        """Quantiles of every target, elementwise.
+
+        Args:
+            value: Probabilities in (0, 1): one number, or `(*batch, M)` or `(*batch, M, D_y)`.
+
+        Returns:
+            `(*batch, M)` or `(*batch, M, D_y)`, units of y.
+
+        Raises:
+            ValueError: If a probability lies outside (0, 1), or the shape is wrong.
+        """
+        value = torch.as_tensor(value, dtype=self.x.dtype, device=self.x.device)
+        event = tuple(self.event_shape)
+        if value.dim() and tuple(value.shape[-len(event) :]) != event:
+            raise ValueError(f"value must be one number or have shape (*batch, *{event}); got {tuple(value.shape)}")
+        if self._validate_args and not bool(((value > 0) & (value < 1)).all()):
+            raise ValueError("value must hold probabilities strictly between 0 and 1; got others")
+        if value.dim() and self.context.model.config.dim_y is None:
+            value = value.unsqueeze(-1)
+        return self._full(self._squeeze(self._mixture.icdf(value)))
+
+    def _full(self, result: Tensor) -> Tensor:
+        """An elementwise result in the full, perhaps expanded, batch shape."""
+        return result.expand(torch.broadcast_shapes(self.batch_shape + self.event_shape, result.shape))
