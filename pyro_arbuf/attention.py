@@ -123,16 +123,16 @@ def attend_merged(
     B, S, H, Q, h = q.shape
     folded = q.transpose(1, 2).reshape(B, H, S * Q, h)
     out, lse = _attend_with_lse(folded, *context_kv, context_len)
-    out = out.view(B, H, S, Q, h).transpose(1, 2)  # (B, S, H, Q, h)
+    out = out.view(B, H, S, Q, h)
     if buffer_kv is None:
-        return out
-    scores = q @ buffer_kv[0].mT * h**-0.5  # (B, S, H, Q, K)
+        return out.transpose(1, 2)
+    keys, values = (t.transpose(1, 2) for t in buffer_kv)  # (B, H, S, K, h)
+    scores = folded.view(B, H, S, Q, h) @ keys.mT * h**-0.5  # (B, H, S, Q, K)
     if prefix_len is not None:
         scores = scores.masked_fill(~_slot_mask(prefix_len, scores.shape[-1]), -torch.inf)
     # The whole context enters the softmax as one more key, with its log-sum-exp as the score.
-    lse = lse.view(B, H, S, Q).transpose(1, 2).unsqueeze(-1)  # (B, S, H, Q, 1)
-    weights = torch.softmax(torch.cat([lse, scores], -1), -1)
-    return weights[..., :1] * out + weights[..., 1:] @ buffer_kv[1]
+    weights = torch.softmax(torch.cat([lse.view(B, H, S, Q, 1), scores], -1), -1)
+    return (weights[..., :1] * out + weights[..., 1:] @ values).transpose(1, 2)
 
 
 def _attend_with_lse(q: Tensor, keys: Tensor, values: Tensor, context_len: Tensor | None) -> KeysValues:

@@ -118,9 +118,11 @@ class Backbone(nn.Module):
         for layer, block in enumerate(self.blocks):
             normed = block.norm_attention(tokens)
             if num_new:
-                grown.append(buffer.append(layer, *block.kv(normed[..., :num_new, :])))
+                # Contiguous: a strided input would become one small product per draw instead of one large one.
+                grown.append(buffer.append(layer, *block.kv(normed[..., :num_new, :].contiguous())))
             if num_new and block is self.blocks[-1]:  # of the last layer only the targets' output is wanted
-                tokens, normed, query_len = tokens[..., num_new:, :], normed[..., num_new:, :], prefix_len
+                tokens, normed = (t[..., num_new:, :].contiguous() for t in (tokens, normed))
+                query_len = prefix_len
             buffer_kv = grown[layer] if num_new else buffer.stored(layer)
             q = block.q(normed)  # (B, S, H, Q, h)
             attended = attend(q, (cache.keys[layer], cache.values[layer]), buffer_kv, query_len, cache.context_len)

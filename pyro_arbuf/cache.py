@@ -85,8 +85,9 @@ class PreallocatedBuffer(NamedTuple):
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Writes the keys and values of new tokens behind those of `layer` and returns all of them."""
         if not self.num_slots:
-            size = (*keys.shape[:-2], self.capacity, keys.shape[-1])
-            self.storage[layer] = (keys.new_empty(size), values.new_empty(size))
+            B, S, H, _, h = keys.shape
+            # Heads outside draws in memory: the order in which merged attention folds draws into queries.
+            self.storage[layer] = tuple(keys.new_empty(B, H, S, self.capacity, h).transpose(1, 2) for _ in range(2))
         filled = self.num_slots + keys.shape[-2]
         all_keys, all_values = self.storage[layer]
         all_keys[..., self.num_slots : filled, :] = keys
