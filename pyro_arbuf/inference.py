@@ -83,8 +83,8 @@ def _tasks_and_draws(
 ) -> Iterator[tuple[slice, slice]]:
     """Cuts B tasks x S draws into pieces of at most about `max_tokens` tokens; shapes decide, never values."""
     per_draw = 2 * min(num_targets, buffer_size)
-    if num_targets > buffer_size:
-        per_draw += context.num_context + num_targets  # absorbing re-encodes per draw
+    if num_targets > buffer_size:  # absorbing re-encodes per draw; smaller pieces stay in the processor's cache
+        per_draw = 4 * (per_draw + context.num_context + num_targets)
     pieces = max(1, max_tokens // per_draw)
     tasks = max(1, pieces // num_draws)
     for b in _chunks(context.x.shape[0], tasks):
