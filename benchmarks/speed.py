@@ -34,6 +34,7 @@ from pyro_arbuf.training import make_optimizers
 
 NUM_TARGETS = 16
 QUOTED = ((128, 16), (256, 1), (256, 64), (256, 256))
+WARM_UP_BELOW = 2.0  # seconds; the first run of anything slower counts
 SLOW_CONTEXT = 512  # exact AR takes minutes beyond: with --full only
 
 
@@ -68,18 +69,27 @@ def copied_context(net: ArBufferModel, x_context: Tensor, y_context: Tensor, x: 
 
 
 def median_seconds(functions: list[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median time of each function, the functions taking turns so that a busy machine slows all of them alike."""
+    """Median time of each function, the functions taking turns so that a busy machine slows all of them alike.
+
+    In each turn a function runs once to warm up and then again until it has run for half a second, 20 times at most.
+    """
+
+    def seconds(function: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
     times: list[list[float]] = [[] for _ in functions]
-    for repeat in range(repeats + 1):
-        for i, function in enumerate(functions):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat:  # the first round warms up
-                times[i].append(time.perf_counter() - start)
+    for _ in range(repeats):
+        for function, taken in zip(functions, times, strict=True):
+            turn = [seconds(function)]
+            if turn[0] < WARM_UP_BELOW:
+                turn = []
+            while not turn or (sum(turn) < 0.5 and len(turn) < 20):
+                turn.append(seconds(function))
+            taken += turn
     return [statistics.median(t) for t in times]
 
 
@@ -161,7 +171,7 @@ def probe_memory(kind: Literal["shared", "copied"], model: str, num_context: int
 def main(
     model: str = "gp-1d-noisy",
     full: bool = False,
-    repeats: int = 3,
+    repeats: int = 2,
     device: str = "cpu",
     memory: Literal["none", "shared", "copied"] | None = None,
     memory_size: tuple[int, int] = (1024, 256),
@@ -171,7 +181,7 @@ def main(
     Args:
         model: Shipped model or folder; speed depends on its sizes, not on its weights.
         full: The whole grid.
-        repeats: Timed repetitions; the median is reported.
+        repeats: Turns of each function; the median of all its runs is reported.
         device: "cpu" or "cuda".
         memory: Internal: measure the memory of one kind in this process; "none" skips that part.
         memory_size: N and B of the memory measurement.
@@ -202,7 +212,7 @@ def main(
             + f"{ratios[0]:25.1f} {ratios[1]:8.1f}"
         )
         cell |= {"sample ratio": round(ratios[0], 1), "density ratio": round(ratios[1], 1)}
-    without, within, beyond = time_training(net, 4 * repeats)
+    without, within, beyond = time_training(net, repeats)
     ratios = [within / without, beyond / without]
     print(
         f"training step, N = M = 64, batch 32: without buffer {1e3 * without:.0f} ms; K = 16 slots among the targets "

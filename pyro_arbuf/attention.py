@@ -90,22 +90,18 @@ def attend_stock(
     """`attend` for one draw per context (S = 1) by PyTorch's fused kernel over the concatenated keys."""
     q = q.squeeze(1)  # (B, H, Q, h)
     keys, values = context_kv
-    masks = []
-    if context_len is not None:
-        masks.append(context_mask(context_len, keys.shape[-2])[:, None, None])  # (B, 1, 1, N)
+    num_context, num_slots = keys.shape[-2], 0
     if buffer_kv is not None:
-        if masks or prefix_len is not None:
-            num_slots = buffer_kv[0].shape[-2]
-            everything = torch.ones(q.shape[-2], num_slots, dtype=torch.bool, device=q.device)
-            slots = everything if prefix_len is None else prefix_mask(prefix_len, num_slots)
-            masks = masks or [torch.ones(1, keys.shape[-2], dtype=torch.bool, device=q.device)]
-            masks.append(slots if slots.dim() == 2 else slots[:, None])
-        keys = torch.cat([keys, buffer_kv[0].squeeze(1)], -2)
-        values = torch.cat([values, buffer_kv[1].squeeze(1)], -2)
+        num_slots = buffer_kv[0].shape[-2]
+        keys, values = (torch.cat([c, b.squeeze(1)], -2) for c, b in zip(context_kv, buffer_kv, strict=True))
     mask = None
-    if masks:
-        lead = torch.broadcast_shapes(*(m.shape[:-1] for m in masks), (q.shape[-2],))
-        mask = torch.cat([m.expand(*lead, m.shape[-1]) for m in masks], -1)
+    if num_slots and prefix_len is not None:
+        slots = prefix_mask(prefix_len, num_slots)
+        mask = F.pad(slots, (num_context, 0), value=True)  # (Q, N + K) or (B, Q, N + K)
+        mask = mask if mask.dim() == 2 else mask[:, None]
+    if context_len is not None:
+        real = F.pad(context_mask(context_len, num_context), (0, num_slots), value=True)[:, None, None]
+        mask = real if mask is None else mask & real
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).unsqueeze(1)
 
 
