@@ -112,7 +112,7 @@ for axis, (name, sample) in zip(axes[:2], {"joint": draws, "independent": indepe
     axis.plot(year[observed], co2[observed], "k.", ms=4, label="observed")
     axis.plot(year[hidden], co2[hidden], "kx", ms=4, mew=1, label="hidden")
     axis.set(title=f"{name} draws", xlabel="year", xlim=(HIDDEN[0] - 0.6, HIDDEN[1] + 0.6))
-    axis.set_xticks(np.arange(1989.5, 1991, 0.5))
+    axis.set_xticks([1989.5, 1990, 1990.5], ["1989.5", "1990", "1990.5"])
 axes[0].set_ylabel("CO2 (ppm)")
 axes[0].legend(fontsize=8)
 for axis in axes[:2]:
