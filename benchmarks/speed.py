@@ -35,6 +35,7 @@ from pyro_arbuf.training import make_optimizers
 NUM_TARGETS = 16
 QUOTED = ((128, 16), (256, 1), (256, 64), (256, 256))
 WARM_UP_BELOW = 2.0  # seconds; the first run of anything slower counts
+MEMORY_CELL = (1024, 256)
 SLOW_CONTEXT = 512  # exact AR takes minutes beyond: with --full only
 
 
@@ -168,13 +169,18 @@ def probe_memory(kind: Literal["shared", "copied"], model: str, num_context: int
     return status("VmHWM") - before
 
 
+def measure_memory(kind: Literal["shared", "copied"], model: str, num_context: int, num_draws: int) -> float:
+    """`probe_memory` in a fresh process, MiB."""
+    command = [sys.executable, __file__, "--model", model, "--memory-probe", kind, str(num_context), str(num_draws)]
+    return round(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout), 1)
+
+
 def main(
     model: str = "gp-1d-noisy",
     full: bool = False,
     repeats: int = 2,
     device: str = "cpu",
-    memory: Literal["none", "shared", "copied"] | None = None,
-    memory_size: tuple[int, int] = (1024, 256),
+    memory_probe: tuple[Literal["shared", "copied"], int, int] | None = None,
 ) -> None:
     """Measures speed and memory.
 
@@ -183,11 +189,10 @@ def main(
         full: The whole grid.
         repeats: Turns of each function; the median of all its runs is reported.
         device: "cpu" or "cuda".
-        memory: Internal: measure the memory of one kind in this process; "none" skips that part.
-        memory_size: N and B of the memory measurement.
+        memory_probe: Only print the peak memory of one kind, for N and B, in this process.
     """
-    if memory in ("shared", "copied"):
-        print(json.dumps(probe_memory(memory, model, *memory_size)))
+    if memory_probe is not None:
+        print(json.dumps(probe_memory(memory_probe[0], model, *memory_probe[1:])))
         return
     net = pyro_arbuf.load(model)
     net.config = replace(net.config, num_context=(0, 10**6))  # beyond the trained range on purpose
@@ -211,7 +216,8 @@ def main(
             + "".join(f"{t:18.1f}" for t in times)
             + f"{ratios[0]:25.1f} {ratios[1]:8.1f}"
         )
-        cell |= {"sample ratio": round(ratios[0], 1), "density ratio": round(ratios[1], 1)}
+        if "sample exact" in cell:
+            cell |= {"sample ratio": round(ratios[0], 1), "density ratio": round(ratios[1], 1)}
     without, within, beyond = time_training(net, repeats)
     ratios = [within / without, beyond / without]
     print(
@@ -220,26 +226,15 @@ def main(
         f"ratio {ratios[1]:.2f}"
     )
     result: dict[str, object] = {"cells": cells, "training step ratios": [round(r, 3) for r in ratios]}
-    if memory is None and device == "cpu":
-        peaks = {}
-        for kind in ("shared", "copied"):
-            command = [
-                sys.executable,
-                __file__,
-                "--model",
-                model,
-                "--memory",
-                kind,
-                "--memory-size",
-                *map(str, memory_size),
-            ]
-            peaks[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(
-            f"peak memory above loading, N = {memory_size[0]}, B = {memory_size[1]}: context shared "
-            f"{peaks['shared']:.0f} MiB, copied per draw {peaks['copied']:.0f} MiB, "
-            f"ratio {peaks['copied'] / peaks['shared']:.1f}"
-        )
-        result["memory MiB"] = {kind: round(peak, 1) for kind, peak in peaks.items()}
+    if device == "cpu":
+        result["memory MiB"] = []
+        for size in grid if full else [MEMORY_CELL]:
+            shared, copied = (measure_memory(kind, model, *size) for kind in ("shared", "copied"))
+            print(
+                f"peak memory above loading, N = {size[0]}, B = {size[1]}: context shared {shared:.0f} MiB, copied per "
+                f"draw {copied:.0f} MiB, ratio {copied / shared:.1f}"
+            )
+            result["memory MiB"].append({"N": size[0], "B": size[1], "shared": shared, "copied": copied})
     print(json.dumps(result))
 
 
