@@ -58,16 +58,10 @@ class ModelConfig:
     def __post_init__(self):
         sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
         sizes += ["head_width", "num_components"] + (["dim_y"] if self.dim_y is not None else [])
-        for name in sizes:
+        for name, least in (dict.fromkeys(sizes, 1) | {"num_frequencies": 0}).items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1; got {value!r}")
-        if (
-            isinstance(self.num_frequencies, bool)
-            or not isinstance(self.num_frequencies, int)
-            or self.num_frequencies < 0
-        ):
-            raise ValueError(f"num_frequencies must be an integer >= 0; got {self.num_frequencies!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
         if not isinstance(self.max_frequency, int | float) or self.max_frequency <= 0:
             raise ValueError(f"max_frequency must be a positive number; got {self.max_frequency!r}")
         for name in ("x_range", "y_range", "num_context", "num_targets"):
