@@ -8,8 +8,8 @@ y = pyro.sample("y", ArBufferJoint(ctx, x_new))
 from pyro_arbuf.checkpoint import load, shipped_models
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context
-from pyro_arbuf.distributions import ArBufferJoint, Moments
-from pyro_arbuf.marginals import ArBufferMarginals
+from pyro_arbuf.distributions import ArBufferJoint, Moments, OrderSpread
+from pyro_arbuf.marginals import ArBufferMarginals, PlateOverTargetsWarning
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import random_orders
 
@@ -20,6 +20,8 @@ __all__ = [
     "Context",
     "ModelConfig",
     "Moments",
+    "OrderSpread",
+    "PlateOverTargetsWarning",
     "load",
     "random_orders",
     "shipped_models",

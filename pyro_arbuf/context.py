@@ -1,12 +1,11 @@
 """Context: observations checked, padded and encoded once; an object the user holds (PYRO.md, "Contexts and caches").
 
-All checks of a user's tensors are here. Knows nothing of how a model embeds or reads.
+Knows nothing of how a model embeds or reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from torch import Size, Tensor
 
 from pyro_arbuf.cache import ContextCache
 from pyro_arbuf.config import ModelConfig
+from pyro_arbuf.validation import broadcast_batches, check_x, check_y, expanded_shape, quiet_tracing, warn_outside
 from pyro_arbuf.visibility import context_mask
 
 if TYPE_CHECKING:
@@ -27,31 +27,162 @@ Fingerprint = tuple[float, ...]
 class Context:
     """Observations encoded by a model: what `ArBufferModel.condition` returns. Read-only.
 
+    Made from a frozen model and plain tensors it is graph-free: encode once, use anywhere, pickle. Made from inputs
+    that require gradients, or by a trainable model, it is live: part of one autograd graph, to be made inside the
+    function that is differentiated (a Pyro model), used there and dropped.
+
     Attributes:
         model: The model that made it.
         x: `(B, N, D_x)`, batch flattened, zeros where padded.
         y: `(B, N, D_y)`, batch flattened, zeros where padded.
         context_len: `(B,)` int64, pairs per task; `None` = N for all.
-        batch_shape: `*batch`, with B elements.
+        task_shape: Batch shape of what is stored, B elements.
+        batch_shape: `*batch`; `task_shape` broadcasts to it.
         cache: Keys and values of every layer.
         fingerprint: Of the weights that made it.
+        tracked: Whether an input required gradients when it was made.
+        graph: Node of the autograd graph of a live context; `None` = graph-free.
     """
 
     model: ArBufferModel
     x: Tensor
     y: Tensor
     context_len: Tensor | None
+    task_shape: Size
     batch_shape: Size
     cache: ContextCache
     fingerprint: Fingerprint
+    tracked: bool = False
+    graph: torch.autograd.graph.Node | None = None
 
     @property
     def num_context(self) -> int:
         """Number of pairs N, of the longest context where they differ."""
         return self.x.shape[1]
 
+    @property
+    def live(self) -> bool:
+        """Whether it is part of an autograd graph."""
+        return self.graph is not None
+
     def __repr__(self) -> str:
         return f"Context(num_context={self.num_context}, batch_shape={tuple(self.batch_shape)})"
+
+    def __getitem__(self, index: object) -> Context:
+        """The contexts at an index of the batch: a plate's subsample, or a discrete latent's choice.
+
+        Args:
+            index: Whatever indexes a tensor of shape `*batch`: an integer, a slice, an int64 tensor of any shape.
+
+        Returns:
+            A Context of the indexed batch shape.
+
+        Raises:
+            ValueError: If there is no batch, the index lies outside it, or it selects nothing.
+        """
+        rows = torch.arange(self.x.shape[0], device=self.x.device).view(self.task_shape).expand(self.batch_shape)
+        try:
+            rows = rows[index]
+        except (IndexError, TypeError) as error:
+            raise ValueError(
+                f"index must fit the batch shape {tuple(self.batch_shape)} of this Context; {error}"
+            ) from None
+        if rows.numel() == 0:
+            raise ValueError(f"index must select at least one context; got the batch shape {tuple(rows.shape)}")
+        return self._select(rows)
+
+    def expand(self, *batch_shape: int | Sequence[int]) -> Context:
+        """The same contexts with a larger batch shape; nothing is copied.
+
+        Args:
+            batch_shape: New batch shape, to which the present one broadcasts: integers or one sequence.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        shape = batch_shape[0] if len(batch_shape) == 1 and not isinstance(batch_shape[0], int) else batch_shape
+        return dataclasses.replace(self, batch_shape=expanded_shape("batch_shape", self.batch_shape, shape))
+
+    def to(self, *args: object, **kwargs: object) -> Context:
+        """These contexts on the device and in the dtype that the model has been moved to, encoded anew there.
+
+        Args:
+            *args: As `torch.Tensor.to` takes them.
+            **kwargs: Likewise.
+
+        Raises:
+            ValueError: If the model is not there: `net.to(...)` comes first.
+        """
+        weight = next(self.model.parameters())
+        x, y = self.x.to(*args, **kwargs), self.y.to(*args, **kwargs)
+        if (x.dtype, x.device) != (weight.dtype, weight.device):
+            raise ValueError(
+                f"a Context goes where its model is, {weight.dtype} on {weight.device}; got {x.dtype} on {x.device}; "
+                "move the model first with net.to(...)"
+            )
+        length = None if self.context_len is None else self.context_len.to(x.device)
+        return encode_pairs(self.model, x, y, length, self.task_shape, self.batch_shape, self.tracked)
+
+    def _select(self, rows: Tensor) -> Context:
+        """The contexts at flat row numbers, of the batch shape of `rows`."""
+        flat, cache = rows.flatten(), self.cache
+        length = None if self.context_len is None else self.context_len[flat]
+        cache = ContextCache(tuple(k[flat] for k in cache.keys), tuple(v[flat] for v in cache.values), length)
+        return dataclasses.replace(
+            self,
+            x=self.x[flat],
+            y=self.y[flat],
+            context_len=length,
+            task_shape=rows.shape,
+            batch_shape=rows.shape,
+            cache=cache,
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        if self.live:
+            raise RuntimeError(
+                "a live Context (made from inputs or weights that require gradients) cannot be pickled or copied; "
+                "make it where it is used with net.condition(x, y)"
+            )
+        check_current(self)
+        return {k: v for k, v in self.__dict__.items() if k not in ("cache", "fingerprint")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Encodes anew: keys and values are many times the size of what they come from."""
+        self.__dict__.update(state)
+        with torch.no_grad():
+            cache = self.model.encode(self.x, self.y, self.context_len)
+        self.__dict__.update(cache=cache, fingerprint=fingerprint(self.model))
+
+
+class _Freed(torch.autograd.Function):
+    """Identity whose node tells whether backward has freed the graph it is in."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
+        ctx.save_for_backward(tensor)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def encode_pairs(
+    model: ArBufferModel,
+    x: Tensor,
+    y: Tensor,
+    context_len: Tensor | None,
+    task_shape: Size,
+    batch_shape: Size,
+    tracked: bool,
+) -> Context:
+    """Encodes checked pairs `(B, N, .)` of B tasks as a Context, live where gradients reach its keys."""
+    cache, graph = model.encode(x, y, context_len), None
+    if cache.keys[0].requires_grad:
+        first = cache.keys[0] if torch.jit.is_tracing() else _Freed.apply(cache.keys[0])
+        cache, graph = cache._replace(keys=(first, *cache.keys[1:])), first.grad_fn
+    return Context(model, x, y, context_len, task_shape, batch_shape, cache, fingerprint(model), tracked, graph)
 
 
 def check_current(context: Context, model: ArBufferModel | None = None) -> None:
@@ -62,32 +193,64 @@ def check_current(context: Context, model: ArBufferModel | None = None) -> None:
         model: The model about to use it; `None` = the one that made it.
 
     Raises:
-        RuntimeError: If another model made it, the weights have changed or moved since, or gradients are wanted of
-            weights that were not tracked when it was made.
+        RuntimeError: If another model made it, the weights have changed or moved since, gradients are wanted that it
+            does not carry, or backward has gone through it already.
     """
     remedy = "make it anew with context = model.condition(x, y)"
+    inside = "condition inside the function that is differentiated"
     if model is not None and context.model is not model:
         raise RuntimeError(f"this Context was made by another model; {remedy}")
+    check_mode(context.model)
     weight = next(context.model.parameters())
     if (weight.dtype, weight.device) != (context.x.dtype, context.x.device):
         raise RuntimeError(
             f"the model is {weight.dtype} on {weight.device} now, this Context {context.x.dtype} on "
             f"{context.x.device}; {remedy}"
         )
-    trainable = torch.is_grad_enabled() and any(p.requires_grad for p in context.model.parameters())
-    if trainable and not context.cache.keys[0].requires_grad:
+    if torch.is_grad_enabled() and not context.live:
+        if context.tracked:
+            raise RuntimeError(
+                "this Context was made without gradients (torch.no_grad) from inputs that require them, so gradients "
+                f"would be silently incomplete; {inside}, or condition on x.detach(), y.detach()"
+            )
+        if any(p.requires_grad for p in context.model.parameters()):
+            raise RuntimeError(
+                "the model is trainable but this Context was made without gradients, which would be silently "
+                f"incomplete; {inside}, or freeze the model with requires_grad_(False)"
+            )
+    if torch.is_grad_enabled() and _is_freed(context):
         raise RuntimeError(
-            "the model is trainable but this Context was made without gradients, which would be silently incomplete; "
-            "condition inside the function that is differentiated, or freeze the model with requires_grad_(False)"
+            f"backward has gone through this live Context already: it serves one gradient; {inside}, once per call"
         )
     if fingerprint(context.model) != context.fingerprint:
         raise RuntimeError(f"the model's weights have changed since this Context was made; {remedy}")
 
 
+def _is_freed(context: Context) -> bool:
+    if not isinstance(context.graph, torch.autograd.function.BackwardCFunction):  # graph-free, or traced
+        return False
+    try:
+        return not context.graph.saved_tensors
+    except RuntimeError:  # how torch says it
+        return True
+
+
+def check_mode(model: ArBufferModel) -> None:
+    """Checks that nothing in the model is random: a density has to be the same twice.
+
+    Raises:
+        RuntimeError: If a dropout layer is in training mode.
+    """
+    dropout = torch.nn.modules.dropout._DropoutNd
+    if any(isinstance(m, dropout) and m.training and m.p > 0 for m in model.modules()):
+        raise RuntimeError("the model has dropout in training mode, so its densities are random; call model.eval()")
+
+
 @torch.no_grad()
 def fingerprint(model: ArBufferModel) -> Fingerprint:
     """A cheap checksum of the weights: their norms. Version counters would miss fused optimisers and `.data`."""
-    return tuple(torch.stack(torch._foreach_norm(list(model.parameters()), 2, torch.float64)).tolist())
+    with quiet_tracing():
+        return tuple(torch.stack(torch._foreach_norm(list(model.parameters()), 2, torch.float64)).tolist())
 
 
 def make_context(
@@ -95,13 +258,15 @@ def make_context(
 ) -> Context:
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
+    check_mode(model)
+    tracked = any(isinstance(t, Tensor) and t.requires_grad for v in (x, y) for t in (v if _is_list(v) else (v,)))
     if (x is None) != (y is None):
         raise ValueError("x and y must be given together; got one of them; condition() without both is N = 0")
     if x is None:
         weight = next(model.parameters())
         x = weight.new_zeros(0, config.dim_x)
         y = weight.new_zeros((0,) if config.dim_y is None else (0, config.dim_y))
-    if isinstance(x, list | tuple) or isinstance(y, list | tuple):
+    if _is_list(x) or _is_list(y):
         x, y, context_len = _pad(model, x, y)
         batch_shape = Size([x.shape[0]])
     else:
@@ -116,8 +281,11 @@ def make_context(
     warn_outside("num_context", x.shape[1], config.num_context, stacklevel=4)
     warn_outside("x", x[real], config.x_range, stacklevel=4)
     warn_outside("y", y[real], config.y_range, stacklevel=4)
-    cache = model.encode(x, y, context_len)
-    return Context(model, x, y, context_len, batch_shape, cache, fingerprint(model))
+    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, tracked)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _check_pair(x: Tensor, y: Tensor, config: ModelConfig) -> Size:
@@ -131,8 +299,8 @@ def _check_pair(x: Tensor, y: Tensor, config: ModelConfig) -> Size:
 
 def _pad(model: ArBufferModel, x: object, y: object) -> tuple[Tensor, Tensor, Tensor]:
     """Checks lists of contexts of different lengths and pads them with zeros: x, y and the lengths."""
-    if not (isinstance(x, list | tuple) and isinstance(y, list | tuple) and len(x) == len(y) > 0):
-        got = [f"{len(v)} tensors" if isinstance(v, list | tuple) else type(v).__name__ for v in (x, y)]
+    if not (_is_list(x) and _is_list(y) and len(x) == len(y) > 0):
+        got = [f"{len(v)} tensors" if _is_list(v) else type(v).__name__ for v in (x, y)]
         raise ValueError(f"x and y must be lists of the same length >= 1, or both tensors; got {got[0]} and {got[1]}")
     checked = [
         (check_x(f"x[{i}]", a, model), check_y(f"y[{i}]", b, model)) for i, (a, b) in enumerate(zip(x, y, strict=True))
@@ -148,95 +316,3 @@ def _pad(model: ArBufferModel, x: object, y: object) -> tuple[Tensor, Tensor, Te
     x_padded = pad([a for a, _ in checked], batch_first=True)
     y_padded = pad([b for _, b in checked], batch_first=True)
     return x_padded, y_padded, lengths
-
-
-def broadcast_batches(shapes: dict[str, Size]) -> Size:
-    """Broadcasts named batch shapes.
-
-    Raises:
-        ValueError: If they do not broadcast; names the arguments.
-    """
-    try:
-        return torch.broadcast_shapes(*shapes.values())
-    except RuntimeError:
-        got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
-        raise ValueError(f"batch shapes must broadcast; got {got}; use unsqueeze to align them") from None
-
-
-def check_tensor(name: str, value: object, model: ArBufferModel, finite: bool = True) -> Tensor:
-    """Checks type, dtype, device and finiteness of a user's tensor and casts it to the model's dtype.
-
-    Raises:
-        ValueError: Naming the argument, the rule and what was got.
-    """
-    weight = next(model.parameters())
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a torch.Tensor; got {type(value).__name__}; use torch.as_tensor({name})")
-    if not value.is_floating_point():
-        hint = ""
-        if name.startswith("y"):
-            hint = "; outcomes are continuous: for counts or choices use a latent and a Pyro likelihood on top"
-        raise ValueError(f"{name} must have a floating dtype; got {value.dtype}; use {name}.float(){hint}")
-    if value.device != weight.device:
-        raise ValueError(
-            f"{name} must be on the model's device {weight.device}; got {value.device}; "
-            f"use {name}.to('{weight.device}') or model.to('{value.device}')"
-        )
-    if finite and not bool(torch.isfinite(value).all()):
-        count = int((~torch.isfinite(value)).sum())
-        raise ValueError(f"{name} must be finite; got {count} NaN or infinite of {value.numel()} values; drop them")
-    return value.to(weight.dtype)
-
-
-def check_x(name: str, x: object, model: ArBufferModel, finite: bool = True) -> Tensor:
-    """Checks inputs `(*batch, T, D_x)`."""
-    dim_x = model.config.dim_x
-    if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[-1] != dim_x):
-        hint = f"; use {name}.unsqueeze(-1)" if dim_x == 1 else ""
-        raise ValueError(f"{name} must have shape (*batch, points, {dim_x}); got {tuple(x.shape)}{hint}")
-    return check_tensor(name, x, model, finite)
-
-
-def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> Tensor:
-    """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` and returns `(*batch, T, D_y)`, D_y = 1 for scalars."""
-    dim_y = model.config.dim_y
-    if isinstance(y, Tensor) and dim_y is None and y.dim() < 1:
-        raise ValueError(f"{name} must have shape (*batch, points); got {tuple(y.shape)}")
-    if isinstance(y, Tensor) and dim_y is not None and (y.dim() < 2 or y.shape[-1] != dim_y):
-        hint = f"; use {name}.unsqueeze(-1)" if dim_y == 1 else ""
-        raise ValueError(f"{name} must have shape (*batch, points, {dim_y}); got {tuple(y.shape)}{hint}")
-    y = check_tensor(name, y, model, finite)
-    return y.unsqueeze(-1) if dim_y is None else y
-
-
-def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor:
-    """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M.
-
-    Values are looked at only where validation is on: an exception would kill a chain.
-    """
-    x = check_x("x", x, model, check_values)
-    if x.shape[-2] == 0:
-        raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(x.shape)}")
-    # The user's line is behind two __init__ and the __call__ of Pyro's metaclass.
-    if check_values:
-        warn_outside("x", x, model.config.x_range, stacklevel=6)
-    warn_outside("num_targets", x.shape[-2], model.config.num_targets, stacklevel=6)
-    return x
-
-
-def warn_outside(name: str, value: Tensor | int, trained: tuple[float, float] | None, stacklevel: int) -> None:
-    """Warns where something lies outside the range it had in training (`trained = None`: nothing is known)."""
-    if trained is None or (isinstance(value, Tensor) and value.numel() == 0):
-        return
-    low, high = (value, value) if isinstance(value, int) else (float(t) for t in torch.aminmax(value.detach()))
-    if low < trained[0] or high > trained[1]:
-        got = f"{low}" if isinstance(value, int) else f"[{low:.4g}, {high:.4g}]"
-        remedy = "densities are unreliable there"
-        if isinstance(value, Tensor):
-            remedy += (
-                f"; rescale {name} affinely into the range (for y = a + b z, log p(y) = log p(z) - log b per "
-                "outcome; x needs no correction)"
-            )
-        warnings.warn(
-            f"{name} lies outside the trained range {list(trained)}: got {got}; {remedy}", stacklevel=stacklevel
-        )

@@ -1,15 +1,19 @@
 """ArBufferJoint, the joint predictive as a Pyro distribution (PYRO.md, "The distribution")."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.context import Context, warn_outside
-from pyro_arbuf.inference import Noise, fold, log_prob_joint, sample_joint, unfold
+from pyro_arbuf.context import Context
+from pyro_arbuf.folding import fold, join_context, unfold
+from pyro_arbuf.heads import GaussianMixture
+from pyro_arbuf.inference import Noise, grow_context, leave_one_out, rsample_joint, sample_joint, score_joint
 from pyro_arbuf.marginals import ArBufferDistribution, ArBufferMarginals
-from pyro_arbuf.orders import check_orders, random_orders
+from pyro_arbuf.orders import check_index, check_orders, random_orders, restrict_orders
+from pyro_arbuf.validation import broadcast_batches, check_y, quiet_tracing, warn_outside
 
 
 class Moments(NamedTuple):
@@ -26,6 +30,20 @@ class Moments(NamedTuple):
     covariance: Tensor
 
 
+class OrderSpread(NamedTuple):
+    """How much a joint log density depends on the order of the targets.
+
+    Attributes:
+        log_prob_orders: `(*batch, R)` nats, the density of each order.
+        log_prob: `(*batch,)` nats, their equal mixture.
+        standard_error: `(*batch,)` nats, of `log_prob` as an estimate of the average over all orders (delta method).
+    """
+
+    log_prob_orders: Tensor
+    log_prob: Tensor
+    standard_error: Tensor
+
+
 class ArBufferJoint(ArBufferDistribution):
     r"""The joint predictive of M targets given a context: autoregressive, through the causal buffer.
 
@@ -40,6 +58,11 @@ class ArBufferJoint(ArBufferDistribution):
         orders: `(R, M)` int64, `orders[r, k]` = index of the target placed k-th, shared across the batch; `None` = one
             fixed shuffled order, a function of M only (the targets as given where the model is sequential).
         buffer_size: Targets between two absorptions, 1..K; `None` = the model's K. 1 = exact autoregression.
+        rsample: Whether draws are reparameterised (implicitly), so that gradients reach x and a live context.
+        nan: What a NaN outcome does: `"raise"` a ValueError (where validation is on and the value is data, not a
+            function of latents; else NaN comes out), or `"drop"` the target. The rest is then scored as if the target
+            had never been asked for, which is not the same as integrating it out. In a TransformedDistribution the
+            Jacobian of a dropped target would still count: leave such targets out of x and y yourself.
         validate_args: Whether values are checked; `None` = Pyro's default.
 
     Raises:
@@ -62,26 +85,30 @@ class ArBufferJoint(ArBufferDistribution):
         x: Tensor,
         orders: Tensor | None = None,
         buffer_size: int | None = None,
+        rsample: bool = False,
+        nan: Literal["raise", "drop"] = "raise",
         validate_args: bool | None = None,
     ):
-        super().__init__(context, x, validate_args=validate_args)
-        slots = context.model.config.buffer_size
-        if buffer_size is None:
-            buffer_size = slots
-        if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or not 1 <= buffer_size <= slots:
-            raise ValueError(f"buffer_size must be an integer in 1..{slots} (the model's slots); got {buffer_size!r}")
-        if orders is not None:
-            orders = check_orders(orders, self._num_targets)
-        elif context.model.config.sequential:
-            orders = torch.arange(self._num_targets)[None]
-        else:
-            orders = random_orders(self._num_targets, 1)
-        self.orders = orders.to(self.x.device)
-        self.buffer_size = buffer_size
-        absorbed = (self._num_targets - 1) // buffer_size * buffer_size
-        if absorbed:
-            trained = context.model.config.num_context
-            warn_outside("num_context with absorbed targets", context.num_context + absorbed, trained, stacklevel=4)
+        with quiet_tracing():
+            super().__init__(context, x, nan=nan, validate_args=validate_args)
+            slots = context.model.config.buffer_size
+            if buffer_size is None:
+                buffer_size = slots
+            if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or not 1 <= buffer_size <= slots:
+                raise ValueError(f"buffer_size must be an integer in 1..{slots} (the model's K); got {buffer_size!r}")
+            if orders is not None:
+                orders = check_orders(orders, self._num_targets)
+            elif context.model.config.sequential:
+                orders = torch.arange(self._num_targets)[None]
+            else:
+                orders = random_orders(self._num_targets, 1)
+            self.orders = orders.to(self.x.device)
+            self.buffer_size = buffer_size
+            self.has_rsample = rsample
+            absorbed = (self._num_targets - 1) // buffer_size * buffer_size
+            if absorbed:
+                trained = context.model.config.num_context
+                warn_outside("num_context with absorbed targets", context.num_context + absorbed, trained, stacklevel=4)
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         """Draws coherent joint samples with torch's global generator; memory is fixed beyond output and noise.
@@ -90,33 +117,59 @@ class ArBufferJoint(ArBufferDistribution):
             sample_shape: Shape of the draws.
 
         Returns:
-            `(*sample_shape, *batch, M)` or `(*sample_shape, *batch, M, D_y)`, units of y.
+            `(*sample_shape, *batch, M)` or `(*sample_shape, *batch, M, D_y)`, units of y, without gradients.
         """
-        shape = Size(sample_shape) + self.batch_shape
-        dim_y = self.context.model.config.dim_y or 1
         with torch.no_grad():
+            return self._draw(Size(sample_shape), sample_joint)
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        """The draws of `sample`, with gradients by implicit reparameterisation, step by step along the chain.
+
+        Args:
+            sample_shape: Shape of the draws.
+
+        Returns:
+            `(*sample_shape, *batch, M)` or `(*sample_shape, *batch, M, D_y)`, units of y.
+
+        Raises:
+            NotImplementedError: If the distribution was not built with `rsample=True`.
+        """
+        if not self.has_rsample:
+            raise NotImplementedError("rsample is opt in: build the distribution with ArBufferJoint(..., rsample=True)")
+        return self._draw(Size(sample_shape), rsample_joint)
+
+    def _draw(self, sample_shape: Size, draw: Callable[..., Tensor]) -> Tensor:
+        shape, batch = sample_shape + self.batch_shape, self.context.task_shape
+        with quiet_tracing():
+            dim_y = self.context.model.config.dim_y or 1
             uniform = torch.rand(*shape, self._num_targets, dim_y, dtype=self.x.dtype, device=self.x.device)
             order = torch.zeros(shape, dtype=torch.int64, device=self.x.device)
             if len(self.orders) > 1:
                 order = torch.randint(len(self.orders), shape, device=self.x.device)
-            batch = self.context.batch_shape
             noise = Noise(
                 fold(uniform, shape, batch, 2),
                 fold(torch.randn_like(uniform), shape, batch, 2),
                 fold(order, shape, batch, 0),
             )
-            y = sample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise)
+            y = draw(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise)
             return self._squeeze(unfold(y, shape, batch))
 
-    def _factors(self, y: Tensor) -> Tensor:
+    def _scores(self, y: Tensor, score: Callable[[GaussianMixture, Tensor], Tensor], missing_score: float) -> Tensor:
         """`(*batch, R, M, D_y)`, in at least float32, targets in the user's indexing."""
-        value = self._check_value(y)
-        shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-2])
-        batch = self.context.batch_shape
-        folded = fold(value.expand(*shape, *value.shape[-2:]), shape, batch, 2)
-        factors = log_prob_joint(self.context, self._fold_x(shape), folded, self.orders, self.buffer_size)
-        dtype = torch.promote_types(y.dtype, torch.float32)
-        return unfold(factors.to(torch.promote_types(factors.dtype, torch.float32)), shape, batch).to(dtype)
+        values, missing = self._split_missing(self._check_value(y))
+        self._warn_plate_over_targets(values.shape[:-2])
+        # Batch dimensions in which neither the distribution nor the value differs are computed once.
+        shape, batch = torch.broadcast_shapes(self._own_shape, values.shape[:-2]), self.context.task_shape
+        folded = fold(values.expand(*shape, *values.shape[-2:]), shape, batch, 2)
+        if missing is not None:
+            missing = fold(missing.expand(*shape, -1), shape, batch, 1)
+        x = self._fold_x(shape)
+        scores = score_joint(self.context, x, folded, self.orders, self.buffer_size, missing, score)
+        if missing is not None:
+            scores = scores.masked_fill(missing[:, :, None, :, None], missing_score)
+        scores = unfold(scores.to(torch.promote_types(scores.dtype, torch.float32)), shape, batch)
+        full = torch.broadcast_shapes(self.batch_shape, shape)
+        return scores.to(torch.promote_types(y.dtype, torch.float32)).expand(*full, *scores.shape[len(shape) :])
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Joint log density, the equal mixture over the orders, in one pass per block of targets.
@@ -125,13 +178,16 @@ class ArBufferJoint(ArBufferDistribution):
             value: `(*batch, M)` or `(*batch, M, D_y)`, units of y; its batch and the distribution's broadcast.
 
         Returns:
-            `(*batch,)` nats per event.
+            `(*batch,)` nats per event; 0 where every target is dropped.
 
         Raises:
-            ValueError: If shape, dtype or device is wrong, or, with validation on, a value is NaN or infinite.
-            RuntimeError: If the model's weights have changed since the context was made.
+            ValueError: If shape, dtype or device is wrong, or, with validation on, data are NaN or infinite.
+            RuntimeError: If the context is not current: weights changed, gradients missing, or backward went through.
         """
-        per_order = self._factors(value).sum((-1, -2))  # (*batch, R)
+        with quiet_tracing():
+            return self._mixture_of_orders(self._scores(value, GaussianMixture.log_prob, 0.0).sum((-1, -2)))
+
+    def _mixture_of_orders(self, per_order: Tensor) -> Tensor:
         return torch.logsumexp(per_order, -1) - math.log(len(self.orders))
 
     def log_prob_factors(self, y: Tensor) -> Tensor:
@@ -141,21 +197,126 @@ class ArBufferJoint(ArBufferDistribution):
             y: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
 
         Returns:
-            `(*batch, M)` nats, in the user's indexing. Not pointwise densities for cross-validation.
+            `(*batch, M)` nats, in the user's indexing, 0 for a dropped target. Not pointwise densities for
+            cross-validation: those are `log_prob_conditionals`.
 
         Raises:
             ValueError: If the distribution has several orders (a mixture has no chain), or as `log_prob`.
         """
+        self._check_one_order("log_prob_factors", "log_prob")
+        with quiet_tracing():
+            return self._scores(y, GaussianMixture.log_prob, 0.0).squeeze(-3).sum(-1)
+
+    def pit(self, y: Tensor) -> Tensor:
+        """Probability integral transform along the chain: F(y_k | those placed before it).
+
+        Uniform and independent where the joint is calibrated, whatever the dependence between targets.
+
+        Args:
+            y: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
+
+        Returns:
+            `(*batch, M)` or `(*batch, M, D_y)` in [0, 1], in the user's indexing, NaN for a dropped target.
+
+        Raises:
+            ValueError: If the distribution has several orders, or as `log_prob`.
+
+        Source:
+            Rosenblatt (1952), "Remarks on a multivariate transformation".
+        """
+        self._check_one_order("pit", "one order at a time")
+        with quiet_tracing():
+            return self._squeeze(self._scores(y, GaussianMixture.cdf, math.nan).squeeze(-3))
+
+    def _check_one_order(self, name: str, instead: str) -> None:
         if len(self.orders) > 1:
             raise ValueError(
-                f"log_prob_factors needs one order; this distribution mixes {len(self.orders)}; build it with "
-                "orders=orders[:1], or use log_prob"
+                f"{name} needs one order; this distribution mixes {len(self.orders)}; build it with "
+                f"orders=orders[:1], or use {instead}"
             )
-        return self._factors(y).squeeze(-3).sum(-1)
+
+    def order_spread(self, y: Tensor) -> OrderSpread:
+        r"""How much the joint log density depends on the order of the targets.
+
+        With p_r the density of order r and p their mean, the standard error of log p is sd(p_r) / (p sqrt(R)).
+
+        Args:
+            y: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
+
+        Raises:
+            ValueError: If the distribution has one order only, or as `log_prob`.
+        """
+        num_orders = len(self.orders)
+        if num_orders < 2:
+            raise ValueError("order_spread needs at least 2 orders; got 1; use orders=random_orders(M, 16)")
+        per_order = self._scores(y, GaussianMixture.log_prob, 0.0).sum((-1, -2))  # (*batch, R)
+        log_prob = self._mixture_of_orders(per_order)
+        relative = torch.exp(per_order - log_prob.unsqueeze(-1))  # p_r / p, of mean 1
+        return OrderSpread(per_order, log_prob, relative.std(-1) / math.sqrt(num_orders))
+
+    def log_prob_conditionals(self, y: Tensor) -> Tensor:
+        """Full conditionals: the set model's log density of every target with all other pairs in the context.
+
+        M re-encodings in one batch, free of orders. They are pointwise densities fit for cross-validation; they are
+        not the ratio of two joints of this distribution, from which they differ where the model is not consistent.
+
+        Args:
+            y: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
+
+        Returns:
+            `(*batch, M)` nats.
+
+        Raises:
+            ValueError: As `log_prob`; for NaN also with `nan="drop"`.
+        """
+        with quiet_tracing():
+            values = self._check_value(y)
+            if self.nan == "drop" and bool(values.isnan().any()):
+                raise ValueError(
+                    "log_prob_conditionals needs every outcome; got NaN; leave these targets out of x and y"
+                )
+            shape, batch = torch.broadcast_shapes(self._own_shape, values.shape[:-2]), self.context.task_shape
+            folded = fold(values.expand(*shape, *values.shape[-2:]), shape, batch, 2)
+            x_all, y_all, context_len = join_context(self.context, self._fold_x(shape), folded)
+            densities = leave_one_out(self.context.model, x_all, y_all, self._num_targets, context_len)
+            densities = unfold(densities.unflatten(0, folded.shape[:2]), shape, batch)  # (*shape, M)
+            full = torch.broadcast_shapes(self.batch_shape, shape)
+            return densities.to(torch.promote_types(y.dtype, torch.float32)).expand(*full, -1)
+
+    def condition(self, index: Tensor | Sequence[int], y: Tensor) -> "ArBufferJoint":
+        """The joint of the other targets given the outcomes of some, whose pairs join the context, encoded anew.
+
+        Not exactly this joint's own conditional distribution, in which they would stand in the buffer.
+
+        Args:
+            index: Which targets, integers in 0..M-1, none twice; at least one target must be left.
+            y: Their outcomes, `(*batch, len(index))` or `(*batch, len(index), D_y)`; batches broadcast.
+
+        Returns:
+            The joint of the rest, in the user's indexing, orders and options kept.
+
+        Raises:
+            ValueError: If an index is outside 0..M-1 or given twice, no target is left, or y does not fit.
+            RuntimeError: If the context is not current.
+        """
+        given = check_index(index, self._num_targets).to(self.x.device)
+        values = check_y("y", y, self.context.model)
+        if values.shape[-2] != len(given):
+            raise ValueError(f"y must have shape (*batch, {len(given)}, ...) for this index; got {tuple(y.shape)}")
+        rest = torch.ones(self._num_targets, dtype=torch.bool, device=self.x.device)
+        rest[given] = False
+        full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
+        shape = torch.broadcast_shapes(self._own_shape, values.shape[:-2])
+        context = grow_context(self.context, self.x[..., given, :], values, shape).expand(full)
+        warn_outside("num_context", context.num_context, context.model.config.num_context, stacklevel=3)
+        orders = restrict_orders(self.orders, rest)
+        return ArBufferJoint(
+            context, self.x[..., rest, :], orders, self.buffer_size, self.has_rsample, self.nan, self._validate_args
+        )
 
     def marginals(self) -> ArBufferMarginals:
         """The set model's independent predictive of the same targets (not the marginals of this joint)."""
-        marginals = ArBufferMarginals(self.context, self.x, validate_args=self._validate_args)
+        marginals = ArBufferMarginals(self.context, self.x, nan=self.nan, validate_args=self._validate_args)
         return marginals.expand(self.batch_shape)
 
     def moments(self, num_samples: int) -> Moments:
@@ -180,7 +341,7 @@ class ArBufferJoint(ArBufferDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Not in closed form: raises NotImplementedError that names `moments`."""
+        """Raises NotImplementedError that names `moments`."""
         raise NotImplementedError("the joint's mean has no closed form; use d.moments(num_samples).mean")
 
     @property

@@ -87,6 +87,27 @@ class GaussianMixture(Distribution):
         component = (uniform.unsqueeze(-1) * cumulative[..., -1:] >= cumulative).sum(-1).clamp(max=last).unsqueeze(-1)
         return (self.means.gather(-1, component) + self.sds.gather(-1, component) * normal.unsqueeze(-1)).squeeze(-1)
 
+    def implicit_draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        r"""`draw` with a gradient, the component integrated out (reparameterising the drawn one would be biased).
+
+        .. math:: y = y_0 - (F(y_0) - [F(y_0)]) / [p(y_0)]
+
+        with `[.]` held constant: the value is y_0's, the derivative that of the quantile function.
+
+        Args:
+            uniform: `(*batch,)` in [0, 1).
+            normal: `(*batch,)` standard normal.
+
+        Returns:
+            `(*batch,)`.
+
+        Source:
+            Figurnov, Mohamed, Mnih (2018), "Implicit reparameterization gradients".
+        """
+        y = self.draw(uniform, normal).detach()
+        below = self.cdf(y)
+        return y - (below - below.detach()) / self.log_prob(y).detach().exp()
+
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Samples `(*sample_shape, *batch)` with torch's global generator."""
         with torch.no_grad():

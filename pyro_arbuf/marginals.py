@@ -1,15 +1,48 @@
 """What joint and marginals share as Pyro distributions, and ArBufferMarginals (PYRO.md, "The distribution")."""
 
+import warnings
+from typing import Literal
+
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints, transform_to
+from torch.distributions.transforms import IndependentTransform, identity_transform
 
-from pyro_arbuf.context import Context, broadcast_batches, check_targets, check_y
+from pyro_arbuf.context import Context
+from pyro_arbuf.folding import fold, unfold
 from pyro_arbuf.heads import GaussianMixture
-from pyro_arbuf.inference import fold, predict_marginals, unfold
+from pyro_arbuf.inference import predict_marginals
+from pyro_arbuf.validation import (
+    broadcast_batches,
+    check_targets,
+    check_y,
+    expanded_shape,
+    may_look_at,
+    quiet_tracing,
+)
 
 MAX_COMPONENTS = 2**22  # mixture components in flight when marginals are sampled
+
+
+class PlateOverTargetsWarning(UserWarning):
+    """A plate as long as the event has targets stands around the whole event, whose density then counts that often."""
+
+
+class RealEvent(constraints.independent):
+    """`independent(real, n)`, real_vector for n = 1, that checks empty tensors (0 draws) too."""
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each event is real, `(*batch,)` bool."""
+        if value.numel():
+            return super().check(value)
+        return torch.ones(value.shape[: value.dim() - self.event_dim], dtype=torch.bool, device=value.device)
+
+
+@biject_to.register(RealEvent)
+@transform_to.register(RealEvent)
+def _unconstrained(constraint: RealEvent) -> IndependentTransform:
+    return IndependentTransform(identity_transform, constraint.event_dim)
 
 
 class ArBufferDistribution(TorchDistribution):
@@ -18,17 +51,29 @@ class ArBufferDistribution(TorchDistribution):
     arg_constraints = {}
     has_rsample = False
 
-    def __init__(self, context: Context, x: Tensor, validate_args: bool | None = None):
+    def __init__(
+        self,
+        context: Context,
+        x: Tensor,
+        nan: Literal["raise", "drop"] = "raise",
+        validate_args: bool | None = None,
+    ):
         if not isinstance(context, Context):
             raise ValueError(
                 f"context must be a Context; got {type(context).__name__}; make one with net.condition(x_obs, y_obs)"
             )
+        if nan not in ("raise", "drop"):
+            raise ValueError(f"nan must be 'raise' or 'drop'; got {nan!r}")
         self.context = context
+        self.nan = nan
         self._validate_args = self._validate_args if validate_args is None else validate_args
         self.x = check_targets(x, context.model, self._validate_args)
         dim_y = context.model.config.dim_y
         event_shape = self.x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
         batch_shape = broadcast_batches({"context": context.batch_shape, "x": self.x.shape[:-2]})
+        self._own_shape = torch.broadcast_shapes(
+            context.task_shape, self.x.shape[:-2]
+        )  # what differs; the rest repeats
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     def __repr__(self) -> str:
@@ -37,8 +82,8 @@ class ArBufferDistribution(TorchDistribution):
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
-        """`real_vector` for a scalar outcome, `independent(real, 2)` for a vector outcome."""
-        return constraints.independent(constraints.real, len(self.event_shape))
+        """Real vectors for a scalar outcome, real matrices for a vector outcome."""
+        return RealEvent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Size, _instance: TorchDistribution | None = None) -> TorchDistribution:
         """The same distribution with a larger batch shape; nothing is copied.
@@ -49,16 +94,7 @@ class ArBufferDistribution(TorchDistribution):
         Raises:
             ValueError: If it does not.
         """
-        batch_shape = Size(batch_shape)
-        try:
-            reachable = torch.broadcast_shapes(self.batch_shape, batch_shape) == batch_shape
-        except RuntimeError:
-            reachable = False
-        if not reachable:
-            raise ValueError(
-                f"expand: batch_shape must be one that {tuple(self.batch_shape)} broadcasts to; got "
-                f"{tuple(batch_shape)}"
-            )
+        batch_shape = expanded_shape("batch_shape", self.batch_shape, batch_shape)
         new = self._get_checked_instance(type(self), _instance)
         new.__dict__.update(self.__dict__)
         super(ArBufferDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
@@ -70,17 +106,48 @@ class ArBufferDistribution(TorchDistribution):
         return self.event_shape[0]
 
     def _check_value(self, y: Tensor) -> Tensor:
-        """`(*batch, M, D_y)` in the model's dtype."""
+        """`(*batch, M, D_y)` in the model's dtype, NaN where it may be dropped."""
         event = tuple(self.event_shape)
         if isinstance(y, Tensor) and y.shape[max(y.dim() - len(event), 0) :] != event:
             hint = "; use y.squeeze(-1)" if y.shape[-len(event) - 1 :] == (*event, 1) else ""
             raise ValueError(f"y must have shape (*batch, {', '.join(map(str, event))}); got {tuple(y.shape)}{hint}")
-        y = check_y("y", y, self.context.model, finite=bool(self._validate_args))
-        broadcast_batches({"distribution": self.batch_shape, "y": y.shape[:-2]})
-        return y
+        values = check_y("y", y, self.context.model, finite=False)
+        if self._validate_args and may_look_at(y):
+            wrong = torch.isinf(values) if self.nan == "drop" else ~torch.isfinite(values)
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"y must be finite; got {int(wrong.sum())} NaN or infinite of {y.numel()} values; leave these "
+                    "targets out of x and y, or build the distribution with nan='drop', which removes NaN targets"
+                )
+        broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
+        return values
+
+    def _split_missing(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Values with zeros for missing targets, and which are missing, `(*batch, M)`; `None` = none can be."""
+        if self.nan == "raise":
+            return values, None
+        missing = values.isnan().any(-1)  # a target is missing where any of its outcome dimensions is
+        return values.masked_fill(missing.unsqueeze(-1), 0.0), missing
+
+    def _warn_plate_over_targets(self, value_batch: Size) -> None:
+        num_targets = self._num_targets
+        if num_targets == 1 or torch.jit.is_tracing():
+            return
+        lead = len(self.batch_shape)
+        own, given = ((1,) * (lead - len(shape)) + tuple(shape) for shape in (self._own_shape, value_batch[-lead:]))
+        for dim, size in enumerate(self.batch_shape):
+            if size == num_targets and own[dim] == given[dim] == 1:
+                warnings.warn(
+                    f"a plate of {size} stands around one event of {num_targets} targets (batch dimension "
+                    f"{dim - lead}), so its density counts {size} times; targets are dependent, inside the event: use "
+                    'pyro.sample("y", ArBufferJoint(ctx, x), obs=y) without that plate; a plate of subjects, or '
+                    "vectorised particles, of the same size by chance is right",
+                    PlateOverTargetsWarning,
+                    stacklevel=3,
+                )
 
     def _fold_x(self, shape: Size) -> Tensor:
-        return fold(self.x, shape, self.context.batch_shape, 2)
+        return fold(self.x, shape, self.context.task_shape, 2)
 
     def _squeeze(self, y: Tensor) -> Tensor:
         return y.squeeze(-1) if self.context.model.config.dim_y is None else y
@@ -94,19 +161,28 @@ class ArBufferMarginals(ArBufferDistribution):
     Args:
         context: What `net.condition(x_obs, y_obs)` returns.
         x: `(*batch, M, D_x)` target inputs, M >= 1.
+        nan: What a NaN outcome does: `"raise"` a ValueError (where validation is on and the value is data, not a
+            function of latents; else NaN comes out), or `"drop"` the target, which here integrates it out.
         validate_args: Whether values are checked; `None` = Pyro's default.
 
     Raises:
         ValueError: If an argument breaks its rule.
-        RuntimeError: If the model's weights have changed since the context was made.
+        RuntimeError: If the context is not current.
     """
 
-    def __init__(self, context: Context, x: Tensor, validate_args: bool | None = None):
-        super().__init__(context, x, validate_args=validate_args)
-        shape = self.batch_shape
-        predictive = predict_marginals(context, self._fold_x(shape))
-        parts = (predictive.log_weights, predictive.means, predictive.sds)
-        self._mixture = GaussianMixture(*(unfold(p, shape, context.batch_shape) for p in parts))
+    def __init__(
+        self,
+        context: Context,
+        x: Tensor,
+        nan: Literal["raise", "drop"] = "raise",
+        validate_args: bool | None = None,
+    ):
+        with quiet_tracing():
+            super().__init__(context, x, nan=nan, validate_args=validate_args)
+            shape = self._own_shape
+            predictive = predict_marginals(context, self._fold_x(shape))
+            parts = (predictive.log_weights, predictive.means, predictive.sds)
+            self._mixture = GaussianMixture(*(unfold(p, shape, context.task_shape) for p in parts))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, summed over the targets.
@@ -116,10 +192,32 @@ class ArBufferMarginals(ArBufferDistribution):
 
         Returns:
             `(*batch,)` nats per event.
+
+        Raises:
+            ValueError: If shape, dtype or device is wrong, or, with validation on, data are NaN or infinite.
         """
-        density = self._mixture.log_prob(self._check_value(value)).sum((-1, -2))
-        shape = torch.broadcast_shapes(self.batch_shape, density.shape)
-        return density.expand(shape).to(torch.promote_types(value.dtype, torch.float32))
+        return self.log_prob_factors(value).sum(-1)
+
+    def log_prob_factors(self, y: Tensor) -> Tensor:
+        """Log density of every target; the targets are independent, so these are pointwise densities.
+
+        Args:
+            y: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
+
+        Returns:
+            `(*batch, M)` nats, 0 for a dropped target.
+
+        Raises:
+            ValueError: As `log_prob`.
+        """
+        with quiet_tracing():
+            values, missing = self._split_missing(self._check_value(y))
+            self._warn_plate_over_targets(values.shape[:-2])
+            density = self._mixture.log_prob(values).sum(-1)  # (*batch, M)
+            if missing is not None:
+                density = density.masked_fill(missing, 0.0)
+            shape = torch.broadcast_shapes(self.batch_shape, density.shape[:-1])
+            return density.expand(*shape, -1).to(torch.promote_types(y.dtype, torch.float32))
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         """Draws every target independently of the others.

@@ -3,8 +3,12 @@
 An order is a row of a `(R, M)` int64 tensor: `orders[r, k]` is the index of the target that is placed k-th.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from pyro_arbuf.validation import quiet_tracing
 
 
 def random_orders(num_targets: int, num_orders: int, seed: int = 0) -> Tensor:
@@ -32,7 +36,9 @@ def random_orders(num_targets: int, num_orders: int, seed: int = 0) -> Tensor:
     if num_targets < 1 or num_orders < 1:
         raise ValueError(f"num_targets and num_orders must be at least 1; got {num_targets} and {num_orders}")
     generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randperm(num_targets, generator=generator) for _ in range(num_orders)])
+    with quiet_tracing():
+        # Through a list: a trace would record randperm itself and draw other orders on every call.
+        return torch.tensor([torch.randperm(num_targets, generator=generator).tolist() for _ in range(num_orders)])
 
 
 def check_orders(orders: Tensor, num_targets: int) -> Tensor:
@@ -76,3 +82,45 @@ def inverse_orders(orders: Tensor) -> Tensor:
         tensor([[1, 2, 0]])
     """
     return orders.argsort(-1)
+
+
+def check_index(index: Tensor | Sequence[int], num_targets: int) -> Tensor:
+    """Checks that an index selects some of the targets, each at most once and not all of them.
+
+    Args:
+        index: Integers, a tensor `(T,)` or a sequence.
+        num_targets: Number of targets M.
+
+    Returns:
+        `(T,)` int64.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    chosen = torch.as_tensor(index, dtype=None if len(index) else torch.int64)
+    if chosen.dim() != 1 or chosen.dtype != torch.int64:
+        raise ValueError(f"index must hold integers, shape (T,); got {chosen.dtype}, shape {tuple(chosen.shape)}")
+    values = chosen.tolist()
+    if len(set(values)) < len(values) or not all(0 <= value < num_targets for value in values):
+        raise ValueError(f"index must name targets in 0..{num_targets - 1}, none twice; got {values}")
+    if len(values) == num_targets:
+        raise ValueError(f"index must leave at least one of the {num_targets} targets; got all of them")
+    return chosen
+
+
+def restrict_orders(orders: Tensor, keep: Tensor) -> Tensor:
+    """The orders in which the kept targets follow each other, renumbered 0, 1, ... in the user's indexing.
+
+    Args:
+        orders: `(R, M)` int64.
+        keep: `(M,)` bool.
+
+    Returns:
+        `(R, number kept)` int64.
+
+    Example:
+        >>> restrict_orders(torch.tensor([[3, 0, 2, 1]]), torch.tensor([True, False, True, True]))
+        tensor([[2, 0, 1]])
+    """
+    renumbered = keep.cumsum(0) - 1
+    return renumbered[orders[keep[orders]]].view(len(orders), -1)

@@ -181,7 +181,7 @@ def test_wrong_orders_are_refused(case: str, context: Context, no_compute: None)
 
 @pytest.mark.parametrize("buffer_size", [0, -1, K + 1, True, 1.5, "4"])
 def test_wrong_buffer_size_is_refused(buffer_size: object, context: Context, no_compute: None) -> None:
-    rule = f"buffer_size must be an integer in 1..4 (the model's slots); got {buffer_size!r}"
+    rule = f"buffer_size must be an integer in 1..4 (the model's K); got {buffer_size!r}"
     assert_refused(lambda: ArBufferJoint(context, X_TARGET, buffer_size=buffer_size), rule)
 
 

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 
 from pyro_arbuf.context import Context
 from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.inference import Noise, fold, log_prob_joint, predict_marginals, sample_joint, unfold
+from pyro_arbuf.folding import fold, unfold
+from pyro_arbuf.inference import Noise, predict_marginals, sample_joint, score_joint
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import random_orders
 
@@ -105,7 +106,7 @@ def test_fold_keeps_one_draw_of_what_the_draws_share():
 def test_density_equals_the_reference(model, draw_task, num_context, num_targets):
     task, orders = draw_task(model, num_context, num_targets), random_orders(num_targets, R)
     context = _condition(model, task.x_context, task.y_context)
-    factors = log_prob_joint(context, task.x_target[:, None], task.y_target[:, None], orders, K)
+    factors = score_joint(context, task.x_target[:, None], task.y_target[:, None], orders, K)
     for r, order in enumerate(orders.tolist()):
         expected = reference.log_prob_factors(*_weights(model), *task, order, K)
         assert_close(factors[:, 0, r], expected, **EXACT)
@@ -115,7 +116,7 @@ def test_density_equals_the_reference(model, draw_task, num_context, num_targets
 def test_density_with_fewer_slots_equals_the_reference(model, draw_task, buffer_size):
     task, orders = draw_task(model), random_orders(M, 2)
     context = _condition(model, task.x_context, task.y_context)
-    factors = log_prob_joint(context, task.x_target[:, None], task.y_target[:, None], orders, buffer_size)
+    factors = score_joint(context, task.x_target[:, None], task.y_target[:, None], orders, buffer_size)
     for r, order in enumerate(orders.tolist()):
         expected = reference.log_prob_factors(*_weights(model), *task, order, buffer_size)
         assert_close(factors[:, 0, r], expected, **EXACT)
@@ -125,7 +126,7 @@ def test_density_with_fewer_slots_equals_the_reference(model, draw_task, buffer_
 def test_buffer_of_one_slot_is_literally_re_encoding(model, draw_task, num_context):
     task, order = draw_task(model, num_context), [4, 0, 5, 1, 3, 2]
     context = _condition(model, task.x_context, task.y_context)
-    factors = log_prob_joint(context, task.x_target[:, None], task.y_target[:, None], torch.tensor([order]), 1)
+    factors = score_joint(context, task.x_target[:, None], task.y_target[:, None], torch.tensor([order]), 1)
     expected = reference.re_encoded_log_prob_factors(*_weights(model), *task, order)
     assert_close(factors[:, 0, 0], expected, **EXACT)
 
@@ -150,9 +151,9 @@ def test_density_of_a_joint_is_the_equal_mixture_over_orders(model, draw_task, n
 def test_density_is_invariant_to_the_order_of_the_context(model, draw_task, num_targets):
     task, orders, order = draw_task(model, N, num_targets), random_orders(num_targets, R), torch.randperm(N)
     x, y = task.x_target[:, None], task.y_target[:, None]
-    first = log_prob_joint(_condition(model, task.x_context, task.y_context), x, y, orders, K)
+    first = score_joint(_condition(model, task.x_context, task.y_context), x, y, orders, K)
     permuted = _condition(model, task.x_context[:, order], task.y_context[:, order])
-    assert_close(log_prob_joint(permuted, x, y, orders, K), first, **EXACT)
+    assert_close(score_joint(permuted, x, y, orders, K), first, **EXACT)
 
 
 @below_above
@@ -162,8 +163,8 @@ def test_results_are_in_the_users_indexing(model, draw_task, num_targets):
     x, y, noise = task.x_target[:, None], _outcomes(task), _noise(B, S, num_targets, task.y_target.shape[-1], R)
     # Target i of the shuffled problem is target shuffle[i]; the same chain names it argsort(shuffle)[.].
     renamed = shuffle.argsort()[orders]
-    expected = log_prob_joint(context, x, y, orders, K)[..., shuffle, :]
-    got = log_prob_joint(context, x[:, :, shuffle], y[:, :, shuffle], renamed, K)
+    expected = score_joint(context, x, y, orders, K)[..., shuffle, :]
+    got = score_joint(context, x[:, :, shuffle], y[:, :, shuffle], renamed, K)
     assert_close(got, expected, **EXACT)
     expected = sample_joint(context, x, orders, K, noise)[:, :, shuffle]
     assert_close(sample_joint(context, x[:, :, shuffle], renamed, K, noise), expected, **EXACT)
@@ -172,7 +173,7 @@ def test_results_are_in_the_users_indexing(model, draw_task, num_targets):
 def test_the_order_matters(scalar_model, draw_task):
     task, orders = draw_task(scalar_model), torch.tensor([[0, 1, 2, 3, 4, 5], [5, 0, 1, 2, 3, 4]])
     context = _condition(scalar_model, task.x_context, task.y_context)
-    factors = log_prob_joint(context, task.x_target[:, None], task.y_target[:, None], orders, K)
+    factors = score_joint(context, task.x_target[:, None], task.y_target[:, None], orders, K)
     assert ((factors[:, :, 0] - factors[:, :, 1]).abs() > 1e-6).all()
 
 
@@ -193,7 +194,7 @@ def test_factor_is_influenced_by_the_targets_placed_before_it_only(model, draw_t
         t.clone().requires_grad_()
         for t in (task.x_context, task.y_context, task.x_target[:, None], _outcomes(task, num_draws))
     ]
-    factors = log_prob_joint(_condition(model, x_context, y_context), x, y, order, K)[:, :, 0]
+    factors = score_joint(_condition(model, x_context, y_context), x, y, order, K)[:, :, 0]
     place = order[0].argsort()
     allowed = place[None, :] <= place[:, None]
     assert all(_influences(factors, leaf).all() for leaf in leaves[:2])
@@ -259,12 +260,12 @@ def test_inputs_may_differ_between_draws(model, draw_task, num_targets):
     task, orders = draw_task(model, N, num_targets), random_orders(num_targets, R)
     context, y = _condition(model, task.x_context, task.y_context), _outcomes(task)
     x, noise = torch.randn(B, S, num_targets, 2, dtype=torch.float64), _noise(B, S, num_targets, y.shape[-1], R)
-    draws, factors = sample_joint(context, x, orders, K, noise), log_prob_joint(context, x, y, orders, K)
+    draws, factors = sample_joint(context, x, orders, K, noise), score_joint(context, x, y, orders, K)
     for s in range(S):
         one = slice(s, s + 1)
         alone = sample_joint(context, x[:, one], orders, K, Noise(*(t[:, one] for t in noise)))
         assert_close(draws[:, one], alone, **EXACT)
-        assert_close(factors[:, one], log_prob_joint(context, x[:, one], y[:, one], orders, K), **EXACT)
+        assert_close(factors[:, one], score_joint(context, x[:, one], y[:, one], orders, K), **EXACT)
 
 
 @below_above
@@ -277,8 +278,8 @@ def test_chunks_change_nothing(model, draw_task, max_tokens, num_orders, num_tar
     noise = _noise(B, S, num_targets, y.shape[-1], num_orders)
     expected = sample_joint(context, x, orders, K, noise)
     assert_close(sample_joint(context, x, orders, K, noise, max_tokens), expected, **EXACT)
-    expected = log_prob_joint(context, x, y, orders, K)
-    assert_close(log_prob_joint(context, x, y, orders, K, max_tokens), expected, **EXACT)
+    expected = score_joint(context, x, y, orders, K)
+    assert_close(score_joint(context, x, y, orders, K, max_tokens=max_tokens), expected, **EXACT)
 
 
 def test_no_draws_and_no_outcomes_are_empty_results(model, draw_task):
@@ -286,7 +287,7 @@ def test_no_draws_and_no_outcomes_are_empty_results(model, draw_task):
     context, dim_y = _condition(model, task.x_context, task.y_context), model.config.dim_y or 1
     x, orders = task.x_target[:, None], random_orders(M, R)
     assert sample_joint(context, x, orders, K, _noise(B, 0, M, dim_y)).shape == (B, 0, M, dim_y)
-    assert log_prob_joint(context, x, x.new_zeros(B, 0, M, dim_y), orders, K).shape == (B, 0, R, M, dim_y)
+    assert score_joint(context, x, x.new_zeros(B, 0, M, dim_y), orders, K).shape == (B, 0, R, M, dim_y)
 
 
 # Many draws, many tasks -----------------------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ def test_no_draws_and_no_outcomes_are_empty_results(model, draw_task):
 def _log_prob_and_gradients(model, task, x, y, orders) -> tuple[Tensor, list[Tensor]]:
     leaves = [t.clone().requires_grad_() for t in (task.x_context, task.y_context, x, y)]
     weights = [p for name, p in model.named_parameters() if name != "embedder.empty_context"]
-    factors = log_prob_joint(_condition(model, *leaves[:2]), *leaves[2:], orders, K)
+    factors = score_joint(_condition(model, *leaves[:2]), *leaves[2:], orders, K)
     loss = torch.logsumexp(factors.sum((-1, -2)), -1).sum()
     return factors.detach(), list(torch.autograd.grad(loss, leaves + weights))
 
@@ -308,7 +309,7 @@ def test_many_draws_equal_one_at_a_time_gradients_included(model, draw_task, num
     x, y = task.x_target[:, None], _outcomes(task)
     factors, gradients = _log_prob_and_gradients(model, task, x, y, orders)
     with torch.no_grad():
-        frozen = log_prob_joint(_condition(model, task.x_context, task.y_context), x, y, orders, K)
+        frozen = score_joint(_condition(model, task.x_context, task.y_context), x, y, orders, K)
     assert_close(frozen, factors, **EXACT)
     summed = [torch.zeros_like(g) for g in gradients]
     for s in range(S):
@@ -331,7 +332,7 @@ def test_gradient_with_respect_to_one_input_equals_the_reference(scalar_model, d
     task, orders = draw_task(scalar_model, N, num_targets), random_orders(num_targets, 2)
     ours, theirs = (task._replace(**{which: getattr(task, which).clone().requires_grad_()}) for _ in range(2))
     y = ours.y_target[:, None].expand(-1, S, -1, -1)
-    factors = log_prob_joint(
+    factors = score_joint(
         _condition(scalar_model, ours.x_context, ours.y_context), ours.x_target[:, None], y, orders, K
     )
     (torch.logsumexp(factors.sum((-1, -2)), -1) - math.log(2)).mean(1).sum().backward()
@@ -346,14 +347,14 @@ def test_padding_changes_nothing(model, draw_task, lengths, num_targets):
     context = _condition_padded(model, task.x_context, task.y_context, lengths)
     x, y = task.x_target[:, None], _outcomes(task)
     noise = _noise(B, S, num_targets, y.shape[-1], R)
-    draws, factors = sample_joint(context, x, orders, K, noise), log_prob_joint(context, x, y, orders, K)
+    draws, factors = sample_joint(context, x, orders, K, noise), score_joint(context, x, y, orders, K)
     marginals = predict_marginals(context, x)
     for b, length in enumerate(lengths):
         one = slice(b, b + 1)
         alone = _condition(model, task.x_context[one, :length], task.y_context[one, :length])
         own = Noise(*(t[one] for t in noise))
         assert_close(draws[one], sample_joint(alone, x[one], orders, K, own), **EXACT)
-        assert_close(factors[one], log_prob_joint(alone, x[one], y[one], orders, K), **EXACT)
+        assert_close(factors[one], score_joint(alone, x[one], y[one], orders, K), **EXACT)
         expected = predict_marginals(alone, x[one])
         for name in ("log_weights", "means", "sds"):
             assert_close(getattr(marginals, name)[one], getattr(expected, name), **EXACT)
@@ -448,6 +449,6 @@ def test_stale_context_is_an_error(scalar_model, draw_task):
     with pytest.raises(RuntimeError, match="weights have changed"):
         sample_joint(context, x, random_orders(M, 1), K, _noise(B, S, M, 1))
     with pytest.raises(RuntimeError, match="weights have changed"):
-        log_prob_joint(context, x, task.y_target[:, None], random_orders(M, 1), K)
+        score_joint(context, x, task.y_target[:, None], random_orders(M, 1), K)
     with pytest.raises(RuntimeError, match="weights have changed"):
         predict_marginals(context, x)

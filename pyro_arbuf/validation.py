@@ -1,0 +1,139 @@
+"""Checks of a user's tensors: argument, rule, expected, got, remedy; before any compute.
+
+Knows the configuration and the weights' dtype and device of a model, and nothing of contexts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Size, Tensor
+
+if TYPE_CHECKING:
+    from pyro_arbuf.model import ArBufferModel
+
+
+@contextlib.contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Silences the tracer's warnings about branches in Python: ours look at shapes, which a trace keeps fixed."""
+    with warnings.catch_warnings() if torch.jit.is_tracing() else contextlib.nullcontext():
+        if torch.jit.is_tracing():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        yield
+
+
+def may_look_at(value: Tensor) -> bool:
+    """Whether values may decide anything: those of data, not of latents (an exception kills a chain) or a trace."""
+    return not (value.requires_grad or torch.jit.is_tracing())
+
+
+def expanded_shape(name: str, shape: Size, new_shape: Sequence[int]) -> Size:
+    """Checks that a batch shape broadcasts to a new one, and returns that.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    new_shape = Size(new_shape)
+    try:
+        reachable = torch.broadcast_shapes(shape, new_shape) == new_shape
+    except RuntimeError:
+        reachable = False
+    if not reachable:
+        raise ValueError(f"expand: {name} must be one that {tuple(shape)} broadcasts to; got {tuple(new_shape)}")
+    return new_shape
+
+
+def broadcast_batches(shapes: dict[str, Size]) -> Size:
+    """Broadcasts named batch shapes.
+
+    Raises:
+        ValueError: If they do not broadcast; names the arguments.
+    """
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"batch shapes must broadcast; got {got}; use unsqueeze to align them") from None
+
+
+def check_tensor(name: str, value: object, model: ArBufferModel, finite: bool = True) -> Tensor:
+    """Checks type, dtype, device and, of data, finiteness of a user's tensor and casts it to the model's dtype.
+
+    Raises:
+        ValueError: Naming the argument, the rule and what was got.
+    """
+    weight = next(model.parameters())
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor; got {type(value).__name__}; use torch.as_tensor({name})")
+    if not value.is_floating_point():
+        hint = ""
+        if name.startswith("y"):
+            hint = "; outcomes are continuous: for counts or choices use a latent and a Pyro likelihood on top"
+        raise ValueError(f"{name} must have a floating dtype; got {value.dtype}; use {name}.float(){hint}")
+    if value.device != weight.device:
+        raise ValueError(
+            f"{name} must be on the model's device {weight.device}; got {value.device}; "
+            f"use {name}.to('{weight.device}') or model.to('{value.device}')"
+        )
+    if finite and may_look_at(value) and not bool(torch.isfinite(value).all()):
+        count = int((~torch.isfinite(value)).sum())
+        raise ValueError(f"{name} must be finite; got {count} NaN or infinite of {value.numel()} values; drop them")
+    return value.to(weight.dtype)
+
+
+def check_x(name: str, x: object, model: ArBufferModel, finite: bool = True) -> Tensor:
+    """Checks inputs `(*batch, T, D_x)`."""
+    dim_x = model.config.dim_x
+    if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[-1] != dim_x):
+        hint = f"; use {name}.unsqueeze(-1)" if dim_x == 1 else ""
+        raise ValueError(f"{name} must have shape (*batch, points, {dim_x}); got {tuple(x.shape)}{hint}")
+    return check_tensor(name, x, model, finite)
+
+
+def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> Tensor:
+    """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` and returns `(*batch, T, D_y)`, D_y = 1 for scalars."""
+    dim_y = model.config.dim_y
+    if isinstance(y, Tensor) and dim_y is None and y.dim() < 1:
+        raise ValueError(f"{name} must have shape (*batch, points); got {tuple(y.shape)}")
+    if isinstance(y, Tensor) and dim_y is not None and (y.dim() < 2 or y.shape[-1] != dim_y):
+        hint = f"; use {name}.unsqueeze(-1)" if dim_y == 1 else ""
+        raise ValueError(f"{name} must have shape (*batch, points, {dim_y}); got {tuple(y.shape)}{hint}")
+    y = check_tensor(name, y, model, finite)
+    return y.unsqueeze(-1) if dim_y is None else y
+
+
+def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor:
+    """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M.
+
+    Values are looked at only where validation is on: an exception would kill a chain.
+    """
+    x = check_x("x", x, model, check_values)
+    if x.shape[-2] == 0:
+        raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(x.shape)}")
+    # The user's line is behind two __init__ and the __call__ of Pyro's metaclass.
+    if check_values:
+        warn_outside("x", x, model.config.x_range, stacklevel=6)
+    warn_outside("num_targets", x.shape[-2], model.config.num_targets, stacklevel=6)
+    return x
+
+
+def warn_outside(name: str, value: Tensor | int, trained: tuple[float, float] | None, stacklevel: int) -> None:
+    """Warns where something lies outside the range it had in training (`trained = None`: nothing is known)."""
+    if torch.jit.is_tracing() or trained is None or (isinstance(value, Tensor) and value.numel() == 0):
+        return
+    low, high = (value, value) if isinstance(value, int) else (float(t) for t in torch.aminmax(value.detach()))
+    if low < trained[0] or high > trained[1]:
+        got = f"{low}" if isinstance(value, int) else f"[{low:.4g}, {high:.4g}]"
+        remedy = "densities are unreliable there"
+        if isinstance(value, Tensor):
+            remedy += (
+                f"; rescale {name} affinely into the range (for y = a + b z, log p(y) = log p(z) - log b per "
+                "outcome; x needs no correction)"
+            )
+        warnings.warn(
+            f"{name} lies outside the trained range {list(trained)}: got {got}; {remedy}", stacklevel=stacklevel
+        )
