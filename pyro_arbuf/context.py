@@ -20,8 +20,6 @@ from pyro_arbuf.visibility import context_mask
 if TYPE_CHECKING:
     from pyro_arbuf.model import ArBufferModel
 
-Fingerprint = tuple[float, ...]
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Context:
@@ -51,7 +49,7 @@ class Context:
     task_shape: Size
     batch_shape: Size
     cache: ContextCache
-    fingerprint: Fingerprint
+    fingerprint: tuple[float, ...]
     tracked: bool = False
     graph: torch.autograd.graph.Node | None = None
 
@@ -152,7 +150,7 @@ class Context:
         self.__dict__.update(state)
         with torch.no_grad():
             cache = self.model.encode(self.x, self.y, self.context_len)
-        self.__dict__.update(cache=cache, fingerprint=fingerprint(self.model))
+        self.__dict__.update(cache=cache, fingerprint=fingerprint(list(self.model.parameters())))
 
 
 class _Freed(torch.autograd.Function):
@@ -182,7 +180,9 @@ def encode_pairs(
     if cache.keys[0].requires_grad:
         first = cache.keys[0] if torch.jit.is_tracing() else _Freed.apply(cache.keys[0])
         cache, graph = cache._replace(keys=(first, *cache.keys[1:])), first.grad_fn
-    return Context(model, x, y, context_len, task_shape, batch_shape, cache, fingerprint(model), tracked, graph)
+    return Context(
+        model, x, y, context_len, task_shape, batch_shape, cache, fingerprint(list(model.parameters())), tracked, graph
+    )
 
 
 def check_current(context: Context, model: ArBufferModel | None = None) -> None:
@@ -201,7 +201,8 @@ def check_current(context: Context, model: ArBufferModel | None = None) -> None:
     if model is not None and context.model is not model:
         raise RuntimeError(f"this Context was made by another model; {remedy}")
     check_mode(context.model)
-    weight = next(context.model.parameters())
+    weights = list(context.model.parameters())
+    weight = weights[0]
     if (weight.dtype, weight.device) != (context.x.dtype, context.x.device):
         raise RuntimeError(
             f"the model is {weight.dtype} on {weight.device} now, this Context {context.x.dtype} on "
@@ -213,7 +214,7 @@ def check_current(context: Context, model: ArBufferModel | None = None) -> None:
                 "this Context was made without gradients (torch.no_grad) from inputs that require them, so gradients "
                 f"would be silently incomplete; {inside}, or condition on x.detach(), y.detach()"
             )
-        if any(p.requires_grad for p in context.model.parameters()):
+        if any(w.requires_grad for w in weights):
             raise RuntimeError(
                 "the model is trainable but this Context was made without gradients, which would be silently "
                 f"incomplete; {inside}, or freeze the model with requires_grad_(False)"
@@ -222,7 +223,7 @@ def check_current(context: Context, model: ArBufferModel | None = None) -> None:
         raise RuntimeError(
             f"backward has gone through this live Context already: it serves one gradient; {inside}, once per call"
         )
-    if fingerprint(context.model) != context.fingerprint:
+    if fingerprint(weights) != context.fingerprint:
         raise RuntimeError(f"the model's weights have changed since this Context was made; {remedy}")
 
 
@@ -247,10 +248,10 @@ def check_mode(model: ArBufferModel) -> None:
 
 
 @torch.no_grad()
-def fingerprint(model: ArBufferModel) -> Fingerprint:
+def fingerprint(weights: Sequence[Tensor]) -> tuple[float, ...]:
     """A cheap checksum of the weights: their norms. Version counters would miss fused optimisers and `.data`."""
     with quiet_tracing():
-        return tuple(torch.stack(torch._foreach_norm(list(model.parameters()), 2, torch.float64)).tolist())
+        return tuple(torch.stack(torch._foreach_norm(weights)).tolist())
 
 
 def make_context(
