@@ -62,7 +62,7 @@ def attend_plain(
     context_len: Tensor | None = None,
 ) -> Tensor:
     """`attend` by its definition: two score blocks, one softmax over their concatenation, two products."""
-    scale = q.shape[-1] ** -0.5
+    scale = int(q.shape[-1]) ** -0.5  # int: a traced size would give a float32 scale
     keys, values = context_kv
     num_context = keys.shape[-2]
     scores = torch.einsum("bshqc,bhnc->bshqn", q, keys) * scale  # (B, S, H, Q, N)
@@ -123,7 +123,7 @@ def attend_merged(
     if buffer_kv is None:
         return out.transpose(1, 2)
     keys, values = (t.transpose(1, 2) for t in buffer_kv)  # (B, H, S, K, h)
-    scores = folded.view(B, H, S, Q, h) @ keys.mT * h**-0.5  # (B, H, S, Q, K)
+    scores = folded.view(B, H, S, Q, h) @ keys.mT * int(h) ** -0.5  # (B, H, S, Q, K)
     if prefix_len is not None:
         scores = scores.masked_fill(~_slot_mask(prefix_len, scores.shape[-1]), -torch.inf)
     # The whole context enters the softmax as one more key, with its log-sum-exp as the score.
@@ -142,7 +142,7 @@ def _attend_with_lse(q: Tensor, keys: Tensor, values: Tensor, context_len: Tenso
     if q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[-1] % 8 == 0 and bias is None:
         out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, keys, values, None, True)[:2]
         return out, lse[..., : q.shape[-2]]  # the kernel pads the queries of its log-sum-exp
-    scores = q @ keys.mT * q.shape[-1] ** -0.5
+    scores = q @ keys.mT * int(q.shape[-1]) ** -0.5
     if bias is not None:
         scores = scores + bias
     return torch.softmax(scores, -1) @ values, torch.logsumexp(scores, -1)

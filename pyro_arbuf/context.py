@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Size, Tensor
 
@@ -49,7 +50,7 @@ class Context:
     task_shape: Size
     batch_shape: Size
     cache: ContextCache
-    fingerprint: tuple[float, ...]
+    fingerprint: tuple[int]
     tracked: bool = False
     graph: torch.autograd.graph.Node | None = None
 
@@ -248,10 +249,12 @@ def check_mode(model: ArBufferModel) -> None:
 
 
 @torch.no_grad()
-def fingerprint(weights: Sequence[Tensor]) -> tuple[float, ...]:
-    """A cheap checksum of the weights: their norms. Version counters would miss fused optimisers and `.data`."""
+def fingerprint(weights: Sequence[Tensor]) -> tuple[int]:
+    """A cheap checksum of the weights: the sum of their bits. Version counters miss fused optimisers and `.data`."""
     with quiet_tracing():
-        return tuple(torch.stack(torch._foreach_norm(weights)).tolist())
+        flat = torch.cat([weight.flatten() for weight in weights]).cpu()
+        flat = flat.float() if flat.element_size() < 4 else flat
+        return (int(flat.numpy().view(np.int32).sum(dtype=np.int64)),)
 
 
 def make_context(

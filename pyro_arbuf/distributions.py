@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.context import Context
+from pyro_arbuf.context import Context, check_current
 from pyro_arbuf.folding import fold, join_context, unfold
 from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.inference import Noise, grow_context, leave_one_out, rsample_joint, sample_joint, score_joint
@@ -158,13 +158,13 @@ class ArBufferJoint(ArBufferDistribution):
         """`(*batch, R, M, D_y)`, in at least float32, targets in the user's indexing."""
         values, missing = self._split_missing(self._check_value(y))
         self._warn_plate_over_targets(values.shape[:-2])
-        # Batch dimensions in which neither the distribution nor the value differs are computed once.
+        # Along batch dimensions in which neither differs the density is computed once.
         shape, batch = torch.broadcast_shapes(self._own_shape, values.shape[:-2]), self.context.task_shape
         folded = fold(values.expand(*shape, *values.shape[-2:]), shape, batch, 2)
         if missing is not None:
             missing = fold(missing.expand(*shape, -1), shape, batch, 1)
-        x = self._fold_x(shape)
-        scores = score_joint(self.context, x, folded, self.orders, self.buffer_size, missing, score)
+        joint = (self.context, self._fold_x(shape), folded, self.orders, self.buffer_size)
+        scores = score_joint(*joint, missing, score)
         if missing is not None:
             scores = scores.masked_fill(missing[:, :, None, :, None], missing_score)
         scores = unfold(scores.to(torch.promote_types(scores.dtype, torch.float32)), shape, batch)
@@ -229,11 +229,9 @@ class ArBufferJoint(ArBufferDistribution):
             return self._squeeze(self._scores(y, GaussianMixture.cdf, math.nan).squeeze(-3))
 
     def _check_one_order(self, name: str, instead: str) -> None:
-        if len(self.orders) > 1:
-            raise ValueError(
-                f"{name} needs one order; this distribution mixes {len(self.orders)}; build it with "
-                f"orders=orders[:1], or use {instead}"
-            )
+        count = len(self.orders)
+        if count > 1:
+            raise ValueError(f"{name} needs one order; got {count}; build it with orders=orders[:1], or use {instead}")
 
     def order_spread(self, y: Tensor) -> OrderSpread:
         r"""How much the joint log density depends on the order of the targets.
@@ -257,8 +255,8 @@ class ArBufferJoint(ArBufferDistribution):
     def log_prob_conditionals(self, y: Tensor) -> Tensor:
         """Full conditionals: the set model's log density of every target with all other pairs in the context.
 
-        M re-encodings in one batch, free of orders. They are pointwise densities fit for cross-validation; they are
-        not the ratio of two joints of this distribution, from which they differ where the model is not consistent.
+        M re-encodings in one batch, free of orders: pointwise densities fit for cross-validation, which differ from
+        the ratio of two joints of this distribution where the model is not consistent.
 
         Args:
             y: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
@@ -270,6 +268,7 @@ class ArBufferJoint(ArBufferDistribution):
             ValueError: As `log_prob`; for NaN also with `nan="drop"`.
         """
         with quiet_tracing():
+            check_current(self.context)
             values = self._check_value(y)
             if self.nan == "drop" and bool(values.isnan().any()):
                 raise ValueError(

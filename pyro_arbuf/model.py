@@ -14,6 +14,7 @@ from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context, make_context
 from pyro_arbuf.embedding import Embedder
 from pyro_arbuf.heads import GaussianHead, GaussianMixture, GaussianMixtureHead
+from pyro_arbuf.validation import quiet_tracing
 
 
 class ArBufferModel(nn.Module):
@@ -143,4 +144,5 @@ class ArBufferModel(nn.Module):
             >>> model.condition(torch.zeros(5, 1), torch.zeros(5)).num_context
             5
         """
-        return make_context(self, x, y)
+        with quiet_tracing():
+            return make_context(self, x, y)

@@ -97,7 +97,8 @@ def check_index(index: Tensor | Sequence[int], num_targets: int) -> Tensor:
     Raises:
         ValueError: If it does not.
     """
-    chosen = torch.as_tensor(index, dtype=None if len(index) else torch.int64)
+    chosen = torch.as_tensor(index)
+    chosen = chosen.long() if chosen.shape == (0,) else chosen
     if chosen.dim() != 1 or chosen.dtype != torch.int64:
         raise ValueError(f"index must hold integers, shape (T,); got {chosen.dtype}, shape {tuple(chosen.shape)}")
     values = chosen.tolist()

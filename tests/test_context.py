@@ -1,7 +1,9 @@
 """Every mistake of a user is refused before any compute, with a message that says what to do."""
 
+import copy
 import dataclasses
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 
@@ -10,7 +12,8 @@ import pytest
 import tiny
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
-from torch import Tensor
+from torch import Size, Tensor
+from torch.testing import assert_close
 
 from pyro_arbuf.context import Context, check_current
 from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
@@ -277,6 +280,9 @@ CHANGES = {
 USES = {
     "sample": lambda context: ArBufferJoint(context, X_TARGET).sample((3,)),
     "log_prob": lambda context: ArBufferJoint(context, X_TARGET).log_prob(VALUE),
+    "rsample": lambda context: ArBufferJoint(context, X_TARGET, rsample=True).rsample(),
+    "conditionals": lambda context: ArBufferJoint(context, X_TARGET).log_prob_conditionals(VALUE),
+    "condition": lambda context: ArBufferJoint(context, X_TARGET).condition([1], VALUE[:1]),
     "marginals": lambda context: ArBufferMarginals(context, X_TARGET),
 }
 
@@ -391,3 +397,156 @@ def test_without_validation_the_values_of_x_are_not_looked_at() -> None:
     with pytest.raises(ValueError, match="finite"):
         ArBufferJoint(context, x)
     assert ArBufferJoint(context, x, validate_args=False).log_prob(torch.zeros(2)).isnan()
+
+
+# Contexts as arrays of contexts
+
+S, R = 3, 7
+BATCH_X = X * torch.arange(1, B * S + 1).view(B, S, 1, 1) / 4
+BATCH_Y = Y - torch.arange(B * S).view(B, S, 1) / 3
+
+
+def assert_same(got: Context, expected: Context) -> None:
+    """The same batch shape and, through both distributions, the same densities."""
+    assert got.batch_shape == expected.batch_shape and got.num_context == expected.num_context
+    value = torch.linspace(-1, 1, M, dtype=torch.float64)
+    for use in (ArBufferJoint, ArBufferMarginals):
+        densities = [use(c, X_TARGET.to(c.x.dtype)).log_prob(value.expand(*c.batch_shape, M)) for c in (got, expected)]
+        assert_close(*densities, rtol=0, atol=1e-10)
+
+
+INDICES = {
+    "integer": 1,
+    "negative": -1,
+    "slice": slice(1, None),
+    "pair": (1, -3),
+    "column": (slice(None), 2),
+    "ellipsis": (..., 0),
+    "new_dimension": (None, 1),
+    "tensor_of_one_number": torch.tensor(1),
+    "tensor_of_any_shape": torch.tensor([[[1, 0]], [[0, 0]]]),
+    "negative_tensor": torch.tensor([-1, 1]),
+    "tensors": (torch.tensor([[1], [0]]), torch.tensor([2, 0, 2])),
+    "list": [1, 1, 0],
+    "mask": torch.tensor([[True, False, True], [False, True, False]]),
+}
+
+
+@pytest.mark.parametrize("case", INDICES)
+def test_indexed_context_is_that_of_the_indexed_data(case: str, scalar_model: ArBufferModel) -> None:
+    index = INDICES[case]
+    context = scalar_model.condition(BATCH_X, BATCH_Y)[index]
+    tasks = torch.arange(B * S).view(B, S)[index]
+    assert_same(context, scalar_model.condition(BATCH_X.flatten(0, 1)[tasks], BATCH_Y.flatten(0, 1)[tasks]))
+
+
+@pytest.mark.parametrize("index", [0, slice(None, 2), torch.tensor([[2, 0], [1, 2]])])
+def test_indexed_context_keeps_its_padding(index: object, scalar_model: ArBufferModel) -> None:
+    lengths = torch.tensor([1, 3, N])
+    context = scalar_model.condition([X[:n] for n in lengths], [Y[:n] for n in lengths])[index]
+    got = ArBufferJoint(context, X_TARGET).log_prob(VALUE)
+    assert got.shape == context.batch_shape == lengths[index].shape
+    for density, n in zip(got.flatten(), lengths[index].flatten(), strict=True):
+        alone = ArBufferJoint(scalar_model.condition(X[:n], Y[:n]), X_TARGET).log_prob(VALUE)
+        assert_close(density, alone, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [B, -B - 1, (0, S), (0, 0, 0), torch.tensor([0, B]), torch.tensor([[-B - 1]]), "a", 0.5, torch.ones(S).bool()],
+)
+def test_index_outside_the_batch_is_refused(index: object, scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition(BATCH_X, BATCH_Y)
+    assert_refused(lambda: context[index], "index must fit the batch shape (2, 3) of this Context")
+
+
+def test_context_without_batch_has_no_elements(context: Context) -> None:
+    assert_refused(lambda: context[0], "index must fit the batch shape () of this Context")
+
+
+@pytest.mark.parametrize(
+    ("index", "shape"),
+    [(slice(0, 0), (0, 3)), (torch.zeros(0, 2, dtype=torch.int64), (0, 2, 3)), (torch.zeros(B, S).bool(), (0,))],
+)
+def test_index_of_nothing_is_refused(index: object, shape: tuple[int, ...], scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition(BATCH_X, BATCH_Y)
+    assert_refused(lambda: context[index], f"index must select at least one context; got the batch shape {shape}")
+
+
+@pytest.mark.parametrize("shape", [(R, B, S), ([R, B, S],), (Size([R, B, S]),)])
+def test_expanded_context_holds_nothing_new(shape: tuple, scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition(BATCH_X, BATCH_Y)
+    wide = context.expand(*shape)
+    assert wide.batch_shape == (R, B, S) and context.batch_shape == (B, S)
+    assert wide.cache is context.cache and wide.x is context.x and wide.y is context.y
+    assert_same(wide, scalar_model.condition(BATCH_X.expand(R, B, S, N, DIM_X), BATCH_Y))
+
+
+def test_expanded_context_draws_for_every_element(scalar_model: ArBufferModel) -> None:
+    joint = ArBufferJoint(scalar_model.condition(BATCH_X[:, :1], BATCH_Y[:, :1]).expand(B, S), X_TARGET)
+    assert joint.batch_shape == (B, S) and joint.moments(4).mean.shape == (B, S, M)
+    y = joint.sample((4,))
+    assert y.shape == (4, B, S, M) and len(y.flatten(0, 2).unique(dim=0)) == 4 * B * S
+
+
+@pytest.mark.parametrize("index", [1, (slice(None), -1), torch.tensor([[6, 0, 3]]), (2, 1, 0)])
+def test_expanded_context_is_indexed_like_the_expanded_data(index: object, scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition(BATCH_X[:, :1], BATCH_Y[:, :1]).expand(R, B, S)
+    x, y = BATCH_X[:, :1].expand(R, B, S, N, DIM_X), BATCH_Y[:, :1].expand(R, B, S, N)
+    assert_same(context[index], scalar_model.condition(x[index], y[index]))
+
+
+@pytest.mark.parametrize("shape", [(), (S,), (B,), (S, B), (B, S, 1), (B, -1)])
+def test_context_is_not_expanded_to_what_it_does_not_broadcast_to(
+    shape: tuple[int, ...], scalar_model: ArBufferModel
+) -> None:
+    context = scalar_model.condition(BATCH_X, BATCH_Y)
+    assert_refused(lambda: context.expand(shape), "expand: batch_shape must be one that (2, 3) broadcasts to; got")
+
+
+def padded_and_expanded(model: ArBufferModel) -> Context:
+    return model.condition([X[:2], X], [Y[:2], Y]).expand(S, B)
+
+
+def test_context_follows_its_model_to_another_dtype(build_model: Callable[..., ArBufferModel]) -> None:
+    model = build_model().float()
+    context = padded_and_expanded(model)
+    model.double()
+    with pytest.raises(RuntimeError, match=r"the model is torch.float64 on cpu now, this Context torch.float32"):
+        ArBufferJoint(context, X_TARGET).sample()
+    moved = context.to(torch.float64)
+    assert moved.x.dtype == moved.cache.keys[0].dtype == torch.float64
+    assert_same(moved, padded_and_expanded(model))
+    assert_same(context.to(dtype=torch.float64), moved)
+
+
+@pytest.mark.parametrize(("to", "got"), [(torch.float32, "torch.float32 on cpu"), ("meta", "torch.float64 on meta")])
+def test_context_does_not_go_where_its_model_is_not(to: object, got: str, batched_context: Context) -> None:
+    rule = "a Context goes where its model is, torch.float64 on cpu"
+    assert_refused(lambda: batched_context.to(to), rule, f"got {got}", "move the model first with net.to(...)")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda context: pickle.loads(pickle.dumps(context))])
+def test_copy_of_a_context_brings_its_model_and_gives_the_same_densities(
+    copied: Callable[[Context], Context], scalar_model: ArBufferModel
+) -> None:
+    for context in (scalar_model.condition(), scalar_model.condition(X, Y), padded_and_expanded(scalar_model)):
+        other = copied(context)
+        assert other.model is not scalar_model and not other.live
+        check_current(other, other.model)
+        assert_same(other, context)
+
+
+def test_pickled_context_leaves_keys_and_values_behind(scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition(X.repeat(20, 1), Y.repeat(20))
+    size = len(pickle.dumps(context)) - len(pickle.dumps(scalar_model))
+    cache = sum(t.numel() * t.element_size() for t in (*context.cache.keys, *context.cache.values))
+    assert size < cache / 10
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_stale_context_is_not_stored(copied: Callable, build_model: Callable[..., ArBufferModel]) -> None:
+    model = build_model()
+    context = model.condition(X, Y)
+    write_data(model)
+    assert_refused(lambda: copied(context), "weights have changed since this Context was made", error=RuntimeError)

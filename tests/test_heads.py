@@ -106,6 +106,54 @@ def test_draw_inverts_the_cumulative_weights():
     assert drawn.tolist() == [10.0, 10.0, 30.0, 30.0, 40.0, 40.0]
 
 
+@pytest.mark.parametrize("num_components", [1, C])
+def test_implicit_draw_is_the_draw(num_components):
+    mixture = GaussianMixture(*_parameters(*BATCH, num_components))
+    uniform, normal = torch.rand(BATCH, dtype=torch.float64), torch.randn(BATCH, dtype=torch.float64)
+    assert torch.equal(mixture.implicit_draw(uniform, normal), mixture.draw(uniform, normal))
+
+
+def test_implicit_draw_moves_with_the_quantile():
+    """By two ways: the implicit derivative - dF / p, and differences of the inverted distribution function."""
+    parameters = [p.requires_grad_() for p in _parameters(*BATCH, C)]
+    mixture = GaussianMixture(torch.log_softmax(parameters[0], -1), *parameters[1:])
+    y = mixture.implicit_draw(torch.rand(BATCH, dtype=torch.float64), torch.randn(BATCH, dtype=torch.float64))
+    gradients, fixed = torch.autograd.grad(y.sum(), parameters, retain_graph=True), y.detach()
+    density = mixture.log_prob(fixed).detach().exp()
+    implicit = torch.autograd.grad((-mixture.cdf(fixed) / density).sum(), parameters)
+    directions, step = [torch.randn_like(p) for p in parameters], 1e-5
+
+    def quantile(step: float) -> torch.Tensor:
+        logits, means, sds = (p + step * d for p, d in zip(parameters, directions, strict=True))
+        return GaussianMixture(torch.log_softmax(logits, -1), means, sds).icdf(mixture.cdf(fixed))
+
+    slope = (quantile(step) - quantile(-step)) / (2 * step)  # (*BATCH,)
+    along = sum((g * d).sum(-1) for g, d in zip(gradients, directions, strict=True))
+    assert_close(along, slope, rtol=1e-5, atol=1e-6)
+    for got, expected in zip(gradients, implicit, strict=True):
+        assert_close(got, expected, **EXACT)
+
+
+def test_expectation_has_the_gradient_of_implicit_draws_not_of_the_drawn_components():
+    num_draws, tilt = 4000, torch.linspace(-1, 1, C, dtype=torch.float64)
+    theta = torch.zeros(num_draws, 1, dtype=torch.float64, requires_grad=True)
+
+    def mixture(theta: torch.Tensor) -> GaussianMixture:
+        """Theta changes weights, means and standard deviations."""
+        return GaussianMixture(
+            torch.log_softmax(theta * tilt, -1), 2 * tilt + theta * tilt**2, 0.8 + 0.1 * theta * tilt
+        )
+
+    y = torch.linspace(-12, 12, 2001, dtype=torch.float64)
+    low, high = (torch.trapezoid(mixture(torch.full((1,), t)).log_prob(y).exp() * y.tanh(), y) for t in (-1e-4, 1e-4))
+    noise = torch.rand(num_draws, dtype=torch.float64), torch.randn(num_draws, dtype=torch.float64)
+    errors = []
+    for draw in (GaussianMixture.implicit_draw, GaussianMixture.draw):
+        (gradient,) = torch.autograd.grad(draw(mixture(theta), *noise).tanh().sum(), theta)
+        errors.append((gradient.mean() - (high - low) / 2e-4).abs() / gradient.std() * num_draws**0.5)
+    assert errors[0] < 5 < 20 < errors[1]
+
+
 def test_expand_repeats_and_copies_nothing(mixture):
     larger = mixture.expand((4, *BATCH))
     assert larger.batch_shape == (4, *BATCH) and larger.event_shape == ()

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from pyro_arbuf.context import Context
 from pyro_arbuf.distributions import ArBufferJoint
 from pyro_arbuf.folding import fold, unfold
-from pyro_arbuf.inference import Noise, predict_marginals, sample_joint, score_joint
+from pyro_arbuf.inference import Noise, leave_one_out, predict_marginals, sample_joint, score_joint
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import random_orders
 
@@ -440,6 +440,23 @@ def test_marginal_is_the_first_factor_of_an_order_that_starts_there(model, draw_
         alone = ArBufferJoint(context, task.x_target[:, here]).marginals()
         assert_close(alone.log_prob(y[:, here]), first[:, m], **EXACT)
     assert_close(joints[0].marginals().log_prob(y), first.sum(-1), **EXACT)
+
+
+# Leaving one out ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [None, [3, N], [1, 2]])
+@pytest.mark.parametrize("max_tokens", [1, 60, 2**14])
+def test_one_is_left_out_and_all_others_are_read(model, draw_task, max_tokens, lengths):
+    task, num_left_out = draw_task(model), 2 if lengths != [1, 2] else 1
+    x, y = task.x_context, task.y_context
+    got = leave_one_out(model, x, y, num_left_out, lengths and torch.tensor(lengths), max_tokens)
+    assert got.shape == (B, num_left_out)
+    for b, i in torch.cartesian_prod(torch.arange(B), torch.arange(num_left_out)).tolist():
+        others = [j for j in range(lengths[b] if lengths else N) if j != i]
+        nothing, alone = (x[b, :0], y[b, :0]), x[b, i : i + 1]
+        expected = reference.predictive(*_weights(model), x[b, others], y[b, others], *nothing, alone, [0])
+        assert_close(got[b, i], expected.log_prob(y[b, i : i + 1]).sum(), **EXACT)
 
 
 def test_stale_context_is_an_error(scalar_model, draw_task):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pyro_arbuf.orders import check_orders, inverse_orders, random_orders
+from pyro_arbuf.distributions import ArBufferJoint
+from pyro_arbuf.orders import check_index, check_orders, inverse_orders, random_orders, restrict_orders
 
 
 def test_random_orders_are_permutations():
@@ -68,3 +69,43 @@ def test_wrong_orders_are_errors_that_say_what_is_wrong(orders, got):
 def test_right_orders_are_returned_as_they_are():
     orders = random_orders(3, 2)
     assert check_orders(orders, 3) is orders
+
+
+def test_restricted_orders_keep_who_comes_before_whom():
+    orders, kept = random_orders(6, 5), [0, 2, 3, 5]
+    keep = torch.tensor([m in kept for m in range(6)])
+    expected = [[kept.index(m) for m in order if m in kept] for order in orders.tolist()]
+    assert restrict_orders(orders, keep).tolist() == expected
+
+
+@pytest.mark.parametrize("keep", [torch.ones(4, dtype=torch.bool), torch.arange(4) == 2])
+def test_restriction_to_all_or_one(keep):
+    orders = random_orders(4, 3)
+    expected = orders if keep.all() else torch.zeros(3, 1, dtype=torch.int64)
+    assert torch.equal(restrict_orders(orders, keep), expected)
+
+
+@pytest.mark.parametrize("index", [[4, 1], (4, 1), torch.tensor([4, 1]), range(4, 0, -3)])
+def test_index_is_returned_in_the_order_given(index):
+    chosen = check_index(index, 6)
+    assert chosen.tolist() == [4, 1] and chosen.dtype == torch.int64
+
+
+@pytest.mark.parametrize("index", [[], (), torch.zeros(0, dtype=torch.int64)])
+def test_empty_index_is_allowed(index):
+    assert check_index(index, 6).shape == (0,)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+def test_trace_keeps_the_orders(scalar_model):
+    """Traced once and called again: the same orders, whatever the state of the global generator."""
+    x, context = torch.randn(6, 2, dtype=torch.float64), scalar_model.condition()
+
+    def density(y: torch.Tensor) -> torch.Tensor:
+        return ArBufferJoint(context, x, orders=random_orders(6, 3)).log_prob(y)
+
+    trace = torch.jit.trace(density, (torch.zeros(6, dtype=torch.float64),), check_trace=False)
+    y = torch.randn(4, 6, dtype=torch.float64)
+    assert random_orders(6, 3).unique(dim=0).shape == (3, 6)
+    for value in y:
+        torch.testing.assert_close(trace(value), density(value), rtol=1e-10, atol=1e-10)
