@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-slow test-gpu lint bench clean
+.PHONY: demo test test-slow test-gpu test-arviz1 lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python tutorials/01_joint_prediction.py
@@ -15,12 +15,17 @@ test-slow: .venv/installed
 test-gpu: .venv/installed
 	$(BIN)/python -m pytest -q -m gpu
 
+# What talks to ArviZ, with its 1.x line: its parts arviz-base and arviz-stats run on every Python that we support.
+test-arviz1: .venv-arviz1/installed
+	.venv-arviz1/bin/python -m pytest -q tests/test_datatree.py tests/test_loo.py
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/in_pyro.py
 	for model in gp-1d-noisy gp-1d sawtooth; do $(BIN)/python benchmarks/quality.py $$model || exit 1; done
 
 # One environment for everything. torch comes first, so that no dependency asks for another build of it.
@@ -31,5 +36,12 @@ bench: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
 	touch $@
 
+.venv-arviz1/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-arviz1
+	.venv-arviz1/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-arviz1/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" arviz-base arviz-stats
+	.venv-arviz1/bin/pip uninstall --quiet --yes arviz
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-arviz1 build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -6,23 +6,36 @@ y = pyro.sample("y", ArBufferJoint(ctx, x_new))
 """
 
 from pyro_arbuf.checkpoint import load, shipped_models
+from pyro_arbuf.checks import ModelCheckWarning, check_model
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context
+from pyro_arbuf.datatree import to_datatree, to_inference_data
 from pyro_arbuf.distributions import ArBufferJoint, Moments, OrderSpread
+from pyro_arbuf.loo import LooConditionals, exact_loo, loo_conditionals, to_elpd_data
 from pyro_arbuf.marginals import ArBufferMarginals, PlateOverTargetsWarning
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import random_orders
+from pyro_arbuf.predictive import predictive
 
 __all__ = [
     "ArBufferJoint",
     "ArBufferMarginals",
     "ArBufferModel",
     "Context",
+    "LooConditionals",
+    "ModelCheckWarning",
     "ModelConfig",
     "Moments",
     "OrderSpread",
     "PlateOverTargetsWarning",
+    "check_model",
+    "exact_loo",
     "load",
+    "loo_conditionals",
+    "predictive",
     "random_orders",
     "shipped_models",
+    "to_datatree",
+    "to_elpd_data",
+    "to_inference_data",
 ]

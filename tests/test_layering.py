@@ -32,6 +32,12 @@ ORDER = [
     "marginals",
     "distributions",
     "priors",
+    "sites",
+    "predictive",
+    "checks",
+    "loo",
+    "fits",
+    "datatree",
     "cli",
 ]
 CORE = ORDER[: ORDER.index("training") + 1]

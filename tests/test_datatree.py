@@ -1,0 +1,337 @@
+"""Groups, dimensions and densities of a DataTree, and that both lines of ArviZ read it."""
+
+from functools import partial
+
+import ar1
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+from pyro.infer import MCMC, Importance, Predictive
+from pyro.infer.mcmc import RandomWalkKernel
+
+import pyro_arbuf.datatree
+from pyro_arbuf.datatree import to_datatree, to_inference_data
+from pyro_arbuf.distributions import ArBufferJoint
+from pyro_arbuf.loo import arviz_line, loo_conditionals
+from pyro_arbuf.marginals import ArBufferMarginals
+from pyro_arbuf.predictive import predictive
+
+pytestmark = [  # ArviZ's own
+    pytest.mark.filterwarnings(r"ignore:\s*ArviZ is undergoing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The inplace keyword"),
+    pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping"),
+    pytest.mark.filterwarnings("ignore:Estimated shape parameter"),
+]
+S, B, N, M = 3, 2, 5, 6
+
+
+@pytest.fixture
+def task(scalar_model, draw_task):
+    return draw_task(scalar_model)
+
+
+@pytest.fixture
+def draws():
+    return {"level": torch.tensor([-0.3, 0.1, 0.4], dtype=torch.float64)}
+
+
+def shifted(fn, level):
+    return dist.TransformedDistribution(fn, dist.transforms.AffineTransform(level.unsqueeze(-1), 1.0, event_dim=1))
+
+
+def one_event(net, x, y=None, kind=ArBufferJoint):
+    """One event of M targets around a level."""
+    level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    pyro.deterministic("twice", 2 * level)
+    pyro.sample("y", shifted(kind(net.condition(), x), level), obs=y)
+
+
+def subjects(ctx, x, y=None):
+    """Subjects in a plate, each with its own context, around one level."""
+    level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    with pyro.plate("subject", len(x)):
+        pyro.sample("y", shifted(ArBufferJoint(ctx, x), level), obs=y)
+
+
+def rows(y=None):
+    """An ordinary site in a plate, and a factor."""
+    level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    pyro.factor("bonus", level)
+    with pyro.plate("row", 4):
+        pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+
+@pytest.fixture
+def event(scalar_model, task):
+    """`(model, y)` of one event."""
+    return partial(one_event, scalar_model, task.x_target[0]), task.y_target[0, :, 0]
+
+
+@pytest.fixture
+def plate(scalar_model, task):
+    """`(model, y)` of subjects."""
+    ctx = scalar_model.condition(task.x_context, task.y_context[..., 0])
+    return partial(subjects, ctx, task.x_target), task.y_target[..., 0]
+
+
+def test_a_joint_event_goes_to_joint_log_likelihood_alone(event, draws, scalar_model, task):
+    model, y = event
+    tree = to_datatree(draws, model, y)
+    assert "log_likelihood" not in tree.children
+    joint = ArBufferJoint(scalar_model.condition(), task.x_target[0])
+    expected = joint.log_prob(y - draws["level"][:, None])
+    found = tree["joint_log_likelihood/y"]
+    assert found.dims == ("chain", "draw")
+    torch.testing.assert_close(torch.from_numpy(found.values[0]), expected)
+
+
+def test_conditionals_given_by_the_user_stand_beside_the_joint_score(event, draws):
+    model, y = event
+    densities = loo_conditionals(model, draws, y, num_ratio_draws=0).log_likelihood
+    tree = to_datatree(draws, model, y, log_likelihood=densities)
+    assert tree["log_likelihood/y"].dims == ("chain", "draw", "target")
+    assert tree["joint_log_likelihood/y"].dims == ("chain", "draw")
+    np.testing.assert_array_equal(tree["log_likelihood/y"].values[0], densities["y"].numpy())
+
+
+def test_conditionals_of_subjects_leave_their_joint_scores_too(plate, draws):
+    model, y = plate
+    densities = loo_conditionals(model, draws, y, num_ratio_draws=0).log_likelihood
+    tree = to_datatree(draws, model, y, log_likelihood=densities, posterior_predictive={})
+    assert tree["log_likelihood/y"].dims == ("chain", "draw", "subject", "target")
+    assert tree["joint_log_likelihood/y"].dims == ("chain", "draw", "subject")
+
+
+def test_chain_factors_never_get_into_log_likelihood(event, plate, draws, monkeypatch):
+    def refuse(self, y):
+        raise AssertionError("chain factors asked for")
+
+    monkeypatch.setattr(ArBufferJoint, "log_prob_factors", refuse)
+    for (model, y), expected in ((event, None), (plate, ("chain", "draw", "subject"))):
+        tree = to_datatree(draws, model, y)
+        assert ("log_likelihood" not in tree.children) if expected is None else True
+        assert expected is None or tree["log_likelihood/y"].dims == expected
+
+
+def test_subjects_have_one_density_each(plate, draws, scalar_model, task):
+    model, y = plate
+    tree = to_datatree(draws, model, y)
+    joint = ArBufferJoint(scalar_model.condition(task.x_context, task.y_context[..., 0]), task.x_target)
+    expected = joint.log_prob(y - draws["level"][:, None, None])
+    torch.testing.assert_close(torch.from_numpy(tree["log_likelihood/y"].values[0]), expected)
+    assert "joint_log_likelihood" not in tree.children
+
+
+def test_marginals_and_ordinary_sites_have_elementwise_densities(scalar_model, task, draws):
+    y = task.y_target[0, :, 0]
+    tree = to_datatree(draws, partial(one_event, scalar_model, task.x_target[0], kind=ArBufferMarginals), y)
+    assert tree["log_likelihood/y"].dims == ("chain", "draw", "target")
+    tree = to_datatree(draws, rows, torch.arange(4.0))
+    expected = dist.Normal(draws["level"][:, None], 1.0).log_prob(torch.arange(4.0))
+    np.testing.assert_allclose(tree["log_likelihood/y"].values[0], expected.numpy())
+    assert set(tree.children) == {"posterior", "posterior_predictive", "observed_data", "log_likelihood"}
+
+
+def test_groups_have_named_dimensions_and_the_users_labels(plate, draws):
+    model, y = plate
+    coords = {"subject": ["anna", "ben"], "target": list(range(10, 16))}
+    tree = to_datatree(draws, model, y, coords=coords, constant_data={"age": torch.ones(2)}, dims={"age": ["subject"]})
+    assert tree["posterior_predictive/y"].dims == ("chain", "draw", "subject", "target")
+    assert tree["observed_data/y"].dims == ("subject", "target")
+    assert tree["observed_data/y"].sel(subject="ben", target=12).item() == y[1, 2]
+    assert tree["constant_data/age"].subject.values.tolist() == ["anna", "ben"]
+    assert tree["log_likelihood/y"].subject.values.tolist() == ["anna", "ben"]
+    assert tree.attrs["inference_library"] == "pyro"
+
+
+def test_deterministic_sites_are_posterior_and_not_data(event, draws):
+    model, y = event
+    tree = to_datatree(draws, model, y)
+    np.testing.assert_array_equal(tree["posterior/twice"].values, 2 * draws["level"].numpy()[None])
+    assert set(tree["observed_data"].data_vars) == set(tree["posterior_predictive"].data_vars) == {"y"}
+
+
+@pytest.mark.parametrize("num_new", [4, M])
+def test_predictions_of_new_targets_have_dimensions_of_their_own(scalar_model, event, draws, task, num_new):
+    model, y = event
+    new = predictive(partial(one_event, scalar_model, task.x_target[0, :num_new]), draws)
+    coords = {"target": range(M), "new_target": list("abcdef"[:num_new])}
+    tree = to_datatree(draws, model, y, predictions={"y": new["y"]}, coords=coords)
+    assert tree["predictions/y"].dims == ("chain", "draw", "new_target")
+    assert tree["predictions/y"].new_target.values.tolist() == coords["new_target"]
+
+
+def test_prior_draws_are_split_by_what_is_observed(event, draws):
+    model, y = event
+    tree = to_datatree(draws, model, y, prior=Predictive(model, num_samples=7)())
+    assert set(tree["prior"].data_vars) == {"level", "twice"} and set(tree["prior_predictive"].data_vars) == {"y"}
+    assert tree["prior_predictive/y"].sizes == {"chain": 1, "draw": 7, "target": M}
+
+
+def test_mcmc_brings_its_model_arguments_and_chains():
+    y = torch.arange(4.0)
+    mcmc = MCMC(RandomWalkKernel(rows), num_samples=5, warmup_steps=2, disable_progbar=True)
+    mcmc.run(y)
+    samples = mcmc._samples["level"]
+    mcmc._samples, mcmc._diagnostics, mcmc.num_chains = {"level": samples.repeat(2, 1)}, mcmc._diagnostics * 2, 2
+    mcmc._diagnostics[0]["divergences"] = [3]
+    tree = to_datatree(mcmc)
+    assert tree["posterior/level"].sizes == {"chain": 2, "draw": 5}
+    np.testing.assert_array_equal(tree["posterior/level"].values[1], samples[0].numpy())
+    assert tree["sample_stats/diverging"].values.nonzero()[1].tolist() == [3, 3]
+    assert tree["sample_stats/acceptance_rate"].dims == ("chain",)
+    assert tree["log_likelihood/y"].sizes == {"chain": 2, "draw": 5, "row": 4}
+
+
+def test_importance_keeps_weights_or_resamples():
+    run = Importance(rows, num_samples=6).run(torch.arange(4.0))
+    weighted, resampled = to_datatree(run), to_datatree(run, num_samples=9, seed=1)
+    assert weighted["sample_stats/log_weight"].sizes == {"chain": 1, "draw": 6}
+    assert "sample_stats" not in resampled.children and resampled["posterior/level"].sizes["draw"] == 9
+    assert set(resampled["posterior/level"].values[0]) <= set(weighted["posterior/level"].values[0])
+
+
+def test_a_joint_alone_gives_predictions_and_constants(vector_model, draw_task):
+    task = draw_task(vector_model)
+    joint = ArBufferJoint(
+        vector_model.condition([task.x_context[0, :3], task.x_context[1]], [*short(task)]), task.x_target
+    )
+    tree = to_datatree(
+        joint, num_samples=4, dims={"y": ["subject", "target", "output"]}, coords={"output": list("abc")}
+    )
+    assert tree["predictions/y"].sizes == {"chain": 1, "draw": 4, "subject": B, "target": M, "output": 3}
+    constants = tree["constant_data"]
+    np.testing.assert_array_equal(constants["x"].values, task.x_target.numpy())
+    np.testing.assert_array_equal(constants["y_context"].values[1], task.y_context[1].numpy())
+    assert np.isnan(constants["x_context"].values[0, 3:]).all() and not np.isnan(constants["x_context"].values[1]).any()
+    assert set(tree.children) == {"predictions", "constant_data"}
+
+
+def short(task):
+    return task.y_context[0, :3], task.y_context[1]
+
+
+def test_a_joint_alone_with_outcomes_gives_a_posterior_predictive(scalar_model, task):
+    joint, y = ArBufferJoint(scalar_model.condition(), task.x_target[0]), task.y_target[0, :, 0]
+    tree = to_datatree(joint, observed=y, num_samples=4)
+    assert float(tree["joint_log_likelihood/y"]) == pytest.approx(float(joint.log_prob(y)))
+    assert tree["posterior_predictive/y"].sizes["target"] == tree["observed_data/y"].sizes["target"] == M
+
+
+def test_a_seed_repeats_the_result_and_leaves_the_random_state(event, draws):
+    model, y = event
+    state = torch.get_rng_state()
+    first, second = (to_datatree(draws, model, y, seed=3)["posterior_predictive"] for _ in range(2))
+    xr.testing.assert_identical(first.to_dataset(), second.to_dataset())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_missing_outcomes_stay_in_the_data_and_leave_the_densities(scalar_model, task, draws):
+    y = task.y_target[0, :, 0]
+    y[2] = torch.nan
+    kind = partial(ArBufferMarginals, nan="drop", validate_args=False)
+    tree = to_datatree(draws, partial(one_event, scalar_model, task.x_target[0], kind=kind), y, posterior_predictive={})
+    assert np.isnan(tree["observed_data/y"].values).nonzero()[0].tolist() == [2]
+    assert tree["log_likelihood/y"].target.values.tolist() == [0, 1, 3, 4, 5]
+    assert "posterior_predictive" not in tree.children
+
+
+def test_a_plate_left_of_an_empty_dimension_is_named_alone(draws):
+    def model(y):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("group", 4, dim=-2):
+            pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+    tree = to_datatree(draws, model, torch.zeros(4, 1))
+    for group in ("log_likelihood", "posterior_predictive"):
+        assert tree[group]["y"].sizes == {"chain": 1, "draw": S, "group": 4}
+
+
+def test_draws_without_a_model_are_a_posterior():
+    tree = to_datatree({"w": torch.zeros(5, 2)}, dims={"w": ["feature"]}, coords={"feature": ["a", "b"]})
+    assert set(tree.children) == {"posterior"} and tree["posterior/w"].sizes == {"chain": 1, "draw": 5, "feature": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coords": {"row": [1, 2]}}, "length 4 of 'y'.*2 labels"),
+        ({"coords": {"rows": [1, 2]}}, r"coords must have keys among .*'row'.*; got \['rows'\]"),
+        ({"dims": {"z": ["a"]}}, r"dims must have keys among .*; got \['z'\]"),
+        ({"dims": {"y": ["a", "b"]}}, "must name the 1 dimensions"),
+        ({"log_likelihood": {"z": torch.zeros(S, 4)}}, r"observed sites, of \['y'\]; got 'z'"),
+        ({"log_likelihood": {"y": torch.zeros(2, 4)}}, "hold the 3 draws of the posterior; got 2"),
+        ({"log_likelihood": {"y": torch.zeros(S, 4, 2)}}, "must have the dimensions"),
+        ({"posterior_predictive": {"y": np.zeros((S, 4))}}, "use torch.stack"),
+        ({"constant_data": {"age": [1, 2]}}, "use torch.as_tensor"),
+        ({"num_samples": 5}, "num_samples for that and Importance"),
+        ({"num_samples": 0}, "at least 1"),
+        ({"observed": torch.zeros(4)}, "observed is for an ArBufferJoint alone"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(draws, options, message):
+    with pytest.raises(ValueError, match=message):
+        to_datatree(draws, rows, torch.zeros(4), **options)
+
+
+def test_a_joint_alone_takes_no_model(scalar_model, task):
+    joint = ArBufferJoint(scalar_model.condition(), task.x_target[0])
+    with pytest.raises(ValueError, match="got a model too"):
+        to_datatree(joint, rows)
+    with pytest.raises(ValueError, match=r"got \['prior'\] too"):
+        to_datatree(joint, prior={"y": torch.zeros(3, M)})
+
+
+def test_inference_data_without_arviz_0_points_to_the_datatree(draws, monkeypatch):
+    monkeypatch.setattr(pyro_arbuf.datatree, "arviz_line", lambda: 1)
+    with pytest.raises(RuntimeError, match="use to_datatree"):
+        to_inference_data(draws, rows, torch.zeros(4))
+
+
+@pytest.fixture
+def ar1_fit():
+    """Arguments of `to_datatree` for AR(1) errors, whose elpd is known, and that elpd."""
+    y = ar1.data()
+    posterior = ar1.posterior(y, 400)
+    densities = loo_conditionals(ar1.model, posterior, y, num_ratio_draws=0).log_likelihood
+    return partial(to_datatree, posterior, ar1.model, y, log_likelihood=densities), float(ar1.exact_elpd(y))
+
+
+def test_arviz_0_reads_it(ar1_fit, tmp_path):
+    if arviz_line() != 0:
+        pytest.skip("needs ArviZ 0.x")
+    import arviz
+    import matplotlib.pyplot as plt
+
+    build, elpd = ar1_fit
+    data = to_inference_data(*build.args, **build.keywords)
+    assert arviz.loo(data)["elpd_loo"] == pytest.approx(elpd, abs=0.15)
+    assert list(arviz.summary(data).index) == ["mu"]
+    assert list(arviz.compare({"a": data, "b": data}).index) == ["a", "b"]
+    arviz.plot_ppc(data, num_pp_samples=3)
+    arviz.plot_loo_pit(data, y="y")
+    plt.close("all")
+    data.to_netcdf(tmp_path / "fit.nc")
+    assert "joint_log_likelihood" in arviz.from_netcdf(tmp_path / "fit.nc").groups()
+
+
+def test_arviz_1_reads_it(ar1_fit):
+    pytest.importorskip("arviz_base")
+    arviz_stats = pytest.importorskip("arviz_stats")
+    build, elpd = ar1_fit
+    tree = build()
+    assert arviz_stats.loo(tree).elpd == pytest.approx(elpd, abs=0.15)
+    assert list(arviz_stats.summary(tree).index) == ["mu"]
+    assert set(arviz_stats.compare({"a": tree, "b": tree}).index) == {"a", "b"}
+
+
+def test_netcdf_keeps_it(event, draws, tmp_path):
+    pytest.importorskip("h5netcdf")
+    model, y = event
+    tree = to_datatree(draws, model, y)
+    tree.to_netcdf(tmp_path / "fit.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "fit.nc", engine="h5netcdf") as found:
+        xr.testing.assert_identical(found.load(), tree)

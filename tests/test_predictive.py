@@ -1,0 +1,372 @@
+"""Posterior predictive in chunks: shapes, law, chunking, seeds, errors."""
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, Predictive
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+from torch.distributions.transforms import AffineTransform
+
+from pyro_arbuf.context import Context
+from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.predictive import predictive
+
+B, N, M, DIM_X, DRAWS = 2, 5, 6, 2, 11
+ZERO = torch.zeros((), dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _clear() -> None:
+    pyro.clear_param_store()
+
+
+@pytest.fixture(scope="module")
+def context(scalar_model: ArBufferModel) -> Context:
+    return scalar_model.condition(draw(N, DIM_X, seed=2), draw(N, seed=3))
+
+
+@pytest.fixture(scope="module")
+def subjects(scalar_model: ArBufferModel) -> Context:
+    """B subjects whose contexts differ."""
+    return scalar_model.condition(draw(B, N, DIM_X, seed=2), draw(B, N, seed=3))
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def shifted(context: Context, shift: Tensor) -> dist.TransformedDistribution:
+    """The joint of M targets, moved by a latent of shape `(*batch,)`."""
+    return dist.TransformedDistribution(
+        ArBufferJoint(context, draw(M, DIM_X, seed=1)), [AffineTransform(shift.unsqueeze(-1), 1.0, event_dim=1)]
+    )
+
+
+def one_subject(context: Context, y: Tensor | None = None) -> None:
+    shift = pyro.sample("shift", dist.Normal(ZERO, 1.0))
+    pyro.deterministic("twice", 2 * shift)
+    pyro.sample("y", shifted(context, shift), obs=y)
+
+
+def many_subjects(subjects: Context, y: Tensor | None = None) -> None:
+    """Latents of every kind: scalar, of an event, in a plate; and sites with plates to both sides of the subjects."""
+    centre = pyro.sample("centre", dist.Normal(ZERO, 1.0))
+    slope = pyro.sample("slope", dist.Normal(draw(3, seed=5), 1.0).to_event(1))
+    pyro.deterministic("sum", centre + slope.sum(-1))
+    with pyro.plate("subjects", B, dim=-1):
+        shift = pyro.sample("shift", dist.Normal(centre, 1.0))
+        pyro.deterministic("difference", shift - centre)
+        pyro.sample("y", shifted(subjects, shift), obs=y)
+        with pyro.plate("sessions", 4, dim=-2):
+            jitter = pyro.sample("jitter", dist.Normal(shift, 1.0))
+            pyro.sample("z", dist.Normal(jitter.unsqueeze(-1) + slope, 1.0).to_event(1))
+    with pyro.plate("devices", 5, dim=-2):
+        pyro.deterministic("device", pyro.sample("gain", dist.Normal(centre, 1.0)).exp())
+
+
+def posterior(num_draws: int = DRAWS) -> dict[str, Tensor]:
+    """Draws of every latent of `many_subjects`, shaped as MCMC gives them."""
+    shapes = {"centre": (), "slope": (3,), "shift": (B,), "jitter": (4, B), "gain": (5, 1)}
+    return {name: draw(num_draws, *shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def assert_same_law(a: Tensor, b: Tensor) -> None:
+    """Equal means and second moments of every value and pair of values, within 5 standard errors."""
+    statistics = [torch.cat([v, (v[:, :, None] * v[:, None]).flatten(1)], 1) for v in (a.flatten(1), b.flatten(1))]
+    error = torch.stack([v.var(0) / len(v) for v in statistics]).sum(0).sqrt()
+    assert ((statistics[0].mean(0) - statistics[1].mean(0)).abs() <= 5 * error).all()
+
+
+# Shapes
+
+
+def test_sites_have_the_draws_in_front_and_no_dimension_added(subjects: Context) -> None:
+    got = predictive(many_subjects, posterior(), subjects, batch_size=4)
+    assert {name: tuple(value.shape[1:]) for name, value in got.items()} == {
+        "sum": (),
+        "difference": (B,),
+        "y": (B, M),
+        "z": (4, B, 3),
+        "device": (5, 1),
+    }
+    assert {len(value) for value in got.values()} == {DRAWS}
+
+
+def test_joint_outside_plates_gives_draws_by_targets(context: Context) -> None:
+    assert predictive(one_subject, {"shift": draw(DRAWS)}, context)["y"].shape == (DRAWS, M)
+
+
+def test_outcome_dimensions_are_kept(vector_model: ArBufferModel) -> None:
+    context = vector_model.condition(draw(N, DIM_X), draw(N, 3))
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(draw(M, DIM_X), 1.0).to_event(2))
+        pyro.sample("y", ArBufferMarginals(context, x))
+
+    assert predictive(model, {"x": draw(DRAWS, M, DIM_X)})["y"].shape == (DRAWS, M, 3)
+
+
+def test_draws_that_have_the_added_dimensions_already_give_the_same(subjects: Context) -> None:
+    draws = posterior()
+    added = {**draws, "centre": draws["centre"][:, None, None], "slope": draws["slope"][:, None, None, :]}
+    added["shift"], added["gain"] = draws["shift"][:, None, :], draws["gain"].squeeze(-1)
+    a, b = (predictive(many_subjects, d, subjects, seed=0) for d in (draws, added))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Agreement with Predictive
+
+
+def test_deterministic_sites_equal_those_of_predictive(subjects: Context) -> None:
+    draws = posterior()
+    expected = Predictive(many_subjects, draws, parallel=False)(subjects)
+    got = predictive(many_subjects, draws, subjects, batch_size=4)
+    for name in ("sum", "difference", "device"):
+        assert torch.equal(got[name], expected[name].reshape(got[name].shape))
+
+
+def test_law_is_that_of_predictive(subjects: Context) -> None:
+    draws = posterior(3000)
+    parallel = {**draws, "centre": draws["centre"][:, None, None], "slope": draws["slope"][:, None, None, :]}
+    expected = Predictive(many_subjects, parallel, parallel=True)(subjects)
+    got = predictive(many_subjects, draws, subjects)
+    for name in ("y", "z"):
+        assert_same_law(got[name], expected[name].reshape(got[name].shape))
+
+
+def test_latents_move_the_outcomes_of_their_own_draw_and_subject(subjects: Context) -> None:
+    draws = posterior()
+    still = {**draws, "shift": torch.zeros(DRAWS, B, dtype=torch.float64)}
+    moved, unmoved = (predictive(many_subjects, d, subjects, seed=3, batch_size=4)["y"] for d in (draws, still))
+    torch.testing.assert_close(moved - unmoved, draws["shift"][..., None].expand(DRAWS, B, M), rtol=0, atol=1e-12)
+
+
+def test_subjects_keep_their_own_contexts(subjects: Context) -> None:
+    draws = {name: value[:1].expand(2000, *value.shape[1:]) for name, value in posterior().items()}
+    y = predictive(many_subjects, draws, subjects)["y"]
+    expected = shifted(subjects, draws["shift"][0]).sample((2000,))
+    assert_same_law(y, expected)
+
+
+# Chunks and seeds
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 250])
+def test_every_draw_is_in_one_chunk_and_keeps_its_place(context: Context, batch_size: int) -> None:
+    shift = draw(DRAWS)
+    got = predictive(one_subject, {"shift": shift}, context, batch_size=batch_size)
+    assert torch.equal(got["twice"], 2 * shift)
+    assert got["y"].unique().numel() == DRAWS * M
+
+
+def test_chunks_hold_at_most_batch_size_draws(context: Context) -> None:
+    sizes = []
+
+    def model() -> None:
+        sizes.append(pyro.sample("shift", dist.Normal(0.0, 1.0)).numel())
+
+    predictive(model, {"shift": draw(DRAWS)}, batch_size=4)
+    assert sizes == [1, 4, 4, 3]
+
+
+def test_seed_fixes_the_draws_and_leaves_the_random_state(context: Context) -> None:
+    before = torch.get_rng_state()
+    a, b, c = (predictive(one_subject, {"shift": draw(DRAWS)}, context, seed=seed)["y"] for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_seed_the_global_state_decides_and_moves_on(context: Context) -> None:
+    pyro.set_rng_seed(1)
+    a, b = (predictive(one_subject, {"shift": draw(DRAWS)}, context)["y"] for _ in range(2))
+    assert not torch.equal(a, b)
+    assert torch.equal(a, predictive(one_subject, {"shift": draw(DRAWS)}, context, seed=1)["y"])
+
+
+# What is drawn anew
+
+
+def test_observed_sites_are_drawn_anew(subjects: Context) -> None:
+    y = torch.zeros(B, M, dtype=torch.float64)
+    got = predictive(many_subjects, posterior(), subjects, y, seed=0)
+    expected = predictive(many_subjects, posterior(), subjects, seed=0)
+    assert got.keys() == expected.keys()
+    assert torch.equal(got["y"], expected["y"])
+
+
+def test_conditioned_sites_are_drawn_anew_and_intervened_ones_stay(context: Context) -> None:
+    y = torch.zeros(M, dtype=torch.float64)
+    got = predictive(poutine.condition(one_subject, {"y": y}), {"shift": draw(DRAWS)}, context)
+    assert (got["y"] != 0).all()
+    got = predictive(poutine.do(one_subject, {"shift": torch.tensor(3.0)}), {"y": draw(DRAWS, M)}, context)
+    assert torch.equal(got["twice"], torch.full((DRAWS,), 6.0))
+
+
+def test_latents_without_draws_come_from_the_model(subjects: Context) -> None:
+    draws = posterior()
+    del draws["jitter"]
+    assert predictive(many_subjects, draws, subjects)["jitter"].shape == (DRAWS, 4, B)
+
+
+def test_deterministic_draws_are_computed_anew_and_not_returned(context: Context) -> None:
+    draws = {"shift": draw(DRAWS), "twice": torch.zeros(DRAWS)}
+    assert predictive(one_subject, draws, context).keys() == {"y"}
+
+
+def test_factors_and_constants_pass(context: Context) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("two", 2, dim=-1):
+            pyro.factor("penalty", -(z**2))
+        pyro.deterministic("grid", torch.arange(3.0))
+
+    got = predictive(model, {"z": torch.randn(DRAWS)})
+    assert got.keys() == {"grid"}
+    assert torch.equal(got["grid"], torch.arange(3.0).expand(DRAWS, 3))
+
+
+def test_sequential_plates_add_no_dimension() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("trials", 2):
+            pyro.deterministic(f"y{i}", i * pyro.sample(f"x{i}", dist.Normal(z, 1.0)))
+
+    draws = {"z": torch.randn(DRAWS), "x0": torch.randn(DRAWS), "x1": torch.randn(DRAWS)}
+    assert torch.equal(predictive(model, draws)["y1"], draws["x1"])
+
+
+def test_masked_observations_are_drawn_anew(subjects: Context) -> None:
+    def model(y: Tensor) -> None:
+        with pyro.plate("subjects", B):
+            shift = pyro.sample("shift", dist.Normal(ZERO, 1.0))
+            pyro.sample("y", shifted(subjects, shift), obs=y, obs_mask=torch.tensor([True, False]))
+
+    unobserved = draw(DRAWS, B, M)
+    got = predictive(model, {"shift": draw(DRAWS, B), "y_unobserved": unobserved}, torch.zeros(B, M))
+    assert torch.equal(got["y"][:, 0], got["y_observed"][:, 0])
+    assert torch.equal(got["y"][:, 1], unobserved[:, 1])
+
+
+def test_improper_priors_are_never_sampled() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.deterministic("twice", 2 * z)
+
+    z = torch.randn(DRAWS)
+    assert torch.equal(predictive(model, {"z": z})["twice"], 2 * z)
+
+
+def test_results_carry_no_graph_and_store_nothing(context: Context) -> None:
+    got = predictive(one_subject, {"shift": draw(DRAWS).requires_grad_()}, context)
+    assert not any(value.requires_grad for value in got.values())
+    assert list(pyro.get_param_store()) == []
+
+
+# After Pyro's inference
+
+
+def test_takes_samples_of_nuts_and_the_arguments_of_its_run(subjects: Context) -> None:
+    y = draw(B, M)
+    kernel = NUTS(poutine.block(many_subjects, hide=["z", "jitter", "gain", "device"]), max_tree_depth=2)
+    mcmc = MCMC(kernel, num_samples=4, warmup_steps=2, disable_progbar=True)
+    mcmc.run(subjects, y)
+    got = predictive(many_subjects, mcmc.get_samples(), subjects, y)
+    assert got["y"].shape == (4, B, M)
+
+
+def test_takes_draws_of_a_guide_of_its_own_shapes(subjects: Context) -> None:
+    guide = AutoNormal(poutine.block(many_subjects, hide=["z", "jitter", "gain", "device", "sum", "difference"]))
+    draws = Predictive(guide, num_samples=DRAWS)(subjects, draw(B, M))
+    draws = {name: draws[name] for name in ("centre", "slope", "shift")}
+    assert draws["centre"].shape != (DRAWS,)
+    assert predictive(many_subjects, draws, subjects)["y"].shape == (DRAWS, B, M)
+
+
+# Errors
+
+
+def flat(y: Tensor | None = None) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z.unsqueeze(-1) * torch.ones(3), 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("draws", "message"),
+    [
+        ({}, "got {}"),
+        ([torch.zeros(2)], "got list"),
+        ({"z": [0.0, 1.0]}, "got {'z': 'list'}; use torch.stack"),
+        ({"z": torch.tensor(0.0)}, "got {'z': 'Tensor'}"),
+        ({"z": torch.zeros(0)}, "S >= 1; got {'z': 0}"),
+        ({"z": torch.zeros(2), "y": torch.zeros(4, 3)}, "'z': 2, 'y': 4"),
+        ({"zz": torch.zeros(2)}, r"got \['zz'\]; the model has \['z', 'y'\]"),
+        ({"z": torch.zeros(2, 4)}, r"posterior\['z'\] must have shape \(S, \*\(\)\); got \(S, \*\(4,\)\)"),
+        ({"z": torch.zeros(2), "y": torch.zeros(2, 4)}, r"posterior\['y'\] must have shape \(S, \*\(3,\)\)"),
+    ],
+)
+def test_posterior_that_does_not_fit_is_an_error(draws: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictive(flat, draws)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True])
+def test_batch_size_below_one_is_an_error(batch_size: object) -> None:
+    with pytest.raises(ValueError, match="batch_size must be an integer, at least 1; got"):
+        predictive(flat, {"z": torch.zeros(2)}, batch_size=batch_size)
+
+
+def test_model_that_is_not_callable_is_an_error() -> None:
+    with pytest.raises(ValueError, match="model must be a Pyro model, a callable; got dict"):
+        predictive({}, {"z": torch.zeros(2)})
+
+
+def test_random_subsample_is_an_error_and_a_given_one_is_not() -> None:
+    def model(**subsample: object) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("subjects", 5, **subsample):
+            pyro.sample("y", dist.Normal(z, 1.0))
+
+    with pytest.raises(ValueError, match=r"plate 'subjects' must not subsample at random.*subsample_size=3 of 5"):
+        predictive(model, {"z": torch.zeros(2)}, subsample_size=3)
+    for size, given in ((3, {"subsample": torch.tensor([0, 3, 4])}), (5, {"subsample_size": 5})):
+        assert predictive(model, {"z": torch.zeros(2)}, **given)["y"].shape == (2, size)
+
+
+def branch(z: Tensor) -> None:
+    pyro.sample("y", dist.Normal(z if z > 0 else -z, 1.0))
+
+
+def mistaken_for_an_event(z: Tensor) -> None:
+    pyro.sample("y", dist.Normal(z * torch.ones(3), 1.0).to_event(1))
+
+
+def mean_over_draws(z: Tensor) -> None:
+    pyro.deterministic("y", z.mean())
+
+
+def site_of_one_draw_only(z: Tensor) -> None:
+    if z.numel() == 1:
+        pyro.sample("y", dist.Normal(z, 1.0))
+
+
+def wider_than_the_draws(z: Tensor) -> None:
+    pyro.deterministic("y", z * torch.ones(z.numel(), 2).T)
+
+
+@pytest.mark.parametrize(
+    "rest", [branch, mistaken_for_an_event, mean_over_draws, site_of_one_draw_only, wider_than_the_draws]
+)
+@pytest.mark.parametrize("num_draws", [3, 7])
+def test_model_that_cannot_be_vectorised_is_an_error_with_a_remedy(rest: Callable, num_draws: int) -> None:
+    def model() -> None:
+        rest(pyro.sample("z", dist.Normal(0.0, 1.0)))
+
+    with pytest.raises(RuntimeError, match=r"Predictive\(model, posterior, parallel=False\)"):
+        predictive(model, {"z": torch.randn(num_draws)})
