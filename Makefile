@@ -39,7 +39,7 @@ bench: .venv/installed
 .venv-arviz1/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-arviz1
 	.venv-arviz1/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-arviz1/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" arviz-base arviz-stats
+	.venv-arviz1/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" arviz-base "arviz-stats[xarray]"
 	.venv-arviz1/bin/pip uninstall --quiet --yes arviz
 	touch $@
 
