@@ -32,6 +32,38 @@ def test_density_on_cuda_equals_density_on_cpu(net, num_targets):
     torch.testing.assert_close(on_cuda.cpu(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_queries_of_a_joint_on_cuda_equal_those_on_cpu(net):
+    x, y, x_new, value = torch.randn(2, 5, 1), torch.randn(2, 5), torch.randn(6, 1), torch.randn(3, 2, 6)
+
+    def answers(device):
+        context = net.to(device).condition(x.to(device), y.to(device))
+        d, z = ArBufferJoint(context, x_new.to(device), nan="drop", rsample=True), value.to(device)
+        missing = z.masked_fill(z > 1, torch.nan)
+        rest = d.condition([4, 1], z[..., [4, 1]])
+        chosen = ArBufferJoint(context[torch.tensor([1, 1, 0])], x_new.to(device)).log_prob(z[:, 0])
+        densities = (
+            d.log_prob_conditionals(z),
+            d.pit(z),
+            d.log_prob(missing),
+            rest.log_prob(z[..., [0, 2, 3, 5]]),
+            chosen,
+        )
+        assert d.rsample((7,)).shape == (7, 2, 6) and torch.isfinite(rest.sample()).all()
+        return [answer.cpu() for answer in densities]
+
+    for on_cpu, on_cuda in zip(answers("cpu"), answers("cuda"), strict=True):
+        torch.testing.assert_close(on_cuda, on_cpu, rtol=1e-3, atol=1e-3)
+
+
+def test_context_follows_its_model_to_cuda(net):
+    x, y, x_new, value = torch.randn(5, 1), torch.randn(5), torch.randn(3, 1), torch.randn(3)
+    context = net.condition(x, y)
+    expected = ArBufferJoint(context, x_new).log_prob(value)
+    net.cuda()
+    moved = ArBufferJoint(context.to("cuda"), x_new.cuda()).log_prob(value.cuda())
+    torch.testing.assert_close(moved.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_contexts_of_different_lengths_on_cuda(net):
     net.cuda()
     xs, ys = [torch.randn(n, 1).cuda() for n in (3, 0, 5)], [torch.randn(n).cuda() for n in (3, 0, 5)]
