@@ -39,7 +39,7 @@ def regression(context: Callable[[Tensor], Context], x: Tensor, y: Tensor | None
     """y = shift + g(x), with a context made from the shift."""
     shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
     joint = ArBufferJoint(context(shift), x)
-    shifted = dist.TransformedDistribution(joint, dist.transforms.AffineTransform(shift[..., None], 1.0, event_dim=1))
+    shifted = dist.TransformedDistribution(joint, dist.transforms.AffineTransform(shift[..., None], 1.0))
     return pyro.sample("y", shifted, obs=y)
 
 

@@ -194,8 +194,8 @@ def _scale_counted_once(site: Message) -> str | None:
         if tensor_scale and t.scale.shape[-len(event) :] != event:
             return (
                 f"AffineTransform sums the log of its scale over that one's shape, {tuple(t.scale.shape)}, not over "
-                f"the event {tuple(event)}: log s counts too seldom, so a latent scale is biased; expand it: "
-                "scale = s[..., None].expand_as(loc), with loc (*batch, M)"
+                f"the event {tuple(event)}: log s counts too seldom, so a latent scale is biased; leave out event_dim: "
+                "AffineTransform(loc, s[..., None])"
             )
     return None
 

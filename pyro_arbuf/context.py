@@ -6,7 +6,7 @@ Knows nothing of how a model embeds or reads.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,15 @@ from torch import Size, Tensor
 
 from pyro_arbuf.cache import ContextCache
 from pyro_arbuf.config import ModelConfig
-from pyro_arbuf.validation import broadcast_batches, check_x, check_y, expanded_shape, quiet_tracing, warn_outside
+from pyro_arbuf.validation import (
+    broadcast_batches,
+    check_x,
+    check_y,
+    expanded_shape,
+    may_look_at,
+    quiet_tracing,
+    warn_outside,
+)
 from pyro_arbuf.visibility import context_mask
 
 if TYPE_CHECKING:
@@ -90,6 +98,12 @@ class Context:
             raise ValueError(f"index must select at least one context; got the batch shape {tuple(rows.shape)}")
         return self._select(rows)
 
+    def __iter__(self) -> Iterator[Context]:
+        """The contexts along the first dimension of the batch."""
+        if not self.batch_shape:
+            raise ValueError("only a Context with a batch can be iterated over; got batch_shape ()")
+        return (self[i] for i in range(self.batch_shape[0]))
+
     def expand(self, *batch_shape: int | Sequence[int]) -> Context:
         """The same contexts with a larger batch shape; nothing is copied.
 
@@ -125,13 +139,14 @@ class Context:
     def _select(self, rows: Tensor) -> Context:
         """The contexts at flat row numbers, of the batch shape of `rows`."""
         flat, cache = rows.flatten(), self.cache
-        length = None if self.context_len is None else self.context_len[flat]
-        cache = ContextCache(tuple(k[flat] for k in cache.keys), tuple(v[flat] for v in cache.values), length)
+        # The cache has lengths of its own: of an empty context it holds one token.
+        pairs, tokens = (None if t is None else t[flat] for t in (self.context_len, cache.context_len))
+        cache = ContextCache(tuple(k[flat] for k in cache.keys), tuple(v[flat] for v in cache.values), tokens)
         return dataclasses.replace(
             self,
             x=self.x[flat],
             y=self.y[flat],
-            context_len=length,
+            context_len=pairs,
             task_shape=rows.shape,
             batch_shape=rows.shape,
             cache=cache,
@@ -186,21 +201,15 @@ def encode_pairs(
     )
 
 
-def check_current(context: Context, model: ArBufferModel | None = None) -> None:
-    """Checks that a context was made by this model with the weights it has now, where they are now.
-
-    Args:
-        context: The context.
-        model: The model about to use it; `None` = the one that made it.
+def check_current(context: Context) -> None:
+    """Checks that a context was made with the weights its model has now, where they are now.
 
     Raises:
-        RuntimeError: If another model made it, the weights have changed or moved since, gradients are wanted that it
-            does not carry, or backward has gone through it already.
+        RuntimeError: If the weights have changed or moved since, gradients are wanted that it does not carry, or
+            backward has gone through it already.
     """
     remedy = "make it anew with context = model.condition(x, y)"
     inside = "condition inside the function that is differentiated"
-    if model is not None and context.model is not model:
-        raise RuntimeError(f"this Context was made by another model; {remedy}")
     check_mode(context.model)
     weights = list(context.model.parameters())
     weight = weights[0]
@@ -238,11 +247,17 @@ def _is_freed(context: Context) -> bool:
 
 
 def check_mode(model: ArBufferModel) -> None:
-    """Checks that nothing in the model is random: a density has to be the same twice.
+    """Checks that the model can give densities: exact enough, and the same ones twice.
 
     Raises:
-        RuntimeError: If a dropout layer is in training mode.
+        RuntimeError: If its weights have half precision, or a dropout layer is in training mode.
     """
+    weight = next(model.parameters())
+    if weight.element_size() < 4:
+        raise RuntimeError(
+            f"the model's weights must be float32 or float64; got {weight.dtype}, which costs densities 0.01 nats per "
+            "target and more; use net.float(), and torch.autocast around sampling where speed matters"
+        )
     dropout = torch.nn.modules.dropout._DropoutNd
     if any(isinstance(m, dropout) and m.training and m.p > 0 for m in model.modules()):
         raise RuntimeError("the model has dropout in training mode, so its densities are random; call model.eval()")
@@ -283,8 +298,9 @@ def make_context(
         raise ValueError(f"x and y must hold at least one task; got the batch shape {tuple(batch_shape)}")
     real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
     warn_outside("num_context", x.shape[1], config.num_context, stacklevel=4)
-    warn_outside("x", x[real], config.x_range, stacklevel=4)
-    warn_outside("y", y[real], config.y_range, stacklevel=4)
+    for name, value, trained in (("x", x, config.x_range), ("y", y, config.y_range)):
+        if may_look_at(value):
+            warn_outside(name, value[real], trained, stacklevel=4)
     return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, tracked)
 
 

@@ -88,7 +88,8 @@ def to_datatree(
         num_samples: For an ArBufferJoint alone: how many draws, 1000 where `None`. For Importance: how many equally
             weighted draws to resample (systematically); `None` = all, `log_weight` in sample_stats, which ArviZ
             ignores.
-        posterior_predictive: Draws of observed sites, `(S, *site)`; `None` = computed by `predictive`, {} = none.
+        posterior_predictive: Draws of observed sites, `(S, *site)`; `None` = computed by `predictive`, which takes a
+            model that runs for several draws at once; {} = none.
         predictions: Draws at new inputs, as `predictive` returns them.
         prior: Draws as `pyro.infer.Predictive(model, num_samples=...)` returns them; observed sites among them make
             prior_predictive.
@@ -285,6 +286,8 @@ def _label(name: str, values: object, names: Names | None, chains: tuple[int, in
     shape = values.shape if chains is None else values.shape[1:]
     names = tuple(f"{name}_dim_{i}" for i in range(len(shape))) if names is None else tuple(names)
     names = names[max(len(names) - len(shape), 0) :]  # data may lack the dimensions of plates
+    while chains is not None and len(shape) > len(names) and shape[0] == 1:  # draws of Pyro's Predictive and of guides
+        shape = shape[1:]
     if len(names) != len(shape) or any(n is None and size != 1 for n, size in zip(names, shape, strict=True)):
         raise ValueError(f"{name!r} must have the dimensions {names}, size 1 where None; got shape {tuple(shape)}")
     kept = [(n, size) for n, size in zip(names, shape, strict=True) if n is not None]
@@ -318,6 +321,9 @@ def _tree(
             if group == "log_likelihood":
                 for dim in array.dims[2:]:
                     array = array.dropna(dim, how="all")
+                if bool(array.isnull().any()):  # missing here and there: the rest as one dimension
+                    rest = f"{name}_observed"
+                    array = array.stack({rest: array.dims[2:]}).dropna(rest).reset_index(rest)
             arrays[name] = array
         datasets[group] = xr.Dataset(arrays)
     tree = xr.DataTree.from_dict(datasets)

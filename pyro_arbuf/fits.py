@@ -7,7 +7,7 @@ import torch
 from pyro.infer import MCMC, Importance
 from torch import Tensor
 
-from pyro_arbuf.sites import check_draws, sample_sites
+from pyro_arbuf.sites import check_draws, sample_sites, without_auxiliaries
 
 
 class Fit(NamedTuple):
@@ -69,9 +69,8 @@ def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: in
         return Fit(latents, 1, per_draw, {}, *(ran if model is None else (model, args, {})))
     if not isinstance(draws, Mapping):
         raise ValueError(f"{rule}; got {type(draws).__name__}; of SVI take Predictive(guide, num_samples=1000)(...)")
-    latents = {name: values for name, values in draws.items() if not name.startswith("_Auto")}  # an autoguide's own
-    check_draws("draws", latents)
-    return Fit(latents, 1, {}, {}, model, args, {})
+    check_draws("draws", draws)
+    return Fit(without_auxiliaries(draws), 1, {}, {}, model, args, {})
 
 
 def _mcmc_statistics(mcmc: MCMC) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

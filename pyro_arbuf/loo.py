@@ -26,7 +26,7 @@ class LooConditionals(NamedTuple):
     """Full conditionals at every posterior draw, per observed ArBufferJoint site.
 
     Attributes:
-        log_likelihood: `(S, *batch, M)` nats, log p(y_i | y_-i, latents); NaN where y_i is missing.
+        log_likelihood: `(S, *batch, M)` nats, log p(y_i | y_-i, latents); NaN where masked.
         ratio_gap: `(num_ratio_draws, *batch, M)` nats, conditional minus log p(y) / p(y_-i) of the joint itself.
     """
 
@@ -147,7 +147,7 @@ def loo_conditionals(
         >>> net, x = ArBufferModel(ModelConfig()).requires_grad_(False), torch.linspace(-1, 1, 3)[:, None]
         >>> def model(y):
         ...     level = pyro.sample("level", dist.Normal(0.0, 1.0))
-        ...     shift = dist.transforms.AffineTransform(level, 1.0, event_dim=1)
+        ...     shift = dist.transforms.AffineTransform(level, 1.0)
         ...     pyro.sample("y", dist.TransformedDistribution(ArBufferJoint(net.condition(), x), [shift]), obs=y)
         >>> loo_conditionals(model, {"level": torch.randn(4)}, torch.zeros(3)).log_likelihood["y"].shape
         torch.Size([4, 3])

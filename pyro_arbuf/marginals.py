@@ -143,7 +143,7 @@ class ArBufferDistribution(TorchDistribution):
                     'pyro.sample("y", ArBufferJoint(ctx, x), obs=y) without that plate; a plate of subjects, or '
                     "vectorised particles, of the same size by chance is right",
                     PlateOverTargetsWarning,
-                    stacklevel=3,
+                    stacklevel=4,  # log_prob's caller
                 )
 
     def _fold_x(self, shape: Size) -> Tensor:
@@ -196,7 +196,7 @@ class ArBufferMarginals(ArBufferDistribution):
         Raises:
             ValueError: If shape, dtype or device is wrong, or, with validation on, data are NaN or infinite.
         """
-        return self.log_prob_factors(value).sum(-1)
+        return self._densities(value).sum(-1)
 
     def log_prob_factors(self, y: Tensor) -> Tensor:
         """Log density of every target; the targets are independent, so these are pointwise densities.
@@ -210,6 +210,9 @@ class ArBufferMarginals(ArBufferDistribution):
         Raises:
             ValueError: As `log_prob`.
         """
+        return self._densities(y)
+
+    def _densities(self, y: Tensor) -> Tensor:
         with quiet_tracing():
             values, missing = self._split_missing(self._check_value(y))
             self._warn_plate_over_targets(values.shape[:-2])

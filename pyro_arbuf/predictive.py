@@ -12,11 +12,11 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
-from pyro.poutine.util import site_is_factor, site_is_subsample
-from torch import Size, Tensor
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 from tqdm import tqdm
 
-from pyro_arbuf.sites import check_draws
+from pyro_arbuf.sites import check_draws, same_up_to_ones, sample_sites, without_auxiliaries
 
 SEQUENTIAL = "pyro.infer.Predictive(model, posterior, parallel=False) takes one draw at a time"
 
@@ -81,12 +81,12 @@ def predictive(
         raise ValueError(f"model must be a Pyro model, a callable; got {type(model).__name__}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer, at least 1; got {batch_size!r}")
-    num_draws = check_draws("posterior", posterior)
+    num_draws, posterior = check_draws("posterior", posterior), without_auxiliaries(posterior)
     first = {name: draws[0] for name, draws in posterior.items()}
     with torch.no_grad(), restored_random_state(), _PosteriorMessenger(first):
         one = poutine.trace(model).get_trace(*args, **kwargs)
     _check_sites(one, posterior)
-    sites = {name: site for name, site in one.nodes.items() if _is_site(site)}
+    sites = sample_sites(one)
     values = {name: site["value"] for name, site in sites.items() if name not in posterior}
     stacks = [site["cond_indep_stack"] for site in one.nodes.values() if site["type"] == "sample"]
     dim = min((frame.dim for stack in stacks for frame in stack if frame.vectorized), default=0) - 1
@@ -106,7 +106,7 @@ def predictive(
 
 
 def _check_sites(one: Trace, posterior: Mapping[str, Tensor]) -> None:
-    known = [name for name, site in one.nodes.items() if _is_site(site)]
+    known = list(sample_sites(one))
     unknown = sorted(set(posterior) - set(known))
     if unknown:
         raise ValueError(
@@ -145,13 +145,13 @@ def _predict_chunk(
         reason = str(error).partition("\n")[0]  # Pyro appends the shapes of all sites
         raise RuntimeError(
             f"the model must run for several posterior draws at once; it ran for one and failed for {size} with "
-            f"{type(error).__name__}: {reason}; let what it computes from latents broadcast from the left, e.g. "
-            f"z.unsqueeze(-1) * x, torch.where in place of if; or {SEQUENTIAL}"
+            f"{type(error).__name__}: {reason}; let what it computes from latents broadcast from the left (one "
+            f"unsqueeze(-1) per event dimension, none for plates; torch.where in place of if), or {SEQUENTIAL}"
         ) from error
     results = {}
     for name, one in values.items():
         value = trace.nodes[name]["value"] if name in trace else None
-        if value is not None and _same_up_to_ones(value.shape, (size, *one.shape)):
+        if value is not None and same_up_to_ones(value.shape, (size, *one.shape)):
             results[name] = value.reshape(size, *one.shape)
         elif value is not None and torch.equal(value, one):  # does not depend on latents
             results[name] = value.expand(size, *one.shape)
@@ -179,18 +179,9 @@ class _PosteriorMessenger(UnconditionMessenger):
             super()._pyro_sample(msg)
             return
         shape = msg["fn"].shape()  # with the dimensions of all plates, that of the draws included
-        if not _same_up_to_ones(draws.shape, shape):
+        if not same_up_to_ones(draws.shape, shape):
             raise ValueError(
                 f"posterior[{msg['name']!r}] must have shape (S, *{tuple(shape)}); got "
                 f"(S, *{tuple(draws.shape)}); were the plates of another size in the fit?"
             )
         msg["value"], msg["is_observed"] = draws.reshape(shape), True
-
-
-def _is_site(site: Message) -> bool:
-    """Whether a node of a trace is a sample or deterministic site, not a plate's or a factor's."""
-    return site["type"] == "sample" and not site_is_subsample(site) and not site_is_factor(site)
-
-
-def _same_up_to_ones(shape: Size, expected: Size) -> bool:
-    return [n for n in shape if n != 1] == [n for n in expected if n != 1]

@@ -10,9 +10,10 @@ import torch.distributions as td
 from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_factor, site_is_subsample
-from torch import Tensor
+from torch import Size, Tensor
 from tqdm import tqdm
 
 from pyro_arbuf.marginals import ArBufferDistribution, ArBufferMarginals
@@ -36,6 +37,31 @@ def check_draws(name: str, draws: Mapping[str, Tensor]) -> int:
     return next(iter(sizes.values()))
 
 
+def without_auxiliaries(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draws without what autoguides add to those of the latents: `_Auto..._latent`, and `z_unconstrained` beside z."""
+    twins = {f"{name}_unconstrained" for name in draws}
+    return {name: values for name, values in draws.items() if not name.startswith("_Auto") and name not in twins}
+
+
+def same_up_to_ones(shape: Size, expected: Size) -> bool:
+    """Whether two shapes differ by dimensions of size 1 only, as those of plates may."""
+    return [n for n in shape if n != 1] == [n for n in expected if n != 1]
+
+
+class _LatentsMessenger(Messenger):
+    """Puts one draw in at the latents, in the shape that the model gives them."""
+
+    def __init__(self, draw: Mapping[str, Tensor]):
+        super().__init__()
+        self._draw = draw
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] not in self._draw or msg["is_observed"]:
+            return
+        value, shape = self._draw[msg["name"]], msg["fn"].shape()
+        msg["value"] = value.reshape(shape) if same_up_to_ones(value.shape, shape) else value
+
+
 def replayed_traces(model: Callable, draws: Mapping[str, Tensor], args: tuple, kwargs: Mapping) -> Iterator[Trace]:
     """Runs the model once per draw of its latents, without gradients.
 
@@ -53,12 +79,11 @@ def replayed_traces(model: Callable, draws: Mapping[str, Tensor], args: tuple, k
     Raises:
         ValueError: If a site is no latent of the model, one is missing, a shape does not fit, or a plate subsamples.
     """
-    for draw in tqdm(range(check_draws("posterior", draws)), desc="densities", delay=2, leave=False, disable=None):
-        given = Trace()
-        for name, values in draws.items():
-            given.add_node(name, name=name, type="sample", is_observed=False, value=values[draw].detach(), infer={})
-        with torch.no_grad():
-            trace = poutine.trace(poutine.replay(model, trace=given)).get_trace(*args, **kwargs)
+    num_draws, draws = check_draws("posterior", draws), without_auxiliaries(draws)
+    for draw in tqdm(range(num_draws), desc="densities", delay=2, leave=False, disable=None):
+        given = {name: values[draw].detach() for name, values in draws.items()}
+        with torch.no_grad(), _LatentsMessenger(given):
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
         if draw == 0:
             _check_latents(trace, draws)
         yield trace
@@ -75,7 +100,7 @@ def _check_latents(trace: Trace, draws: Mapping[str, Tensor]) -> None:
         )
     for name, site in latents.items():
         shape = site["fn"].batch_shape + site["fn"].event_shape
-        if draws[name].shape[1:] != shape:
+        if not same_up_to_ones(draws[name].shape[1:], shape):
             raise ValueError(
                 f"posterior[{name!r}] must have shape (S, *{tuple(shape)}); got {tuple(draws[name].shape)}"
             )
@@ -149,7 +174,7 @@ def _elementwise(name: str, transform: td.Transform) -> list[td.Transform]:
     if transform.domain.event_dim or transform.codomain.event_dim:
         raise ValueError(
             f"site {name!r} must be transformed elementwise to have a density per target; got {transform}; use "
-            "AffineTransform(loc, scale, event_dim=1), which is"
+            "AffineTransform(loc, scale), which is"
         )
     return [transform]
 

@@ -115,7 +115,7 @@ def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor
     if x.shape[-2] == 0:
         raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(x.shape)}")
     # The user's line is behind two __init__ and the __call__ of Pyro's metaclass.
-    if check_values:
+    if check_values and may_look_at(x):
         warn_outside("x", x, model.config.x_range, stacklevel=6)
     warn_outside("num_targets", x.shape[-2], model.config.num_targets, stacklevel=6)
     return x

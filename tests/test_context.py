@@ -251,11 +251,6 @@ def test_moments_of_too_few_samples_are_refused(num_samples: int, context: Conte
     assert_refused(lambda: joint.moments(num_samples), f"num_samples must be at least 2; got {num_samples}")
 
 
-def test_context_of_another_model_is_refused(build_model: Callable[..., ArBufferModel], context: Context) -> None:
-    fragments = ("this Context was made by another model", "make it anew with context = model.condition(x, y)")
-    assert_refused(lambda: check_current(context, build_model(seed=1)), *fragments, error=RuntimeError)
-
-
 def write_data(model: ArBufferModel) -> None:
     model.backbone.blocks[0].query.weight.data[0, 0] += 0.1
 
@@ -304,7 +299,7 @@ def test_context_older_than_the_weights_is_refused(
 
 
 def test_context_is_current_while_weights_stay(context: Context) -> None:
-    check_current(context, context.model)
+    check_current(context)
 
 
 def test_context_is_read_only(context: Context) -> None:
@@ -442,13 +437,37 @@ def test_indexed_context_is_that_of_the_indexed_data(case: str, scalar_model: Ar
 
 @pytest.mark.parametrize("index", [0, slice(None, 2), torch.tensor([[2, 0], [1, 2]])])
 def test_indexed_context_keeps_its_padding(index: object, scalar_model: ArBufferModel) -> None:
-    lengths = torch.tensor([1, 3, N])
+    lengths = torch.tensor([0, 3, N])
     context = scalar_model.condition([X[:n] for n in lengths], [Y[:n] for n in lengths])[index]
     got = ArBufferJoint(context, X_TARGET).log_prob(VALUE)
     assert got.shape == context.batch_shape == lengths[index].shape
     for density, n in zip(got.flatten(), lengths[index].flatten(), strict=True):
         alone = ArBufferJoint(scalar_model.condition(X[:n], Y[:n]), X_TARGET).log_prob(VALUE)
         assert_close(density, alone, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [(0, 0), (0, 2, N)])
+def test_indexed_empty_context_is_read_with_gradients(lengths: tuple[int, ...], scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition([X[:n] for n in lengths], [Y[:n] for n in lengths])
+    values = VALUE.expand(4, len(lengths), -1).clone().requires_grad_()
+    expected, got = (ArBufferJoint(c, X_TARGET).log_prob(values) for c in (context, context[:]))
+    assert_close(got, expected, rtol=0, atol=1e-10)
+    gradients = [torch.autograd.grad(density.sum(), values)[0] for density in (expected, got)]
+    assert_close(gradients[1], gradients[0], rtol=0, atol=1e-10)
+
+
+def test_context_iterates_over_its_batch(scalar_model: ArBufferModel) -> None:
+    context = scalar_model.condition(BATCH_X, BATCH_Y)
+    assert [c.batch_shape for c in context] == [context.batch_shape[1:]] * context.batch_shape[0]
+    for c, x in zip(context, BATCH_X, strict=True):
+        assert_close(c.x, x.reshape(c.x.shape).to(c.x.dtype))
+    assert_refused(lambda: list(scalar_model.condition(X, Y)), "only a Context with a batch")
+
+
+def test_half_precision_weights_are_refused(scalar_model: ArBufferModel) -> None:
+    half = copy.deepcopy(scalar_model).bfloat16()
+    got = "must be float32 or float64; got torch.bfloat16"
+    assert_refused(lambda: half.condition(X.bfloat16(), Y.bfloat16()), got, "net.float()", error=RuntimeError)
 
 
 @pytest.mark.parametrize(
@@ -533,7 +552,7 @@ def test_copy_of_a_context_brings_its_model_and_gives_the_same_densities(
     for context in (scalar_model.condition(), scalar_model.condition(X, Y), padded_and_expanded(scalar_model)):
         other = copied(context)
         assert other.model is not scalar_model and not other.live
-        check_current(other, other.model)
+        check_current(other)
         assert_same(other, context)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import xarray as xr
 from pyro.infer import MCMC, Importance, Predictive
+from pyro.infer.autoguide import AutoNormal
 from pyro.infer.mcmc import RandomWalkKernel
 
 import pyro_arbuf.datatree
@@ -237,6 +238,34 @@ def test_missing_outcomes_stay_in_the_data_and_leave_the_densities(scalar_model,
     assert np.isnan(tree["observed_data/y"].values).nonzero()[0].tolist() == [2]
     assert tree["log_likelihood/y"].target.values.tolist() == [0, 1, 3, 4, 5]
     assert "posterior_predictive" not in tree.children
+
+
+def test_scattered_missing_outcomes_leave_one_dimension_of_those_observed(scalar_model, task, draws):
+    y = task.y_target[..., 0].clone()
+    y[0, 2] = y[1, 4] = torch.nan
+    ctx = scalar_model.condition(task.x_context, task.y_context[..., 0])
+
+    def model(y):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        kind = partial(ArBufferMarginals, nan="drop", validate_args=False)
+        with pyro.plate("subject", B):
+            pyro.sample("y", shifted(kind(ctx, task.x_target), level), obs=y)
+
+    array = to_datatree(draws, model, y, posterior_predictive={})["log_likelihood/y"]
+    seen = [(s, t) for s in range(B) for t in range(M) if (s, t) not in ((0, 2), (1, 4))]
+    assert array.dims == ("chain", "draw", "y_observed") and bool(array.notnull().all())
+    assert list(zip(array.subject.values.tolist(), array.target.values.tolist(), strict=True)) == seen
+
+
+def test_draws_of_a_guide_and_of_the_prior_come_as_pyro_gives_them(plate):
+    model, y = plate
+    drawn = Predictive(AutoNormal(model), num_samples=S)(y)
+    assert "level_unconstrained" in drawn
+    drawn["level"] = drawn["level"].view(S, 1)  # as a guide with particles gives it
+    tree = to_datatree(drawn, model, y, prior=Predictive(model, num_samples=7)())
+    assert set(tree["posterior"].data_vars) == {"level"} and tree["posterior/level"].shape == (1, S)
+    assert tree["prior/level"].shape == (1, 7) and tree["prior_predictive/y"].shape == (1, 7, B, M)
+    assert loo_conditionals(model, drawn, y).log_likelihood["y"].shape == (S, B, M)
 
 
 def test_a_plate_left_of_an_empty_dimension_is_named_alone(draws):

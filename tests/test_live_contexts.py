@@ -75,6 +75,16 @@ def test_context_of_a_trainable_model_is_live(trainable: ArBufferModel) -> None:
     assert trainable.condition(*observed(trainable)).live and trainable.condition().live
 
 
+def test_latents_outside_the_trained_ranges_do_not_warn(build_model: Callable[..., ArBufferModel]) -> None:
+    net = build_model(x_range=(-1.0, 1.0), y_range=(-1.0, 1.0))
+    x, y = (5 * t for t in observed(net))
+    leaf_x, leaf_y = (t.clone().requires_grad_() for t in (x, y))
+    ArBufferJoint(net.condition(leaf_x, leaf_y), leaf_x)  # a warning would be an error
+    with pytest.warns(UserWarning, match="x lies outside") as caught:
+        net.condition(x, leaf_y)
+    assert len(caught) == 1
+
+
 # Gradients
 
 LIVE = {

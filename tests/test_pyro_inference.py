@@ -239,6 +239,15 @@ def test_autoguide_is_fitted(case: Case, autoguide: type, program: tuple[Callabl
     assert guide.median(case)[name].shape == (() if model is observed else case.y.shape)
 
 
+def test_second_derivatives_take_attention_by_plain_products(case: Case) -> None:
+    density, step = PROGRAMS["observed"][2], 1e-3
+    point = torch.tensor(0.3, dtype=torch.float64)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        curvature = torch.autograd.functional.hessian(lambda offset: density(case, offset), point)
+    below, at, above = (density(case, point + move) for move in (-step, 0.0, step))
+    torch.testing.assert_close(curvature, (below - 2 * at + above) / step**2, rtol=1e-3, atol=1e-3)
+
+
 # MCMC
 
 

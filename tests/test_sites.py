@@ -141,7 +141,7 @@ def two_latents():
     [
         (two_latents, {"a": torch.zeros(3), "c": torch.zeros(3)}, r"unknown \['c'\]"),
         (two_latents, {"a": torch.zeros(3), "b": torch.zeros(3)}, r"unknown \['b'\]"),
-        (subsampled, {"a": torch.zeros(3, 1)}, r"shape \(S, \*\(\)\)"),
+        (subsampled, {"a": torch.zeros(3, 2)}, r"shape \(S, \*\(\)\)"),
         (subsampled, {"a": torch.zeros(3)}, "subsample of 2 of 5"),
         (subsampled, {"z": torch.zeros(3)}, r"missing \['a'\]"),
         (two_latents, {"a": [0.0]}, "torch.stack"),

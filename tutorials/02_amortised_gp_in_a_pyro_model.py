@@ -94,8 +94,7 @@ def trend_prior() -> tuple[Tensor, Tensor, Tensor]:
 def amortised_trend() -> None:
     a, b, s = trend_prior()
     loc = a[..., None] + b[..., None] * x[:, 0]
-    # The scale must have the shape of an event: from a scalar tensor AffineTransform takes log s once, not M times.
-    to_data = AffineTransform(loc, s[..., None].expand_as(loc), event_dim=1)
+    to_data = AffineTransform(loc, s[..., None])  # elementwise: with event_dim=1, log s would count once, not M times
     pyro.sample("y", dist.TransformedDistribution(ArBufferJoint(empty, x, orders=orders), to_data), obs=y)
 
 
@@ -214,7 +213,7 @@ def amortised_shift() -> None:
     mu, tau = shift_prior()
     with pyro.plate("subjects", NUM_SUBJECTS):
         shift = pyro.sample("shift", dist.Normal(mu, tau))
-        to_data = AffineTransform(shift[..., None], 1.0, event_dim=1)
+        to_data = AffineTransform(shift[..., None], 1.0)
         joint = ArBufferJoint(first, x_second, orders=shift_orders)
         pyro.sample("y", dist.TransformedDistribution(joint, to_data), obs=y_second)
 

@@ -117,7 +117,7 @@ predictions_of_b = {
 
 def model(cycle, readings=None):
     offset = pyro.sample("offset", dist.Normal(0.0, 5.0))  # ppm
-    to_ppm = dist.transforms.AffineTransform(offset[..., None], float(scale), event_dim=1)
+    to_ppm = dist.transforms.AffineTransform(offset[..., None], scale)
     return pyro.sample("readings", dist.TransformedDistribution(cycle, to_ppm), obs=readings)
 
 
