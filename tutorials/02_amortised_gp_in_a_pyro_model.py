@@ -81,7 +81,7 @@ print(f"its 90 % interval misses the truth in {percent:.0f} % of {10 * len(fits)
 # %% The amortised model: three latents; the context is empty, made once, and free of graphs
 empty = net.condition()
 # On 16 curves of the prior, 8 orders halved one order's distance to the exact evidence (0.09 to 0.04 nats per target)
-# in about the same time; 32 gained nothing more and took three times as long.
+# for 1.6 times its time; 32 gained nothing more.
 orders = random_orders(NUM_POINTS, 8)
 
 
