@@ -20,8 +20,8 @@ from pyro_arbuf.validation import (
     check_x,
     check_y,
     expanded_shape,
+    inference_scope,
     may_look_at,
-    quiet_tracing,
     warn_outside,
 )
 from pyro_arbuf.visibility import context_mask
@@ -164,7 +164,7 @@ class Context:
     def __setstate__(self, state: dict[str, object]) -> None:
         """Encodes anew: keys and values are many times the size of what they come from."""
         self.__dict__.update(state)
-        with torch.no_grad():
+        with torch.no_grad(), inference_scope():
             cache = self.model.encode(self.x, self.y, self.context_len)
         self.__dict__.update(cache=cache, fingerprint=fingerprint(list(self.model.parameters())))
 
@@ -192,7 +192,8 @@ def encode_pairs(
     tracked: bool,
 ) -> Context:
     """Encodes checked pairs `(B, N, .)` of B tasks as a Context, live where gradients reach its keys."""
-    cache, graph = model.encode(x, y, context_len), None
+    with inference_scope():
+        cache, graph = model.encode(x, y, context_len), None
     if cache.keys[0].requires_grad:
         first = cache.keys[0] if torch.jit.is_tracing() else _Freed.apply(cache.keys[0])
         cache, graph = cache._replace(keys=(first, *cache.keys[1:])), first.grad_fn
@@ -256,7 +257,7 @@ def check_mode(model: ArBufferModel) -> None:
     if weight.element_size() < 4:
         raise RuntimeError(
             f"the model's weights must be float32 or float64; got {weight.dtype}, which costs densities 0.01 nats per "
-            "target and more; use net.float(), and torch.autocast around sampling where speed matters"
+            "target and more; use net.float()"
         )
     dropout = torch.nn.modules.dropout._DropoutNd
     if any(isinstance(m, dropout) and m.training and m.p > 0 for m in model.modules()):
@@ -266,7 +267,7 @@ def check_mode(model: ArBufferModel) -> None:
 @torch.no_grad()
 def fingerprint(weights: Sequence[Tensor]) -> tuple[int]:
     """A cheap checksum of the weights: the sum of their bits. Version counters miss fused optimisers and `.data`."""
-    with quiet_tracing():
+    with inference_scope():
         flat = torch.cat([weight.flatten() for weight in weights]).cpu()
         flat = flat.float() if flat.element_size() < 4 else flat
         return (int(flat.numpy().view(np.int32).sum(dtype=np.int64)),)

@@ -13,7 +13,7 @@ from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.inference import Noise, grow_context, leave_one_out, rsample_joint, sample_joint, score_joint
 from pyro_arbuf.marginals import ArBufferDistribution, ArBufferMarginals
 from pyro_arbuf.orders import check_index, check_orders, random_orders, restrict_orders
-from pyro_arbuf.validation import broadcast_batches, check_y, quiet_tracing, warn_outside
+from pyro_arbuf.validation import broadcast_batches, check_y, inference_scope, warn_outside
 
 
 class Moments(NamedTuple):
@@ -89,7 +89,7 @@ class ArBufferJoint(ArBufferDistribution):
         nan: Literal["raise", "drop"] = "raise",
         validate_args: bool | None = None,
     ):
-        with quiet_tracing():
+        with inference_scope():
             super().__init__(context, x, nan=nan, validate_args=validate_args)
             slots = context.model.config.buffer_size
             if buffer_size is None:
@@ -140,7 +140,7 @@ class ArBufferJoint(ArBufferDistribution):
 
     def _draw(self, sample_shape: Size, draw: Callable[..., Tensor]) -> Tensor:
         shape, batch = sample_shape + self.batch_shape, self.context.task_shape
-        with quiet_tracing():
+        with inference_scope():
             dim_y = self.context.model.config.dim_y or 1
             uniform = torch.rand(*shape, self._num_targets, dim_y, dtype=self.x.dtype, device=self.x.device)
             order = torch.zeros(shape, dtype=torch.int64, device=self.x.device)
@@ -184,7 +184,7 @@ class ArBufferJoint(ArBufferDistribution):
             ValueError: If shape, dtype or device is wrong, or, with validation on, data are NaN or infinite.
             RuntimeError: If the context is not current: weights changed, gradients missing, or backward went through.
         """
-        with quiet_tracing():
+        with inference_scope():
             return self._mixture_of_orders(self._scores(value, GaussianMixture.log_prob, 0.0).sum((-1, -2)))
 
     def _mixture_of_orders(self, per_order: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class ArBufferJoint(ArBufferDistribution):
             ValueError: If the distribution has several orders (a mixture has no chain), or as `log_prob`.
         """
         self._check_one_order("log_prob_factors", "log_prob")
-        with quiet_tracing():
+        with inference_scope():
             return self._scores(y, GaussianMixture.log_prob, 0.0).squeeze(-3).sum(-1)
 
     def pit(self, y: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class ArBufferJoint(ArBufferDistribution):
             Rosenblatt (1952), "Remarks on a multivariate transformation".
         """
         self._check_one_order("pit", "one order at a time")
-        with quiet_tracing():
+        with inference_scope():
             return self._squeeze(self._scores(y, GaussianMixture.cdf, math.nan).squeeze(-3))
 
     def _check_one_order(self, name: str, instead: str) -> None:
@@ -247,7 +247,8 @@ class ArBufferJoint(ArBufferDistribution):
         num_orders = len(self.orders)
         if num_orders < 2:
             raise ValueError("order_spread needs at least 2 orders; got 1; use orders=random_orders(M, 16)")
-        per_order = self._scores(y, GaussianMixture.log_prob, 0.0).sum((-1, -2))  # (*batch, R)
+        with inference_scope():
+            per_order = self._scores(y, GaussianMixture.log_prob, 0.0).sum((-1, -2))  # (*batch, R)
         log_prob = self._mixture_of_orders(per_order)
         relative = torch.exp(per_order - log_prob.unsqueeze(-1))  # p_r / p, of mean 1
         return OrderSpread(per_order, log_prob, relative.std(-1) / math.sqrt(num_orders))
@@ -267,7 +268,7 @@ class ArBufferJoint(ArBufferDistribution):
         Raises:
             ValueError: As `log_prob`; for NaN also with `nan="drop"`.
         """
-        with quiet_tracing():
+        with inference_scope():
             check_current(self.context)
             values = self._check_value(y)
             if self.nan == "drop" and bool(values.isnan().any()):

@@ -19,6 +19,7 @@ from pyro_arbuf.distributions import ArBufferJoint
 from pyro_arbuf.inference import leave_one_out
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.sites import check_draws, innermost, observed_sites, replayed_traces, unless_masked, unwrapped
+from pyro_arbuf.validation import inference_scope
 from pyro_arbuf.visibility import context_mask
 
 
@@ -63,7 +64,7 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
     for subject in subjects:
         if isinstance(subject, Tensor) and subject.dim() > 1 and subject.shape[-2] < 2:
             raise ValueError(f"x must hold at least 2 pairs per context to leave one out; got {tuple(subject.shape)}")
-    with torch.no_grad():
+    with torch.no_grad(), inference_scope():
         context = make_context(net, x, y)
         left_out = leave_one_out(net, context.x, context.y, context.num_context, context.context_len)
     real = torch.ones_like(left_out, dtype=torch.bool)

@@ -18,8 +18,8 @@ from pyro_arbuf.validation import (
     check_targets,
     check_y,
     expanded_shape,
+    inference_scope,
     may_look_at,
-    quiet_tracing,
 )
 
 MAX_COMPONENTS = 2**22  # mixture components in flight when marginals are sampled
@@ -177,7 +177,7 @@ class ArBufferMarginals(ArBufferDistribution):
         nan: Literal["raise", "drop"] = "raise",
         validate_args: bool | None = None,
     ):
-        with quiet_tracing():
+        with inference_scope():
             super().__init__(context, x, nan=nan, validate_args=validate_args)
             shape = self._own_shape
             predictive = predict_marginals(context, self._fold_x(shape))
@@ -213,7 +213,7 @@ class ArBufferMarginals(ArBufferDistribution):
         return self._densities(y)
 
     def _densities(self, y: Tensor) -> Tensor:
-        with quiet_tracing():
+        with inference_scope():
             values, missing = self._split_missing(self._check_value(y))
             self._warn_plate_over_targets(values.shape[:-2])
             density = self._mixture.log_prob(values).sum(-1)  # (*batch, M)

@@ -14,7 +14,7 @@ from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context, make_context
 from pyro_arbuf.embedding import Embedder
 from pyro_arbuf.heads import GaussianHead, GaussianMixture, GaussianMixtureHead
-from pyro_arbuf.validation import quiet_tracing
+from pyro_arbuf.validation import inference_scope
 
 
 class ArBufferModel(nn.Module):
@@ -144,5 +144,5 @@ class ArBufferModel(nn.Module):
             >>> model.condition(torch.zeros(5, 1), torch.zeros(5)).num_context
             5
         """
-        with quiet_tracing():
+        with inference_scope():
             return make_context(self, x, y)

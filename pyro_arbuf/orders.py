@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_arbuf.validation import quiet_tracing
+from pyro_arbuf.validation import inference_scope
 
 
 def random_orders(num_targets: int, num_orders: int, seed: int = 0) -> Tensor:
@@ -36,7 +36,7 @@ def random_orders(num_targets: int, num_orders: int, seed: int = 0) -> Tensor:
     if num_targets < 1 or num_orders < 1:
         raise ValueError(f"num_targets and num_orders must be at least 1; got {num_targets} and {num_orders}")
     generator = torch.Generator().manual_seed(seed)
-    with quiet_tracing():
+    with inference_scope():
         # Through a list: a trace would record randperm itself and draw other orders on every call.
         return torch.tensor([torch.randperm(num_targets, generator=generator).tolist() for _ in range(num_orders)])
 

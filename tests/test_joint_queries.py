@@ -1,6 +1,8 @@
 """What a joint answers besides samples and densities: gradients of draws, conditionals, PIT, spread over orders."""
 
+import copy
 import math
+import pickle
 from collections.abc import Callable, Iterator
 
 import pyro
@@ -483,3 +485,33 @@ def test_support_holds_for_no_draws(distribution: type, net: ArBufferModel) -> N
     checked = d.support.check(d.sample((0,)))
     assert checked.shape == (0, B) and checked.dtype == torch.bool
     assert d.support.check(d.sample((S,)).fill_(torch.nan)).any().logical_not()
+
+
+# Autocast
+
+
+def test_autocast_changes_nothing(scalar_model: ArBufferModel) -> None:
+    net, x, y = copy.deepcopy(scalar_model).float(), draw(M, DIM_X, seed=1).float(), draw(S, M).float()
+    x_context, y_context = draw(N, DIM_X, seed=2).float(), draw(N, seed=3).float()
+
+    def answers() -> list[Tensor]:
+        context = net.condition(x_context, y_context)
+        d = ArBufferJoint(context, x, rsample=True)
+        torch.manual_seed(0)
+        return [
+            d.sample((3,)),
+            d.rsample((3,)),
+            d.log_prob(y),
+            d.pit(y),
+            d.log_prob_conditionals(y),
+            d.condition([1], y[:, [1]]).log_prob(y[:, [0, *range(2, M)]]),
+            d.marginals().log_prob(y),
+            ArBufferJoint(context, x, orders=random_orders(M, 3)).order_spread(y).log_prob,
+            ArBufferJoint(pickle.loads(pickle.dumps(context)), x).log_prob(y),
+        ]
+
+    plain = answers()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = answers()
+    for a, b in zip(plain, cast, strict=True):
+        assert torch.equal(a, b)
