@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -24,7 +23,7 @@ import torch
 import tyro
 from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.integrator import potential_grad
-from speed import median_seconds
+from speed import added_memory, median_seconds
 from torch import Tensor
 
 import pyro_arbuf
@@ -62,25 +61,19 @@ def leapfrog(net: ArBufferModel, repeats: int) -> dict[str, float]:
 
 
 def probe_memory(model: str) -> float:
-    """Peak resident memory that `predictive` adds to this (fresh) process, MiB, by Linux's counters."""
+    """Peak resident memory that `predictive` adds to this (fresh) process, MiB."""
     net = pyro_arbuf.load(model)
     x = torch.linspace(-2, 2, NUM_PREDICTED)[:, None]
     context = net.condition(x[::4], x[::4, 0].sin())
     posterior = {"shift": 0.1 * torch.randn(NUM_DRAWS)}
 
     def run(draws: dict[str, Tensor]) -> Tensor:
-        return predictive(regression, draws, lambda shift: context, x, None)["y"]
+        y = predictive(regression, draws, lambda shift: context, x, None)["y"]
+        assert y.shape == (len(draws["shift"]), NUM_PREDICTED)
+        return y
 
     run({"shift": posterior["shift"][:1]})  # loads the kernels' libraries
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-
-    def status(field: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-    before = status("VmRSS")
-    assert run(posterior).shape == (NUM_DRAWS, NUM_PREDICTED)
-    return status("VmHWM") - before
+    return added_memory(lambda: run(posterior))
 
 
 def main(model: str = "gp-1d-noisy", repeats: int = 3, memory_probe: bool = False) -> None:

@@ -150,11 +150,8 @@ def time_training(net: ArBufferModel, repeats: int) -> list[float]:
     return median_seconds([partial(step, batch) for batch in batches], repeats, device)
 
 
-def probe_memory(kind: Literal["shared", "copied"], model: str, num_context: int, num_draws: int) -> float:
-    """Peak resident memory above that after loading, MiB, in this (fresh) process, by Linux's counters."""
-    net = pyro_arbuf.load(model)
-    task = observations(num_context, torch.device("cpu"))
-    net.condition(task.x_context[0, :8], task.y_context[0, :8, 0])  # loads the kernels' libraries
+def added_memory(function: Callable[[], object]) -> float:
+    """Peak resident memory that a call adds to what this (fresh) process holds, MiB, by Linux's counters."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 
     def status(field: str) -> float:
@@ -162,11 +159,21 @@ def probe_memory(kind: Literal["shared", "copied"], model: str, num_context: int
         return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
     before = status("VmRSS")
-    if kind == "shared":
-        ArBufferJoint(net.condition(task.x_context[0], task.y_context[0, :, 0]), task.x_target[0]).sample((num_draws,))
-    else:
-        copied_context(net, task.x_context, task.y_context, task.x_target[0], num_draws)
+    function()
     return status("VmHWM") - before
+
+
+def probe_memory(kind: Literal["shared", "copied"], model: str, num_context: int, num_draws: int) -> float:
+    """Peak resident memory above that after loading, MiB, in this (fresh) process."""
+    net = pyro_arbuf.load(model)
+    task = observations(num_context, torch.device("cpu"))
+    net.condition(task.x_context[0, :8], task.y_context[0, :8, 0])  # loads the kernels' libraries
+    x_context, y_context, x = task.x_context, task.y_context, task.x_target[0]
+    if kind == "shared":
+        return added_memory(
+            lambda: ArBufferJoint(net.condition(x_context[0], y_context[0, :, 0]), x).sample((num_draws,))
+        )
+    return added_memory(lambda: copied_context(net, x_context, y_context, x, num_draws))
 
 
 def measure_memory(kind: Literal["shared", "copied"], model: str, num_context: int, num_draws: int) -> float:

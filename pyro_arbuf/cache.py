@@ -19,6 +19,11 @@ class ContextCache(NamedTuple):
     values: tuple[Tensor, ...]
     context_len: Tensor | None = None
 
+    def select(self, tasks: slice | Tensor) -> "ContextCache":
+        """The keys and values of some tasks, a slice or `(B',)` int64."""
+        length = None if self.context_len is None else self.context_len[tasks]
+        return ContextCache(tuple(k[tasks] for k in self.keys), tuple(v[tasks] for v in self.values), length)
+
 
 class BufferCache(NamedTuple):
     """The encoded buffer of every draw: append-only; growing it returns a new value and leaves the old one as it is.

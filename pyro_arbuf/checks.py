@@ -7,7 +7,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import MaskedDistribution, TransformedDistribution
-from pyro.distributions.transforms import AffineTransform
+from pyro.distributions.transforms import AffineTransform, Transform
 from pyro.poutine import Trace
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_arbuf.distributions import ArBufferJoint
 from pyro_arbuf.marginals import ArBufferDistribution, PlateOverTargetsWarning
 from pyro_arbuf.predictive import restored_random_state
+from pyro_arbuf.sites import layers, unwrapped
 from pyro_arbuf.visibility import context_mask
 
 TOLERANCE = 1e-3  # nats, and relative: above what encoding with and without gradients differs by, below what harms HMC
@@ -113,18 +114,16 @@ def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarni
         seen |= {id(context), id(model)}
 
 
-def _layers(site: Message) -> list[object]:
-    """The site's distribution and what it wraps (masks, transforms, reinterpreted dimensions), outermost first."""
-    layers = [site["fn"]]
-    while hasattr(layers[-1], "base_dist"):
-        layers.append(layers[-1].base_dist)
-    return layers
+def _transforms(site: Message) -> list[Transform]:
+    """All transforms of a site, outermost first."""
+    transformed = [layer for layer in layers(site) if isinstance(layer, TransformedDistribution)]
+    return [transform for layer in transformed for transform in reversed(layer.transforms)]
 
 
 def _distribution(site: Message) -> ArBufferDistribution | None:
     if site["type"] != "sample":
         return None
-    innermost = _layers(site)[-1]
+    innermost = unwrapped(site)
     return innermost if isinstance(innermost, ArBufferDistribution) else None
 
 
@@ -142,7 +141,7 @@ def _mask_over_targets(site: Message) -> str | None:
     d = _distribution(site)
     value_batch = site["value"].shape[: site["value"].dim() - d.event_dim]
     own = torch.broadcast_shapes(d.context.task_shape, d.x.shape[:-2], value_batch)
-    masks = [site["mask"], *(layer._mask for layer in _layers(site) if isinstance(layer, MaskedDistribution))]
+    masks = [site["mask"], *(layer._mask for layer in layers(site) if isinstance(layer, MaskedDistribution))]
     for mask in masks:
         for event in {d.event_shape[:1], d.event_shape}:
             over = isinstance(mask, Tensor) and mask.shape[-len(event) :] == event
@@ -160,9 +159,8 @@ def _double_use(site: Message) -> str | None:
     if not site["is_observed"]:
         return None
     d, y = _distribution(site), site["value"]
-    for layer in _layers(site):
-        for transform in reversed(layer.transforms if isinstance(layer, TransformedDistribution) else []):
-            y = transform.inv(y)
+    for transform in _transforms(site):
+        y = transform.inv(y)
     context, batch = d.context, d.context.task_shape
     pairs_x, pairs_y = (t.view(*batch, 1, *t.shape[1:]) for t in (context.x, context.y))  # (*batch, 1, N, .)
     if context.model.config.dim_y is None:
@@ -182,14 +180,12 @@ def _double_use(site: Message) -> str | None:
 
 
 def _drops_under_transform(site: Message) -> bool:
-    transformed = any(isinstance(layer, TransformedDistribution) for layer in _layers(site))
-    return transformed and _distribution(site).nan == "drop" and bool(site["value"].isnan().any())
+    return bool(_transforms(site)) and _distribution(site).nan == "drop" and bool(site["value"].isnan().any())
 
 
 def _scale_counted_once(site: Message) -> str | None:
     event = _distribution(site).event_shape
-    transforms = [t for layer in _layers(site) if isinstance(layer, TransformedDistribution) for t in layer.transforms]
-    for t in transforms:
+    for t in _transforms(site):
         tensor_scale = isinstance(t, AffineTransform) and t.event_dim and isinstance(t.scale, Tensor)
         if tensor_scale and t.scale.shape[-len(event) :] != event:
             return (

@@ -138,18 +138,15 @@ class Context:
 
     def _select(self, rows: Tensor) -> Context:
         """The contexts at flat row numbers, of the batch shape of `rows`."""
-        flat, cache = rows.flatten(), self.cache
-        # The cache has lengths of its own: of an empty context it holds one token.
-        pairs, tokens = (None if t is None else t[flat] for t in (self.context_len, cache.context_len))
-        cache = ContextCache(tuple(k[flat] for k in cache.keys), tuple(v[flat] for v in cache.values), tokens)
+        flat = rows.flatten()
         return dataclasses.replace(
             self,
             x=self.x[flat],
             y=self.y[flat],
-            context_len=pairs,
+            context_len=None if self.context_len is None else self.context_len[flat],
             task_shape=rows.shape,
             batch_shape=rows.shape,
-            cache=cache,
+            cache=self.cache.select(flat),  # which has lengths of its own: an empty context is one token
         )
 
     def __getstate__(self) -> dict[str, object]:

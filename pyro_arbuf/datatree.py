@@ -3,7 +3,6 @@
 A chain factor p(y_k | y_<k) never gets into `log_likelihood`; joint scores have a group of their own.
 """
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Size, Tensor
 from pyro_arbuf.fits import Fit, read_fit
 from pyro_arbuf.loo import arviz_line
 from pyro_arbuf.marginals import ArBufferDistribution
-from pyro_arbuf.predictive import predictive, restored_random_state
+from pyro_arbuf.predictive import predictive, seeded
 from pyro_arbuf.sites import (
     Names,
     check_draws,
@@ -126,9 +125,7 @@ def to_datatree(
         check_draws(group, values)
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"num_samples must be at least 1; got {num_samples}")
-    with contextlib.nullcontext() if seed is None else restored_random_state():
-        if seed is not None:
-            pyro.set_rng_seed(seed)
+    with seeded(seed):
         if isinstance(draws, ArBufferDistribution):
             if model is not None or given:
                 raise ValueError(

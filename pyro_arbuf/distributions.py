@@ -158,18 +158,14 @@ class ArBufferJoint(ArBufferDistribution):
         """`(*batch, R, M, D_y)`, in at least float32, targets in the user's indexing."""
         values, missing = self._split_missing(self._check_value(y))
         self._warn_plate_over_targets(values.shape[:-2])
-        # Along batch dimensions in which neither differs the density is computed once.
-        shape, batch = torch.broadcast_shapes(self._own_shape, values.shape[:-2]), self.context.task_shape
-        folded = fold(values.expand(*shape, *values.shape[-2:]), shape, batch, 2)
+        shape, folded = self._fold_values(values)
         if missing is not None:
-            missing = fold(missing.expand(*shape, -1), shape, batch, 1)
-        joint = (self.context, self._fold_x(shape), folded, self.orders, self.buffer_size)
-        scores = score_joint(*joint, missing, score)
+            missing = fold(missing.expand(*shape, -1), shape, self.context.task_shape, 1)
+        x, orders = self._fold_x(shape), self.orders
+        scores = score_joint(self.context, x, folded, orders, self.buffer_size, missing, score)
         if missing is not None:
             scores = scores.masked_fill(missing[:, :, None, :, None], missing_score)
-        scores = unfold(scores.to(torch.promote_types(scores.dtype, torch.float32)), shape, batch)
-        full = torch.broadcast_shapes(self.batch_shape, shape)
-        return scores.to(torch.promote_types(y.dtype, torch.float32)).expand(*full, *scores.shape[len(shape) :])
+        return self._unfold_result(scores, shape, y.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Joint log density, the equal mixture over the orders, in one pass per block of targets.
@@ -275,13 +271,10 @@ class ArBufferJoint(ArBufferDistribution):
                 raise ValueError(
                     "log_prob_conditionals needs every outcome; got NaN; leave these targets out of x and y"
                 )
-            shape, batch = torch.broadcast_shapes(self._own_shape, values.shape[:-2]), self.context.task_shape
-            folded = fold(values.expand(*shape, *values.shape[-2:]), shape, batch, 2)
+            shape, folded = self._fold_values(values)
             x_all, y_all, context_len = join_context(self.context, self._fold_x(shape), folded)
             densities = leave_one_out(self.context.model, x_all, y_all, self._num_targets, context_len)
-            densities = unfold(densities.unflatten(0, folded.shape[:2]), shape, batch)  # (*shape, M)
-            full = torch.broadcast_shapes(self.batch_shape, shape)
-            return densities.to(torch.promote_types(y.dtype, torch.float32)).expand(*full, -1)
+            return self._unfold_result(densities.unflatten(0, folded.shape[:2]), shape, y.dtype)
 
     def condition(self, index: Tensor | Sequence[int], y: Tensor) -> "ArBufferJoint":
         """The joint of the other targets given the outcomes of some, whose pairs join the context, encoded anew.

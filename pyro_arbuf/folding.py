@@ -83,11 +83,7 @@ def place(tensor: Tensor, order: Tensor) -> Tensor:
 
 def part_of_cache(context: Context, tasks: slice) -> ContextCache:
     """The keys and values of some of a context's tasks."""
-    keys, values, context_len = context.cache
-    if tasks == slice(0, context.x.shape[0]):
-        return context.cache
-    context_len = None if context_len is None else context_len[tasks]
-    return ContextCache(tuple(k[tasks] for k in keys), tuple(v[tasks] for v in values), context_len)
+    return context.cache if tasks == slice(0, context.x.shape[0]) else context.cache.select(tasks)
 
 
 def join_context(

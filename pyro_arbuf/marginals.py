@@ -149,6 +149,16 @@ class ArBufferDistribution(TorchDistribution):
     def _fold_x(self, shape: Size) -> Tensor:
         return fold(self.x, shape, self.context.task_shape, 2)
 
+    def _fold_values(self, values: Tensor) -> tuple[Size, Tensor]:
+        """Values `(B, S, M, D_y)`, and the batch shape they stand for: without dimensions in which nothing differs."""
+        shape = torch.broadcast_shapes(self._own_shape, values.shape[:-2])
+        return shape, fold(values.expand(*shape, *values.shape[-2:]), shape, self.context.task_shape, 2)
+
+    def _unfold_result(self, result: Tensor, shape: Size, dtype: torch.dtype) -> Tensor:
+        """A result `(B, S, ...)` in the full batch shape, in the dtype of the values but at least float32."""
+        result = unfold(result, shape, self.context.task_shape).to(torch.promote_types(dtype, torch.float32))
+        return result.expand(*torch.broadcast_shapes(self.batch_shape, shape), *result.shape[len(shape) :])
+
     def _squeeze(self, y: Tensor) -> Tensor:
         return y.squeeze(-1) if self.context.model.config.dim_y is None else y
 

@@ -33,6 +33,15 @@ def restored_random_state() -> Iterator[None]:
         torch.cuda.set_rng_state_all(devices)
 
 
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draws from a seed and gives the random states back; `None` = draws from the global states."""
+    with contextlib.nullcontext() if seed is None else restored_random_state():
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        yield
+
+
 def predictive(
     model: Callable,
     posterior: Mapping[str, Tensor],
@@ -93,9 +102,7 @@ def predictive(
     results = {name: value.new_empty(num_draws, *value.shape) for name, value in values.items()}
     taken = {size for site in sites.values() for size in site["value"].shape}
     sizes = _chunk_sizes(num_draws, batch_size, taken)
-    with torch.no_grad(), contextlib.nullcontext() if seed is None else restored_random_state():
-        if seed is not None:
-            pyro.set_rng_seed(seed)
+    with torch.no_grad(), seeded(seed):
         start = 0
         for size in tqdm(sizes, desc="predictive", delay=2, leave=False, disable=None):
             part = {name: draws[start : start + size] for name, draws in posterior.items()}

@@ -131,12 +131,17 @@ def observed_sites(trace: Trace) -> dict[str, Message]:
     return {k: s for k, s in sample_sites(trace).items() if s["is_observed"] and not is_deterministic(s)}
 
 
+def layers(site: Message) -> list[object]:
+    """A site's distribution and what it wraps (masks, transforms, reinterpreted dimensions), outermost first."""
+    found = [site["fn"]]
+    while hasattr(found[-1], "base_dist"):
+        found.append(found[-1].base_dist)
+    return found
+
+
 def unwrapped(site: Message) -> object:
     """The distribution inside all masks, events and transforms of a site."""
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
+    return layers(site)[-1]
 
 
 def innermost(site: Message) -> tuple[ArBufferDistribution, Tensor, Tensor]:

@@ -95,6 +95,12 @@ def vector_model() -> ArBufferModel:
     return random_model(VARIANTS["vector-mixture"])
 
 
+@pytest.fixture(scope="module", params=["scalar", "vector"])
+def net(request: pytest.FixtureRequest) -> ArBufferModel:
+    """Scalar and vector outcomes, mixture head."""
+    return request.getfixturevalue(f"{request.param}_model")
+
+
 @pytest.fixture
 def draw_task() -> Callable[..., Task]:
     """`draw_task(model, num_context=5, num_targets=6, num_tasks=2)`: random inputs and outcomes."""

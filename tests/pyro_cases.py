@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pyro
-import torch
+import samples
 from torch import Size, Tensor
 
 from pyro_arbuf.context import Context
@@ -24,13 +24,7 @@ NETS = {
 }
 
 
-@functools.cache  # drawn once: a trace would record the drawing itself
-def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def outcome_shape(net: ArBufferModel) -> tuple[int, ...]:
-    return () if net.config.dim_y is None else (net.config.dim_y,)
+draw = functools.cache(samples.draw)  # drawn once: a trace would record the drawing itself
 
 
 class Case(NamedTuple):
@@ -60,14 +54,14 @@ class Case(NamedTuple):
     def condition(self, *more: int, shift: Tensor | float = 0.0) -> Context:
         """Contexts of batch shape `(*more, *batch)`, their outcomes shifted."""
         batch = (*more, *self.batch)
-        y = draw(*batch, N, *outcome_shape(self.net), seed=3)
+        y = draw(*batch, N, *samples.outcome(self.net), seed=3)
         return self.net.condition(draw(*batch, N, DIM_X, seed=2), y + shift)
 
 
 def make_case(name: str, build_model: Callable[..., ArBufferModel]) -> Case:
     """One of the five."""
     net, batch = build_model(**NETS[name]), Size([B] if name == "batched" else [])
-    x, y = draw(*batch, M, DIM_X, seed=1), draw(*batch, M, *outcome_shape(net), seed=0)
+    x, y = draw(*batch, M, DIM_X, seed=1), draw(*batch, M, *samples.outcome(net), seed=0)
     orders = random_orders(M, 3) if name == "several_orders" else None
     case = Case(net, None, x, y, batch, orders)
     return case._replace(context=case.condition())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
+from samples import draw
 from torch import Tensor
 from torch.distributions.transforms import AbsTransform, AffineTransform, ExpTransform
 
@@ -27,10 +28,6 @@ BOTH = pytest.mark.parametrize("distribution", [ArBufferJoint, ArBufferMarginals
 @pytest.fixture(autouse=True)
 def _clear() -> None:
     pyro.clear_param_store()
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 X, Y, X_CONTEXT, Y_CONTEXT = draw(M, DIM_X, seed=1), draw(M, seed=2), draw(N, DIM_X, seed=3), draw(N, seed=4)

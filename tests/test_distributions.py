@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import BroadcastableShapes, mutually_broadcastable_s
 from pyro import poutine
 from pyro.infer import Predictive
 from pyro.util import check_site_shape
+from samples import draw
 from scipy.stats import ks_2samp
 from torch import Size, Tensor
 from torch.distributions import biject_to, constraints
@@ -27,11 +28,6 @@ from pyro_arbuf.orders import random_orders
 B, S, N, K, M, DIM_X, DIM_Y = 2, 3, 5, 4, 6, 2, 3
 BOTH = pytest.mark.parametrize("distribution", [ArBufferJoint, ArBufferMarginals])
 FEW = settings(max_examples=12, derandomize=True, deadline=None)
-
-
-@pytest.fixture(scope="module", params=["scalar", "vector"])
-def net(request: pytest.FixtureRequest) -> ArBufferModel:
-    return request.getfixturevalue(f"{request.param}_model")
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +43,6 @@ def batched_context(scalar_model: ArBufferModel) -> Context:
 @pytest.fixture
 def joint(context: Context) -> ArBufferJoint:
     return ArBufferJoint(context, inputs())
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def inputs(*batch: int, num_targets: int = M) -> Tensor:

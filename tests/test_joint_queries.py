@@ -10,6 +10,7 @@ import pytest
 import reference
 import torch
 from pyro import poutine
+from samples import draw, outcome
 from scipy.stats import kstest
 from torch import Tensor
 from torch.testing import assert_close
@@ -26,19 +27,6 @@ B, S, N, K, M, R, DIM_X = 2, 3, 5, 4, 6, 7, 2
 LENGTHS = [2, N]
 below_above = pytest.mark.parametrize("num_targets", [K - 1, M])
 BOTH = pytest.mark.parametrize("distribution", [ArBufferJoint, ArBufferMarginals])
-
-
-@pytest.fixture(scope="module", params=["scalar", "vector"])
-def net(request: pytest.FixtureRequest) -> ArBufferModel:
-    return request.getfixturevalue(f"{request.param}_model")
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def outcome(model: ArBufferModel) -> tuple[int, ...]:
-    return () if model.config.dim_y is None else (model.config.dim_y,)
 
 
 def pairs(model: ArBufferModel, lengths: list[int] = LENGTHS) -> list[tuple[Tensor, Tensor]]:

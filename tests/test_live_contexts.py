@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from samples import draw, outcome
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -18,22 +19,9 @@ LENGTHS = [2, N]
 BOTH = pytest.mark.parametrize("distribution", [ArBufferJoint, ArBufferMarginals])
 
 
-@pytest.fixture(scope="module", params=["scalar", "vector"])
-def net(request: pytest.FixtureRequest) -> ArBufferModel:
-    return request.getfixturevalue(f"{request.param}_model")
-
-
 @pytest.fixture
 def trainable(scalar_model: ArBufferModel) -> ArBufferModel:
     return copy.deepcopy(scalar_model).requires_grad_(True)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def outcome(model: ArBufferModel) -> tuple[int, ...]:
-    return () if model.config.dim_y is None else (model.config.dim_y,)
 
 
 def observed(model: ArBufferModel, *batch: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from samples import draw, outcome
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,19 +20,6 @@ BOTH = pytest.mark.parametrize("distribution", [ArBufferJoint, ArBufferMarginals
 PATTERNS = torch.zeros(S, B, M, dtype=torch.bool)  # (draw, task, target): which are missing
 PATTERNS[0, 0, [0]] = PATTERNS[0, 1, [2, 7]] = PATTERNS[1, 0, [1, 3, 4, 6, 8]] = True
 PATTERNS[1, 1, 1:] = PATTERNS[2, 1] = True  # one is left; none is left
-
-
-@pytest.fixture(scope="module", params=["scalar", "vector"])
-def net(request: pytest.FixtureRequest) -> ArBufferModel:
-    return request.getfixturevalue(f"{request.param}_model")
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def outcome(model: ArBufferModel) -> tuple[int, ...]:
-    return () if model.config.dim_y is None else (model.config.dim_y,)
 
 
 def pairs(model: ArBufferModel, b: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
 from pyro.infer.autoguide import AutoNormal
+from samples import draw
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
@@ -35,10 +36,6 @@ def context(scalar_model: ArBufferModel) -> Context:
 def subjects(scalar_model: ArBufferModel) -> Context:
     """B subjects whose contexts differ."""
     return scalar_model.condition(draw(B, N, DIM_X, seed=2), draw(B, N, seed=3))
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def shifted(context: Context, shift: Tensor) -> dist.TransformedDistribution:
