@@ -162,14 +162,14 @@ def _double_use(site: Message) -> str | None:
     for transform in _transforms(site):
         y = transform.inv(y)
     context, batch = d.context, d.context.task_shape
-    pairs_x, pairs_y = (t.view(*batch, 1, *t.shape[1:]) for t in (context.x, context.y))  # (*batch, 1, N, .)
+    pairs_x, pairs_y = (t.view(*batch, 1, *t.shape[1:]) for t in context.observations[:2])  # (*batch, 1, N, .)
     if context.model.config.dim_y is None:
         y = y.unsqueeze(-1)
     shared = (d.x.unsqueeze(-2) == pairs_x).all(-1)  # (*batch, M, N)
     # Outcomes that went through a transform and back differ by rounding.
     shared = shared & torch.isclose(y.to(pairs_y.dtype).unsqueeze(-2), pairs_y, atol=1e-6).all(-1)
     if context.context_len is not None:
-        shared = shared & context_mask(context.context_len, context.num_context).view(*batch, 1, -1)
+        shared = shared & context_mask(context.observations[2], context.num_context).view(*batch, 1, -1)
     shared = shared.any(-1)
     if not bool(shared.any()):
         return None

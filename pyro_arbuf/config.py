@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pyro_arbuf.latents import Latent
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -30,6 +32,14 @@ class ModelConfig:
         y_range: Trained range of every outcome dimension; `None` = not declared.
         num_context: Trained range of N.
         num_targets: Trained range of M, absorbing included; `None` = not declared.
+        latents: Of a program, in the order of their locations; empty = none.
+        num_y_frequencies: Learned sines and cosines of the standardised outcome; 0 = none.
+        x_loc: Location of every input feature, subtracted before it is embedded; `None` = 0.
+        x_scale: Scale of every input feature; `None` = 1.
+        y_loc: Location of every outcome dimension: embedded and predicted are (y - y_loc) / y_scale, so densities stay
+            in the user's units; `None` = 0.
+        y_scale: Scale of every outcome dimension; `None` = 1.
+        evidence_rmse: Measured error of `log_evidence` at the largest trained N, nats; `None` = not measured.
 
     Raises:
         ValueError: If a size is no positive integer, `num_heads` does not divide `width`, or the head is unknown.
@@ -54,11 +64,18 @@ class ModelConfig:
     y_range: tuple[float, float] | None = None
     num_context: tuple[int, int] = (0, 128)
     num_targets: tuple[int, int] | None = None
+    latents: tuple[Latent, ...] = ()
+    num_y_frequencies: int = 0
+    x_loc: tuple[float, ...] | None = None
+    x_scale: tuple[float, ...] | None = None
+    y_loc: tuple[float, ...] | None = None
+    y_scale: tuple[float, ...] | None = None
+    evidence_rmse: float | None = None
 
     def __post_init__(self):
         sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
         sizes += ["head_width", "num_components"] + (["dim_y"] if self.dim_y is not None else [])
-        for name, least in (dict.fromkeys(sizes, 1) | {"num_frequencies": 0}).items():
+        for name, least in (dict.fromkeys(sizes, 1) | {"num_frequencies": 0, "num_y_frequencies": 0}).items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
@@ -69,10 +86,24 @@ class ModelConfig:
             pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, int | float) for v in value)
             if not (pair or (value is None and name != "num_context")):
                 raise ValueError(f"{name} must be a pair (low, high); got {value!r}")
+        dims = {"x_loc": self.dim_x, "x_scale": self.dim_x, "y_loc": self.dim_y or 1, "y_scale": self.dim_y or 1}
+        for name, dim in dims.items():
+            value = getattr(self, name)
+            if value is not None and (len(value) != dim or (name.endswith("scale") and min(value) <= 0)):
+                rule = "positive numbers" if name.endswith("scale") else "numbers"
+                raise ValueError(f"{name} must hold {dim} {rule}, or be None; got {value!r}")
+        names = [latent.name for latent in self.latents]
+        if len(set(names)) < len(names):
+            raise ValueError(f"latents must have different names; got {names}")
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads = {self.num_heads}; got {self.width}")
         if self.head not in ("mixture", "gaussian"):
             raise ValueError(f"head must be 'mixture' or 'gaussian'; got {self.head!r}")
+
+    @property
+    def num_latents(self) -> int:
+        """Latent locations P."""
+        return sum(latent.size for latent in self.latents)
 
     def to_json(self) -> str:
         """The configuration as JSON text."""
@@ -90,5 +121,9 @@ class ModelConfig:
         if not isinstance(values, dict) or not set(values) <= known:
             got = sorted(set(values) - known) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"config.json must be an object with the fields {sorted(known)}; got {got}")
-        ranges: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return ModelConfig(**ranges)
+        latents = tuple(Latent(**_tuples(latent)) for latent in values.pop("latents", ()))
+        return ModelConfig(**_tuples(values), latents=latents)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

@@ -6,7 +6,7 @@ Knows nothing of how a model embeds or reads.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +15,10 @@ from torch import Size, Tensor
 
 from pyro_arbuf.cache import ContextCache
 from pyro_arbuf.config import ModelConfig
+from pyro_arbuf.latents import code, latent_locations, pad_outcome
 from pyro_arbuf.validation import (
     broadcast_batches,
+    check_latents,
     check_x,
     check_y,
     expanded_shape,
@@ -40,13 +42,15 @@ class Context:
 
     Attributes:
         model: The model that made it.
-        x: `(B, N, D_x)`, batch flattened, zeros where padded.
+        x: `(B, N, D_x)`, batch flattened, zeros where padded; of a model with latents with their location column, the
+            latents given in front of the observations.
         y: `(B, N, D_y)`, batch flattened, zeros where padded.
         context_len: `(B,)` int64, pairs per task; `None` = N for all.
         task_shape: Batch shape of what is stored, B elements.
         batch_shape: `*batch`; `task_shape` broadcasts to it.
         cache: Keys and values of every layer.
         fingerprint: Of the weights that made it.
+        latents: Names of the latents that are given.
         tracked: Whether an input required gradients when it was made.
         graph: Node of the autograd graph of a live context; `None` = graph-free.
     """
@@ -59,13 +63,26 @@ class Context:
     batch_shape: Size
     cache: ContextCache
     fingerprint: tuple[int]
+    latents: tuple[str, ...] = ()
     tracked: bool = False
     graph: torch.autograd.graph.Node | None = None
 
     @property
     def num_context(self) -> int:
-        """Number of pairs N, of the longest context where they differ."""
-        return self.x.shape[1]
+        """Number of observed pairs N, of the longest context where they differ; latents do not count."""
+        return self.x.shape[1] - self.num_given
+
+    @property
+    def num_given(self) -> int:
+        """Number of latent locations that are given."""
+        return sum(latent.size for latent in self.model.config.latents if latent.name in self.latents)
+
+    @property
+    def observations(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs `(B, N, D_x)`, outcomes `(B, N, D_y)` and `(B,)` lengths of the observed pairs, without latents."""
+        first, dim_x = self.num_given, self.model.config.dim_x
+        length = None if self.context_len is None else self.context_len - first
+        return self.x[:, first:, :dim_x], self.y[:, first:], length
 
     @property
     def live(self) -> bool:
@@ -73,7 +90,8 @@ class Context:
         return self.graph is not None
 
     def __repr__(self) -> str:
-        return f"Context(num_context={self.num_context}, batch_shape={tuple(self.batch_shape)})"
+        latents = f", latents={list(self.latents)}" if self.latents else ""
+        return f"Context(num_context={self.num_context}, batch_shape={tuple(self.batch_shape)}{latents})"
 
     def __getitem__(self, index: object) -> Context:
         """The contexts at an index of the batch: a plate's subsample, or a discrete latent's choice.
@@ -134,7 +152,7 @@ class Context:
                 "move the model first with net.to(...)"
             )
         length = None if self.context_len is None else self.context_len.to(x.device)
-        return encode_pairs(self.model, x, y, length, self.task_shape, self.batch_shape, self.tracked)
+        return encode_pairs(self.model, x, y, length, self.task_shape, self.batch_shape, self.latents, self.tracked)
 
     def _select(self, rows: Tensor) -> Context:
         """The contexts at flat row numbers, of the batch shape of `rows`."""
@@ -186,6 +204,7 @@ def encode_pairs(
     context_len: Tensor | None,
     task_shape: Size,
     batch_shape: Size,
+    latents: tuple[str, ...],
     tracked: bool,
 ) -> Context:
     """Encodes checked pairs `(B, N, .)` of B tasks as a Context, live where gradients reach its keys."""
@@ -194,9 +213,9 @@ def encode_pairs(
     if cache.keys[0].requires_grad:
         first = cache.keys[0] if torch.jit.is_tracing() else _Freed.apply(cache.keys[0])
         cache, graph = cache._replace(keys=(first, *cache.keys[1:])), first.grad_fn
-    return Context(
-        model, x, y, context_len, task_shape, batch_shape, cache, fingerprint(list(model.parameters())), tracked, graph
-    )
+    checksum = fingerprint(list(model.parameters()))
+    shapes = (task_shape, batch_shape)
+    return Context(model, x, y, context_len, *shapes, cache, checksum, latents, tracked, graph)
 
 
 def check_current(context: Context) -> None:
@@ -271,7 +290,10 @@ def fingerprint(weights: Sequence[Tensor]) -> tuple[int]:
 
 
 def make_context(
-    model: ArBufferModel, x: Tensor | Sequence[Tensor] | None, y: Tensor | Sequence[Tensor] | None
+    model: ArBufferModel,
+    x: Tensor | Sequence[Tensor] | None,
+    y: Tensor | Sequence[Tensor] | None,
+    latents: Mapping[str, Tensor | float] | None,
 ) -> Context:
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
@@ -292,6 +314,8 @@ def make_context(
         context_len = None
         x = x.expand(*batch_shape, *x.shape[-2:]).reshape(batch_shape.numel(), *x.shape[-2:])
         y = y.expand(*batch_shape, *y.shape[-2:]).reshape(batch_shape.numel(), *y.shape[-2:])
+    given, names = check_latents(latents or {}, model)
+    tracked = tracked or given.requires_grad
     if batch_shape.numel() == 0:
         raise ValueError(f"x and y must hold at least one task; got the batch shape {tuple(batch_shape)}")
     real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
@@ -299,7 +323,21 @@ def make_context(
     for name, value, trained in (("x", x, config.x_range), ("y", y, config.y_range)):
         if may_look_at(value):
             warn_outside(name, value[real], trained, stacklevel=4)
-    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, tracked)
+    x = code(x, config.latents)
+    if names:
+        shape = broadcast_batches({"x and y": batch_shape, "latents": given.shape[:-1]})
+        x, y = (t.view(*batch_shape, *t.shape[1:]).expand(*shape, *t.shape[1:]) for t in (x, y))
+        locations = latent_locations(config.latents, names, config.dim_x, y)
+        values = pad_outcome(given, config.dim_y or 1)
+        # In front, so that padding stays behind.
+        x = torch.cat([locations.expand(*shape, *locations.shape), x], -2).flatten(0, -3)
+        y = torch.cat([values.expand(*shape, *values.shape[-2:]), y], -2).flatten(0, -3)
+        if context_len is not None:
+            context_len = context_len.expand(shape).flatten() + len(locations)
+        batch_shape = shape
+        if not shape:
+            x, y = x.view(1, *x.shape[-2:]), y.view(1, *y.shape[-2:])
+    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked)
 
 
 def _is_list(value: object) -> bool:

@@ -259,9 +259,9 @@ def _joint_groups(
         groups["joint_log_likelihood"] = {"y": _label("y", density, names["y"][: len(batch)])}
     drawn = _label("y", joint.sample(Size([num_samples])), names["y"], (1, num_samples))
     groups["predictions" if observed is None else "posterior_predictive"] = {"y": drawn}
-    x_context, y_context = context.x, context.y
-    if context.context_len is not None:
-        padding = ~context_mask(context.context_len, context.num_context).unsqueeze(-1)
+    x_context, y_context, length = context.observations
+    if length is not None:
+        padding = ~context_mask(length, context.num_context).unsqueeze(-1)
         x_context, y_context = x_context.masked_fill(padding, torch.nan), y_context.masked_fill(padding, torch.nan)
     if len(joint.event_shape) == 1:
         y_context = y_context.squeeze(-1)

@@ -102,7 +102,7 @@ class ArBufferJoint(ArBufferDistribution):
                 orders = torch.arange(self._num_targets)[None]
             else:
                 orders = random_orders(self._num_targets, 1)
-            self.orders = orders.to(self.x.device)
+            self.orders = orders.to(self._x.device)
             self.buffer_size = buffer_size
             self.has_rsample = rsample
             absorbed = (self._num_targets - 1) // buffer_size * buffer_size
@@ -142,10 +142,10 @@ class ArBufferJoint(ArBufferDistribution):
         shape, batch = sample_shape + self.batch_shape, self.context.task_shape
         with inference_scope():
             dim_y = self.context.model.config.dim_y or 1
-            uniform = torch.rand(*shape, self._num_targets, dim_y, dtype=self.x.dtype, device=self.x.device)
-            order = torch.zeros(shape, dtype=torch.int64, device=self.x.device)
+            uniform = torch.rand(*shape, self._num_targets, dim_y, dtype=self._x.dtype, device=self._x.device)
+            order = torch.zeros(shape, dtype=torch.int64, device=self._x.device)
             if len(self.orders) > 1:
-                order = torch.randint(len(self.orders), shape, device=self.x.device)
+                order = torch.randint(len(self.orders), shape, device=self._x.device)
             noise = Noise(
                 fold(uniform, shape, batch, 2),
                 fold(torch.randn_like(uniform), shape, batch, 2),
@@ -292,15 +292,15 @@ class ArBufferJoint(ArBufferDistribution):
             ValueError: If an index is outside 0..M-1 or given twice, no target is left, or y does not fit.
             RuntimeError: If the context is not current.
         """
-        given = check_index(index, self._num_targets).to(self.x.device)
+        given = check_index(index, self._num_targets).to(self._x.device)
         values = check_y("y", y, self.context.model)
         if values.shape[-2] != len(given):
             raise ValueError(f"y must have shape (*batch, {len(given)}, ...) for this index; got {tuple(y.shape)}")
-        rest = torch.ones(self._num_targets, dtype=torch.bool, device=self.x.device)
+        rest = torch.ones(self._num_targets, dtype=torch.bool, device=self._x.device)
         rest[given] = False
         full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
         shape = torch.broadcast_shapes(self._own_shape, values.shape[:-2])
-        context = grow_context(self.context, self.x[..., given, :], values, shape).expand(full)
+        context = grow_context(self.context, self._x[..., given, :], values, shape).expand(full)
         warn_outside("num_context", context.num_context, context.model.config.num_context, stacklevel=3)
         orders = restrict_orders(self.orders, rest)
         return ArBufferJoint(

@@ -299,7 +299,7 @@ def grow_context(context: Context, x: Tensor, y: Tensor, shape: Size) -> Context
 
     x_all, y_all, length = (None if t is None else in_batch_order(t) for t in join_context(context, x_new, y_new))
     tracked = context.tracked or x.requires_grad or y.requires_grad
-    return encode_pairs(context.model, x_all, y_all, length, shape, shape, tracked)
+    return encode_pairs(context.model, x_all, y_all, length, shape, shape, context.latents, tracked)
 
 
 def predict_marginals(context: Context, x: Tensor) -> GaussianMixture:

@@ -13,6 +13,7 @@ from pyro_arbuf.context import Context
 from pyro_arbuf.folding import fold, unfold
 from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.inference import predict_marginals
+from pyro_arbuf.latents import code
 from pyro_arbuf.validation import (
     broadcast_batches,
     check_targets,
@@ -68,12 +69,12 @@ class ArBufferDistribution(TorchDistribution):
         self.nan = nan
         self._validate_args = self._validate_args if validate_args is None else validate_args
         self.x = check_targets(x, context.model, self._validate_args)
+        self._x = code(self.x, context.model.config.latents)  # as the model takes it
         dim_y = context.model.config.dim_y
-        event_shape = self.x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
-        batch_shape = broadcast_batches({"context": context.batch_shape, "x": self.x.shape[:-2]})
-        self._own_shape = torch.broadcast_shapes(
-            context.task_shape, self.x.shape[:-2]
-        )  # what differs; the rest repeats
+        event_shape = self._x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
+        batch_shape = broadcast_batches({"context": context.batch_shape, "x": self._x.shape[:-2]})
+        # What differs; the rest repeats.
+        self._own_shape = torch.broadcast_shapes(context.task_shape, self._x.shape[:-2])
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     def __repr__(self) -> str:
@@ -147,7 +148,7 @@ class ArBufferDistribution(TorchDistribution):
                 )
 
     def _fold_x(self, shape: Size) -> Tensor:
-        return fold(self.x, shape, self.context.task_shape, 2)
+        return fold(self._x, shape, self.context.task_shape, 2)
 
     def _fold_values(self, values: Tensor) -> tuple[Size, Tensor]:
         """Values `(B, S, M, D_y)`, and the batch shape they stand for: without dimensions in which nothing differs."""
@@ -245,7 +246,7 @@ class ArBufferMarginals(ArBufferDistribution):
         shape = sample_shape + self.batch_shape
         mixture = self._mixture.expand(self.batch_shape + self._mixture.batch_shape[-2:])
         with torch.no_grad():
-            uniform = torch.rand(shape + mixture.batch_shape[-2:], dtype=self.x.dtype, device=self.x.device)
+            uniform = torch.rand(shape + mixture.batch_shape[-2:], dtype=self._x.dtype, device=self._x.device)
             normal = torch.randn_like(uniform)
             draws = torch.empty_like(uniform)
             chunk = max(1, MAX_COMPONENTS // max(1, mixture.means.numel()))  # draws at a time: fixed memory
@@ -290,7 +291,7 @@ class ArBufferMarginals(ArBufferDistribution):
         Raises:
             ValueError: If a probability lies outside (0, 1), or the shape is wrong.
         """
-        value = torch.as_tensor(value, dtype=self.x.dtype, device=self.x.device)
+        value = torch.as_tensor(value, dtype=self._x.dtype, device=self._x.device)
         event = tuple(self.event_shape)
         if value.dim() and tuple(value.shape[-len(event) :]) != event:
             raise ValueError(f"value must be one number or have shape (*batch, *{event}); got {tuple(value.shape)}")

@@ -3,7 +3,8 @@
 Knows nothing of orders, of blocks of targets, or of Pyro.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context, make_context
 from pyro_arbuf.embedding import Embedder
 from pyro_arbuf.heads import GaussianHead, GaussianMixture, GaussianMixtureHead
+from pyro_arbuf.latents import UNIT_SD
 from pyro_arbuf.validation import inference_scope
 
 
@@ -31,20 +33,19 @@ class ArBufferModel(nn.Module):
         super().__init__()
         self.config = config
         dim_y = config.dim_y or 1
-        self.embedder = Embedder(
-            config.dim_x,
-            dim_y,
-            config.width,
-            config.embedding_width,
-            config.buffer_size,
-            config.num_frequencies,
-            config.max_frequency,
-        )
+        self.embedder = Embedder(config)
         self.backbone = Backbone(config.width, config.num_layers, config.num_heads, config.mlp_width)
         if config.head == "mixture":
             self.head = GaussianMixtureHead(config.width, config.head_width, dim_y, config.num_components)
         else:
             self.head = GaussianHead(config.width, config.head_width, dim_y)
+        if config.latents:
+            self.latent_head = GaussianMixtureHead(config.width, config.head_width, 1, config.num_components)
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the latents, in the order of their locations; empty for a model without."""
+        return tuple(latent.name for latent in self.config.latents)
 
     def encode(self, x: Tensor, y: Tensor, context_len: Tensor | None = None) -> ContextCache:
         """Encodes contexts; where one has no pair, the empty-context token stands in.
@@ -90,7 +91,28 @@ class ArBufferModel(nn.Module):
         entering = None if pairs is None else self.embedder.buffer(*pairs, buffer.num_slots)
         target_tokens = self.embedder.target(embedded_target)
         features, buffer = self.backbone.read(cache, buffer, entering, target_tokens, prefix_len)
-        return self.head(features), buffer
+        return self._predictive(features, embedded_target), buffer
+
+    def _predictive(self, features: Tensor, embedded_target: Tensor) -> GaussianMixture:
+        """The predictive in the user's units; unconstrained ones at a latent, whose one number is dimension 0."""
+        predictive = self.head(features)
+        if not self.embedder.standardised_y:
+            return predictive
+        parts = (predictive.log_weights, predictive.means, predictive.sds)
+        if self.config.latents:
+            at_latent = (self.embedder.location(embedded_target) > 0)[..., None, None]
+            own = self.latent_head(features)  # (B, S, M, 1)
+            own = (own.log_weights, own.means, own.sds)
+            if self.config.dim_y not in (None, 1):  # further dimensions hold 0, of log density 0
+                rest = (1, self.config.dim_y - 1, own[0].shape[-1])
+                fill = (-math.log(rest[-1]), 0.0, UNIT_SD)
+                own = tuple(
+                    torch.cat([o, o.new_full(rest[1:], f).expand(*o.shape[:-2], *rest[1:])], -2)
+                    for o, f in zip(own, fill, strict=True)
+                )
+            parts = tuple(torch.where(at_latent, o, p) for o, p in zip(own, parts, strict=True))
+        loc, scale = (s.unsqueeze(-1) for s in self.embedder.standard(embedded_target))
+        return GaussianMixture(parts[0], parts[1] * scale + loc, parts[2] * scale)
 
     def forward(
         self,
@@ -123,7 +145,10 @@ class ArBufferModel(nn.Module):
         return predictive.log_prob(y_target[:, None]).sum(-1).squeeze(1)  # (B, M)
 
     def condition(
-        self, x: Tensor | Sequence[Tensor] | None = None, y: Tensor | Sequence[Tensor] | None = None
+        self,
+        x: Tensor | Sequence[Tensor] | None = None,
+        y: Tensor | Sequence[Tensor] | None = None,
+        latents: Mapping[str, Tensor | float] | None = None,
     ) -> Context:
         """Encodes observations once, for any number of draws and densities.
 
@@ -132,12 +157,15 @@ class ArBufferModel(nn.Module):
                 observation (N = 0).
             y: `(*batch, N)` for a scalar outcome, `(*batch, N, D_y)` for a vector outcome; or a list of B such
                 tensors without batch.
+            latents: Values `(*batch, *shape)` of some of `net.latents`, in their own supports, which are then given
+                like observations; `None` = none.
 
         Returns:
             A `Context` of batch shape `*batch`, or `(B,)` for lists. Permuting the N pairs changes nothing.
 
         Raises:
-            ValueError: If a shape, dtype or device is wrong, or a value is NaN or infinite.
+            ValueError: If a shape, dtype or device is wrong, a value is NaN or infinite, or a latent is unknown or
+                outside its support.
 
         Example:
             >>> model = ArBufferModel(ModelConfig()).requires_grad_(False)
@@ -145,4 +173,4 @@ class ArBufferModel(nn.Module):
             5
         """
         with inference_scope():
-            return make_context(self, x, y)
+            return make_context(self, x, y, latents)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Size, Tensor
+
+from pyro_arbuf.latents import Locations
 
 if TYPE_CHECKING:
     from pyro_arbuf.model import ArBufferModel
@@ -114,11 +116,43 @@ def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> 
     return y.unsqueeze(-1) if dim_y is None else y
 
 
-def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor:
+def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[Tensor, tuple[str, ...]]:
+    """Checks values of latents and returns them unconstrained, `(*batch, P')`, with their names, in the model's order."""
+    known = model.config.latents
+    unknown = [name for name in latents if name not in model.latents]
+    if unknown:
+        have = f"the model's latents are {list(model.latents)}" if known else "the model has none"
+        raise ValueError(f"latents must be a dict of the model's latents; got {unknown[0]!r}; {have}")
+    weight = next(model.parameters())
+    parts = []
+    for latent in known:
+        if latent.name not in latents:
+            continue
+        name, value = f"latents[{latent.name!r}]", latents[latent.name]
+        value = check_tensor(
+            name, torch.tensor(float(value), device=weight.device) if isinstance(value, int | float) else value, model
+        )
+        if value.shape[value.dim() - len(latent.shape) :] != latent.shape or value.dim() < len(latent.shape):
+            raise ValueError(f"{name} must have shape (*batch, *{latent.shape}); got {tuple(value.shape)}")
+        if may_look_at(value) and not bool(latent.support.check(value).all()):
+            raise ValueError(
+                f"{name} must lie in its support, {latent.support}; got {value.detach().flatten()[:4].tolist()}"
+            )
+        parts.append(latent.unconstrain(value))
+    if not parts:
+        return weight.new_zeros(0).detach(), ()
+    shape = broadcast_batches({f"latents[{n!r}]": p.shape[:-1] for n, p in zip(latents, parts, strict=True)})
+    names = tuple(latent.name for latent in known if latent.name in latents)
+    return torch.cat([part.expand(*shape, -1) for part in parts], -1), names
+
+
+def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor | Locations:
     """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M.
 
     Values are looked at only where validation is on: an exception would kill a chain.
     """
+    if isinstance(x, Locations):
+        return x
     x = check_x("x", x, model, check_values)
     if x.shape[-2] == 0:
         raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(x.shape)}")

@@ -16,6 +16,7 @@ ORDER = [
     "visibility",
     "attention",
     "cache",
+    "latents",
     "config",
     "validation",
     "context",
