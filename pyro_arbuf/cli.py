@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import matplotlib.figure
 import torch
@@ -13,10 +13,23 @@ from pyro_arbuf.checkpoint import CONFIG, find_model, load, models_folder, save,
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors import gp_1d, gp_1d_noisy, sawtooth
+from pyro_arbuf.programs import PROGRAMS, program_config, simulator_of
+from pyro_arbuf.roles import draw_program_batch, make_bank, program_validation
 from pyro_arbuf.tasks import validation_contexts, validation_tasks
 from pyro_arbuf.training import TrainingState, fit, validate
 
-PriorName = Literal["gp-1d", "gp-1d-noisy", "sawtooth"]
+PriorName = Literal[
+    "gp-1d",
+    "gp-1d-noisy",
+    "sawtooth",
+    "gaussian",
+    "ddm",
+    "multisensory-rho1",
+    "multisensory-rho43",
+    "two-moons",
+    "gaussian-linear",
+]
+BANK_SEED = 1
 PRIORS = {"gp-1d": gp_1d, "gp-1d-noisy": gp_1d_noisy, "sawtooth": sawtooth}
 _GP = ModelConfig(prior="gp-1d", x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128))
 CONFIGS = {
@@ -35,8 +48,8 @@ def train(
     num_targets: int = 48,
     learning_rate: float = 6e-3,
     width: int = 64,
-    num_layers: int = 6,
-    num_heads: int = 2,
+    num_layers: int | None = None,
+    num_heads: int | None = None,
     seed: int = 0,
     threads: int | None = None,
     resume: bool = False,
@@ -56,8 +69,8 @@ def train(
         num_targets: Fresh targets per task; the buffer's pairs are targets too.
         learning_rate: Peak learning rate.
         width: Token width; with `--from`, that of the weights.
-        num_layers: Number of blocks; likewise.
-        num_heads: Number of heads; likewise.
+        num_layers: Number of blocks; likewise; 6, and 4 for programs, if not given.
+        num_heads: Number of heads; likewise; 2, and 4 for programs, if not given.
         seed: Seed of weights and data stream.
         threads: CPU threads; all cores if not given.
         resume: Continue the run of this output's name.
@@ -75,12 +88,17 @@ def train(
             f"--from {output} to improve it, --resume to go on with an interrupted run, or --overwrite"
         )
     origin = None
+    config, source, options = _setup(prior)
     if from_ is None:
-        model = ArBufferModel(replace(CONFIGS[prior], width=width, num_layers=num_layers, num_heads=num_heads))
+        default = (4, 4) if prior in PROGRAMS else (6, 2)
+        sizes = {"num_layers": num_layers or default[0], "num_heads": num_heads or default[1]}
+        model = ArBufferModel(replace(config, width=width, **sizes))
     else:
-        model = load(from_, trainable=True)
-        sizes = {name: getattr(CONFIGS[prior], name) for name in ("prior", "x_range", "y_range", "num_targets")}
-        model.config = replace(model.config, **sizes)
+        trained = load(from_, trainable=True)
+        names = ["prior", "x_range", "y_range", "num_targets"]
+        names += ["latents", "num_context", "x_loc", "x_scale", "y_loc", "y_scale"] if prior in PROGRAMS else []
+        model = ArBufferModel(replace(trained.config, **{name: getattr(config, name) for name in names}))
+        model.load_state_dict(trained.state_dict())
         record = find_model(from_) / "training.json"
         before = json.loads(record.read_text()) if record.is_file() else {"steps": 0, "minutes": 0.0}
         origin = {"started_from": record.parent.name} | {k: before[k] for k in ("steps", "minutes")}
@@ -103,7 +121,7 @@ def train(
 
     state = fit(
         model,
-        PRIORS[prior],
+        source,
         runs / output.name / "state.safetensors",
         minutes=minutes,
         steps=steps,
@@ -115,8 +133,21 @@ def train(
         mixed_precision=mixed_precision,
         origin=origin,
         on_checkpoint=keep,
+        **options,
     )
     print(f"{output}: {state.best_score:.3f} nats per target on the validation set after {state.steps} steps")
+
+
+def _setup(prior: str) -> tuple[ModelConfig, Any, dict[str, Any]]:
+    """Configuration of a prior, what its tasks are drawn from, and how `fit` draws and validates."""
+    if prior in PRIORS:
+        return CONFIGS[prior], PRIORS[prior], {}
+    recipe, simulator = PROGRAMS[prior], simulator_of(prior)
+    config = program_config(simulator, recipe.num_context, prior, **recipe.sizes)
+    source = simulator
+    if recipe.num_simulations is not None:
+        source = make_bank(simulator, recipe.num_simulations, max(1, recipe.num_context[1]), BANK_SEED)
+    return config, source, {"draw": draw_program_batch, "tasks": program_validation(source, config)}
 
 
 def plot_history(history: list[dict[str, float]], path: Path) -> None:
@@ -140,8 +171,13 @@ def evaluate(name: Annotated[str, tyro.conf.Positional], prior: PriorName | None
     """
     model = load(name)
     chosen = prior or model.config.prior
-    if chosen not in PRIORS:
-        raise SystemExit(f"--prior must be one of {', '.join(PRIORS)}; the model names {chosen!r}")
+    if chosen not in (*PRIORS, *PROGRAMS):
+        raise SystemExit(f"--prior must be one of {', '.join((*PRIORS, *PROGRAMS))}; the model names {chosen!r}")
+    if chosen in PROGRAMS:
+        scores = validate(model, _setup(chosen)[2]["tasks"])
+        print(" ".join(f"{score:.3f}" for score in scores), "nats per target")
+        print(json.dumps({"model": name, "prior": chosen, "validation": round(sum(scores) / len(scores), 4)}))
+        return
     scores = validate(model, validation_tasks(PRIORS[chosen], model.config))
     print("   N   joint (nats per target)")
     for num_context, score in zip(validation_contexts(model.config), scores, strict=True):

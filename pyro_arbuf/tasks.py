@@ -40,6 +40,7 @@ class Task(NamedTuple):
 
 
 Prior = Callable[[int, int, int, int, torch.Generator], Task]
+Batch = tuple[Task, tuple[Tensor, Tensor, Tensor]]  # tasks; inputs, outcomes and prefix lengths of their targets
 
 
 def split_task(x: Tensor, y: Tensor, num_context: int, num_buffer: int) -> Task:
@@ -80,20 +81,20 @@ def draw_num_context(max_context: int, generator: torch.Generator) -> int:
 
 def draw_batch(
     prior: Prior, config: ModelConfig, batch_size: int, num_targets: int, seed: int, step: int, process: int = 0
-) -> tuple[Task, tuple[Tensor, Tensor, Tensor]]:
+) -> Batch:
     """Draws the batch of a step: a pure function of (seed, step, process); N is the same for all processes.
 
     Returns:
         The tasks and their targets as `curriculum` gives them.
     """
-    sizes = torch.Generator().manual_seed(_mix(seed, step, 0))
+    sizes = torch.Generator().manual_seed(mixed_seed(seed, step, 0))
     num_context = draw_num_context(config.num_context[1], sizes)
-    generator = torch.Generator().manual_seed(_mix(seed, step, process + 1))
+    generator = torch.Generator().manual_seed(mixed_seed(seed, step, process + 1))
     task = prior(batch_size, num_context, config.buffer_size, num_targets, generator)
     return task, curriculum(task, generator)
 
 
-def _mix(*numbers: int) -> int:
+def mixed_seed(*numbers: int) -> int:
     """One 32-bit seed from several numbers (torch's CPU generator uses no more)."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.tasks import Prior, Task, draw_batch, validation_tasks
+from pyro_arbuf.tasks import Batch, Prior, Task, draw_batch, validation_tasks
 from pyro_arbuf.visibility import chain_prefix_len
 
 MAX_GRADIENT_NORM = 1.0
@@ -129,7 +129,7 @@ def load_state(
 
 def fit(
     model: ArBufferModel,
-    prior: Prior,
+    prior: Prior | object,
     state_path: Path,
     minutes: float | None = None,
     steps: int | None = None,
@@ -143,6 +143,8 @@ def fit(
     mixed_precision: Literal["no", "bf16"] = "no",
     origin: dict[str, Any] | None = None,
     on_checkpoint: Callable[["TrainingState"], None] | None = None,
+    draw: Callable[..., Batch] = draw_batch,
+    tasks: list[Task] | None = None,
 ) -> TrainingState:
     """Trains a model on tasks of a prior until `steps` or `minutes` are used up.
 
@@ -151,7 +153,7 @@ def fit(
 
     Args:
         model: The model; trained in place, left with its last weights.
-        prior: Draws tasks.
+        prior: Draws tasks; what `draw` takes first.
         state_path: The safetensors file that holds the state of the run, replaced atomically.
         minutes: Training time, counted over all resumed parts; at least one of `minutes` and `steps`.
         steps: Number of steps.
@@ -166,6 +168,8 @@ def fit(
         origin: Of a warm start: "started_from", and the "steps" and "minutes" its weights had; kept in the state. The
             data stream goes on from there.
         on_checkpoint: Called by the main process whenever the state has been written.
+        draw: Draws the batch of a step, called like `draw_batch`.
+        tasks: The validation set; `None` = `validation_tasks` of the prior.
 
     Returns:
         Best weights, score and history.
@@ -212,7 +216,7 @@ def fit(
     accelerator.wait_for_everyone()
     wrapped, *optimizers = accelerator.prepare(model, *optimizers)
     model = accelerator.unwrap_model(wrapped)
-    tasks = validation_tasks(prior, model.config)
+    tasks = validation_tasks(prior, model.config) if tasks is None else tasks
     started = time.monotonic() - record["seconds"]
     saved = time.monotonic()
     running = torch.zeros((), device=accelerator.device)
@@ -245,7 +249,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * learning_rate_factor(done)
         stream = seed + record["origin"]["steps"]
-        task, targets = draw_batch(
+        task, targets = draw(
             prior, model.config, batch_size, num_targets, stream, record["step"], accelerator.process_index
         )
         batch = [t.to(accelerator.device, non_blocking=True) for t in (*task[:4], *targets)]

@@ -117,7 +117,7 @@ def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> 
 
 
 def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[Tensor, tuple[str, ...]]:
-    """Checks values of latents and returns them unconstrained, `(*batch, P')`, with their names, in the model's order."""
+    """Checks values of latents; returns them unconstrained, `(*batch, P')`, and their names, in the model's order."""
     known = model.config.latents
     unknown = [name for name in latents if name not in model.latents]
     if unknown:
@@ -129,15 +129,14 @@ def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[
         if latent.name not in latents:
             continue
         name, value = f"latents[{latent.name!r}]", latents[latent.name]
-        value = check_tensor(
-            name, torch.tensor(float(value), device=weight.device) if isinstance(value, int | float) else value, model
-        )
-        if value.shape[value.dim() - len(latent.shape) :] != latent.shape or value.dim() < len(latent.shape):
+        if isinstance(value, int | float):
+            value = torch.tensor(float(value), device=weight.device)
+        value = check_tensor(name, value, model)
+        if value.shape[max(value.dim() - len(latent.shape), 0) :] != latent.shape:
             raise ValueError(f"{name} must have shape (*batch, *{latent.shape}); got {tuple(value.shape)}")
         if may_look_at(value) and not bool(latent.support.check(value).all()):
-            raise ValueError(
-                f"{name} must lie in its support, {latent.support}; got {value.detach().flatten()[:4].tolist()}"
-            )
+            got = value.flatten()[:4].tolist()
+            raise ValueError(f"{name} must lie in its support, {latent.support}; got {got} and others")
         parts.append(latent.unconstrain(value))
     if not parts:
         return weight.new_zeros(0).detach(), ()

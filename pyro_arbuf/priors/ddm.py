@@ -45,8 +45,9 @@ def _log_exit(tau: Tensor) -> Tensor:
     Returns:
         The shape of `tau`, nats; its gradient is finite.
     """
-    leading = torch.where(tau < SWITCH, _log_hit(tau), math.log(math.pi / 2) - math.pi**2 / 8 * tau)
-    decay = torch.exp(-torch.maximum(4 / tau, math.pi**2 * tau))
+    small = tau < SWITCH
+    leading = torch.where(small, _log_hit(tau), math.log(math.pi / 2) - math.pi**2 / 8 * tau)
+    decay = torch.exp(-torch.where(small, 4 / tau, math.pi**2 * tau))
     return leading + torch.log1p(decay * (5 * decay * decay - 3))
 
 
@@ -95,7 +96,7 @@ class DDM(TorchDistribution):
 
     Example:
         >>> DDM(torch.zeros(3), torch.tensor(2.0), torch.tensor(0.3)).log_prob(torch.tensor([0.8, -0.8, 0.2]))
-        tensor([-1.2261, -1.2261,    -inf])
+        tensor([-0.8802, -0.8802,    -inf])
     """
 
     arg_constraints = {

@@ -33,7 +33,7 @@ def gaussian(x: Tensor) -> Tensor:
 
 
 class NormalGamma(NamedTuple):
-    """The law tau ~ Gamma(shape, rate), mu | tau ~ N(location, 1 / (count tau)); all fields broadcast to `(*batch,)`."""
+    """The law tau ~ Gamma(shape, rate), mu | tau ~ N(location, 1 / (count tau)); fields are `(*batch,)`."""
 
     location: Tensor
     count: Tensor

@@ -7,6 +7,7 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 DIMENSION = 10
@@ -66,4 +67,4 @@ def exact_log_evidence(y: Tensor) -> Tensor:
     """
     _check_outcome(y)
     y = y.double()
-    return dist.Normal(0 * y, math.sqrt(PRIOR_VARIANCE + NOISE_VARIANCE)).to_event(1).log_prob(y)
+    return dist.Normal(torch.zeros_like(y), math.sqrt(PRIOR_VARIANCE + NOISE_VARIANCE)).to_event(1).log_prob(y)

@@ -35,7 +35,7 @@ class TwoMoons(TorchDistribution):
 
     def __init__(self, theta: Tensor, validate_args: bool | None = None):
         if theta.dim() == 0 or theta.shape[-1] != 2:
-            raise ValueError(f"theta must have shape (*batch, 2); got {tuple(theta.shape)}")
+            raise ValueError(f"theta must have shape (*batch, 2); got {tuple(theta.shape)}; stack t1 and t2 last")
         self.theta = theta
         super().__init__(theta.shape[:-1], theta.shape[-1:], validate_args=validate_args)
 
@@ -81,3 +81,17 @@ def two_moons(x: Tensor) -> Tensor:
     """
     theta = pyro.sample("theta", dist.Uniform(x.new_full((2,), -1.0), x.new_full((2,), 1.0)).to_event(1))
     return pyro.sample("y", TwoMoons(theta))
+
+
+def exact_posterior_log_prob(theta: Tensor, y: Tensor) -> Tensor:
+    """Exact log density of theta given an outcome vector, up to a constant in theta, in double precision.
+
+    Args:
+        theta: `(*batch, 2)`; minus infinity outside [-1, 1]^2.
+        y: `(*batch, 2)`, broadcasts against theta.
+
+    Returns:
+        `(*batch,)` float64, in nats.
+    """
+    log_likelihood = TwoMoons(theta.double()).log_prob(y.double())
+    return log_likelihood.masked_fill((theta.abs() > 1).any(-1), -math.inf)

@@ -1,0 +1,94 @@
+"""The Pyro programs behind shipped models: name, program, inputs, number of trials."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pyro_arbuf.config import ModelConfig
+from pyro_arbuf.predictive import seeded
+from pyro_arbuf.priors.ddm import ddm, draw_coherence
+from pyro_arbuf.priors.gaussian import gaussian
+from pyro_arbuf.priors.gaussian_linear import gaussian_linear
+from pyro_arbuf.priors.multisensory import draw_trials, multisensory_rho1, multisensory_rho43
+from pyro_arbuf.priors.two_moons import two_moons
+from pyro_arbuf.simulation import Simulator
+
+
+class Recipe(NamedTuple):
+    """What a shipped model of a program is trained on.
+
+    Attributes:
+        program: The program.
+        inputs: Draws its inputs; `None` = it has none.
+        num_context: Range of the number of trials.
+        num_simulations: Size of a fixed set of simulations; `None` = new ones in every step.
+        sizes: Fields of the configuration that differ from the default.
+    """
+
+    program: Callable[[Tensor], Any]
+    inputs: Callable[[int], Tensor] | None
+    num_context: tuple[int, int]
+    num_simulations: int | None = None
+    sizes: dict[str, Any] = {}
+
+
+PROGRAMS = {
+    "gaussian": Recipe(gaussian, None, (0, 100)),
+    "ddm": Recipe(ddm, draw_coherence, (0, 400)),
+    "multisensory-rho1": Recipe(multisensory_rho1, draw_trials, (0, 400)),
+    "multisensory-rho43": Recipe(multisensory_rho43, draw_trials, (0, 400)),
+    "two-moons": Recipe(two_moons, None, (0, 1), 100_000),
+    "gaussian-linear": Recipe(gaussian_linear, None, (0, 1), 100_000),
+}
+SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "num_y_frequencies": 16, "max_frequency": 8.0}
+
+
+def simulator_of(name: str) -> Simulator:
+    """The simulator of a shipped program.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in PROGRAMS:
+        raise ValueError(f"name must be one of {list(PROGRAMS)}; got {name!r}")
+    return Simulator(PROGRAMS[name].program, PROGRAMS[name].inputs)
+
+
+def program_config(simulator: Simulator, num_context: tuple[int, int], prior: str = "", **sizes: Any) -> ModelConfig:
+    """The configuration of a model of a program: its latents, standardisation and ranges, from prior simulations.
+
+    Args:
+        simulator: The program.
+        num_context: Trained range of the number of trials N.
+        prior: Name of the program.
+        **sizes: Fields of `ModelConfig`.
+
+    Raises:
+        ValueError: If `num_context` is no range from 0, or exceeds 1 for a program of one observation.
+    """
+    low, high = num_context
+    if low != 0 or high < 1 or (simulator.single and high > 1):
+        rule = "(0, 1) for a program of one observation" if simulator.single else "(0, n) with n >= 1"
+        raise ValueError(f"num_context must be {rule}; got {num_context}")
+    with seeded(0):
+        drawn = simulator.draw(256, 1 if simulator.single else 8)
+    num_latents = drawn.latents.shape[1]
+    spread = (drawn.y - drawn.y.median()).abs().max().item()
+    middle = drawn.y.median().item()
+    fields = SIZES | {"buffer_size": max(16, num_latents)} | sizes
+    return ModelConfig(
+        dim_x=simulator.dim_x,
+        dim_y=simulator.dim_y,
+        prior=prior,
+        x_range=(drawn.x.min().item(), drawn.x.max().item()),
+        y_range=(float(f"{middle - 2 * spread:.3g}"), float(f"{middle + 2 * spread:.3g}")),
+        num_context=num_context,
+        num_targets=(1, max(high, 1)),
+        latents=simulator.latents,
+        x_loc=simulator.x_loc,
+        x_scale=simulator.x_scale,
+        y_loc=simulator.y_loc,
+        y_scale=simulator.y_scale,
+        **fields,
+    )
