@@ -2,29 +2,26 @@ r"""Numerically exact evidence of simulated multisensory data sets under rho = 1
 
     python benchmarks/multisensory_evidence.py     # 2 x 15 sets of 400 trials, each under both models; resumes
 
-The latents are written as $z \in R^7$ with standard normal prior (each is a quantile of its own prior at $\Phi(z)$), and
+The latents are written as $z \in R^7$ with a standard normal prior (each is its own prior's quantile at $\Phi(z)$), and
 $$p(y \mid x) = \int \prod_i p(y_i \mid x_i, \theta(z)) N(z; 0, I) dz$$
 is estimated by importance sampling. The proposal, a mixture of Student-t distributions, is refitted to weighted draws
 of tempered posteriors until the posterior itself is reached; only fresh draws of the last proposal enter the estimate.
-The integral over percepts uses as many grid points for each draw as motor noise and slopes need; the factor on their
-number grows until refining it changes no log likelihood of a few checked draws by more than 1e-3 nats.
+The integral over percepts takes as many grid points at each draw as the motor noise needs; the factor on their numbers
+grows until a refinement changes no log likelihood of some draws by more than 1e-3 nats.
 Rows go to multisensory_evidence.csv as they are made.
 """
 
 import csv
 import math
 import os
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import arviz
-import numpy as np
+import pyro.distributions as dist
 import torch
 import tyro
 from pyro import poutine
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from tqdm import tqdm
@@ -44,14 +41,20 @@ RHO = {"multisensory-rho1": 1.0, "multisensory-rho43": 4.0 / 3.0}
 SEEDS = {"multisensory-rho1": 41_000, "multisensory-rho43": 42_000}
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("simulated_from", "index", "model", "log_evidence", "standard_error", "k_hat", "num_draws")
-SIZES = torch.tensor([round(21 * 1.12**i) for i in range(33)])  # of the grid, one way: 21 to 790
+
+SIZES = torch.tensor([round(21 * 1.12**i) for i in range(32)])  # of the grid, one way: 21 to 705
 TOLERANCE = 1e-3  # nats per data set
-DEGREES_OF_FREEDOM = 5.0
-Set = tuple[Tensor, Tensor, dict[str, Tensor]]
+NUM_CHECKED = 16  # draws
+MAX_ROUNDS = 30  # of the proposal
+ROUND_DRAWS = 400
+COARSE = {"resolution": 0.6, "most": 41}  # grids of the proposal
+TEMPERED_SIZE = 150  # effective draws that set the temperature
+ENOUGH = 1000  # effective draws to end with
+DEGREES_OF_FREEDOM = 8.0
 
 
 class Evidence(NamedTuple):
-    """Estimate of log p(y | x), its standard error in nats, Pareto k-hat of the weights, and their number."""
+    """Estimate of log p(y | x) and its standard error in nats, Pareto k-hat of the weights, number of draws."""
 
     log_evidence: float
     standard_error: float
@@ -59,7 +62,9 @@ class Evidence(NamedTuple):
     num_draws: int
 
 
-def simulated_sets(model: str, num_sets: int = 15, num_trials: int = 400) -> list[Set]:
+def simulated_sets(
+    model: str, num_sets: int = 15, num_trials: int = 400
+) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """Data sets drawn from a model's program, the same ones every time.
 
     Args:
@@ -81,7 +86,7 @@ def simulated_sets(model: str, num_sets: int = 15, num_trials: int = 400) -> lis
 
 
 def latents_at(z: Tensor) -> dict[str, Tensor]:
-    """Latents `(S, 1)` by site, of z `(S, 7)`, whose prior is standard normal."""
+    """Latents `(S, 1)` by site at z `(S, 7)`, whose prior is standard normal."""
     u = torch.special.ndtr(z)
     return {
         name: TruncatedNormal(z.new_tensor(loc), z.new_tensor(scale)).icdf(u[:, i : i + 1])
@@ -90,7 +95,7 @@ def latents_at(z: Tensor) -> dict[str, Tensor]:
 
 
 def grid_sizes(latents: dict[str, Tensor], level: int, r_type: int, rho: float, resolution: float) -> Tensor:
-    """Grid points for x_A and x_V, `(S, 2)` of `SIZES`: spacing small beside the motor noise seen in a percept."""
+    """Grid points for x_A and x_V, `(S, 2)` of `SIZES`: the finer, the narrower motor noise is in a percept."""
     sigma_a, sigma_s, sigma_m = (latents[f"log_sigma_{name}"].exp() for name in "asm")
     steps = latents["step_medium"] * (level >= 1) + latents["step_high"] * (level >= 2)
     sigma_v = (latents["log_sigma_v_low"] + steps).exp()
@@ -99,41 +104,145 @@ def grid_sizes(latents: dict[str, Tensor], level: int, r_type: int, rho: float, 
     slope_a = var_s / (var_a + var_s) if r_type == 1 else shared * var_v
     slope_v = var_s / (var_v + var_s) if r_type == 0 else shared * var_a
     ratio = torch.cat([rho * sigma_a * slope_a, sigma_v * slope_v], -1) / sigma_m
-    wanted = 2.0 * GRID_SD * resolution * (6.0 + 2.0 * ratio.square()).sqrt()  # 6 for p(one cause), however small u
+    wanted = 2.0 * GRID_SD * resolution * (6.0 + 2.0 * ratio.square()).sqrt()  # 6: p(one cause) needs 30 points anyway
     return SIZES[torch.searchsorted(SIZES, wanted.ceil()).clamp(max=len(SIZES) - 1)]
 
 
-def log_likelihood(z: Tensor, x: Tensor, y: Tensor, rho: float, resolution: float, largest: int = 10_000) -> Tensor:
-    """Log likelihood in nats at z, draws with the same grid together.
+@torch.no_grad()
+def log_likelihood(z: Tensor, x: Tensor, y: Tensor, rho: float, resolution: float, most: int = 10_000) -> Tensor:
+    """Log likelihood in nats, the draws that take the same grid together.
 
     Args:
         z: `(S, 7)`.
         x: `(n, 4)`.
-        y: `(n,)`, of the dtype that the grids are to have.
+        y: `(n,)`; its dtype is that of the integrals.
         rho: Of the model.
         resolution: Factor on the numbers of grid points.
-        largest: Number of grid points that none exceeds, for proposals.
+        most: Grid points one way that are enough, for proposals.
 
     Returns:
-        `(S,)`.
+        `(S,)`, float64.
     """
-    latents = latents_at(z)
-    total = torch.zeros(len(z), dtype=z.dtype)
+    latents, total = latents_at(z), torch.zeros(len(z), dtype=torch.float64)
     for level in range(3):
         for r_type in range(2):
             trials = (x[:, 3] == level) & (x[:, 0] == r_type)
-            sizes = grid_sizes(latents, level, r_type, rho, resolution).clamp(max=largest)
-            for size in sizes.unique(dim=0) if trials.any() else ():
+            sizes = grid_sizes(latents, level, r_type, rho, resolution).clamp(max=most)
+            for size in sizes.unique(dim=0):
                 rows = (sizes == size).all(-1)
                 some = {name: value[rows].to(y.dtype) for name, value in latents.items()}
                 law = response(x[trials], some, rho, tuple(size.tolist()))
-                total[rows] += law.log_prob(y[trials]).sum(-1).to(z.dtype)
+                total[rows] += law.log_prob(y[trials]).double().sum(-1)
     return total
 
 
-def student_mixture(weights: Tensor, means: Tensor, factors: Tensor) -> torch.distributions.MixtureSameFamily:
-    """Mixture of multivariate t distributions of K weights, means `(K, 7)` and Cholesky factors `(K, 7, 7)`."""
-    from pyro.distributions import MultivariateStudentT
+def checked_resolution(z: Tensor, x: Tensor, y: Tensor, rho: float) -> float:
+    """The smallest factor at which a refinement changes the log likelihood of no draw z `(S, 7)` beyond tolerance."""
+    resolution, coarse = 1.0, log_likelihood(z, x, y, rho, 1.0)
+    while True:
+        fine = log_likelihood(z, x, y, rho, 1.25 * resolution)
+        if (fine - coarse).abs().max() <= TOLERANCE:
+            return resolution
+        resolution, coarse = 1.25 * resolution, fine
 
-    components = MultivariateStudentT(torch.tensor(DEGREES_OF_FREEDOM, dtype=means.dtype), means, factors)
-    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(weights), components)
+
+def effective(log_weights: Tensor) -> float:
+    """Effective number of draws of log weights `(S,)`."""
+    return (2.0 * log_weights.logsumexp(0) - (2.0 * log_weights).logsumexp(0)).exp().item()
+
+
+def tempered(log_prior: Tensor, log_density: Tensor) -> tuple[float, Tensor]:
+    """Largest power of the likelihood, at most 1, that leaves enough effective draws, and the log weights at it."""
+    low, high = 0.0, 1.0
+    if effective(log_prior + log_density) >= TEMPERED_SIZE:
+        return 1.0, log_prior + log_density
+    for _ in range(30):
+        power = 0.5 * (low + high)
+        low, high = (power, high) if effective(log_prior + power * log_density) >= TEMPERED_SIZE else (low, power)
+    return low, log_prior + low * log_density
+
+
+def fitted_mixture(z: Tensor, log_weights: Tensor) -> torch.distributions.MixtureSameFamily:
+    """Student-t mixture of weighted draws z `(S, 7)`: a component per 300 effective draws, at most 4."""
+    chosen = z[torch.multinomial(log_weights.softmax(0), 4000, replacement=True)]
+    num_components = min(4, 1 + int(effective(log_weights) / 300.0))
+    fit = GaussianMixture(num_components, reg_covar=1e-4, max_iter=300, tol=1e-2, random_state=0).fit(chosen.numpy())
+    factors = torch.linalg.cholesky(torch.from_numpy(fit.covariances_))
+    degrees = torch.tensor(DEGREES_OF_FREEDOM, dtype=z.dtype)
+    components = dist.MultivariateStudentT(degrees, torch.from_numpy(fit.means_), factors)
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.from_numpy(fit.weights_)), components
+    )
+
+
+def adapted_proposal(x: Tensor, y: Tensor, rho: float) -> tuple[torch.distributions.Distribution, Tensor]:
+    """A proposal near the posterior of z, and `(S, 7)` posterior draws by resampling."""
+    prior = torch.distributions.MultivariateNormal(torch.zeros(7).double(), torch.eye(7).double())
+    proposals, draws, densities = [prior], [prior.sample((2 * ROUND_DRAWS,))], []
+    for _ in range(MAX_ROUNDS):
+        densities.append(log_likelihood(draws[-1], x, y, rho, **COARSE))
+        z, density = torch.cat(draws), torch.cat(densities)
+        sizes = torch.tensor([float(len(part)) for part in draws]).double()
+        log_mixture = torch.stack([law.log_prob(z) for law in proposals], -1) + (sizes / sizes.sum()).log()
+        power, log_weights = tempered(prior.log_prob(z) - log_mixture.logsumexp(-1), density)
+        proposal = fitted_mixture(z, log_weights)
+        if power == 1.0 and effective(log_weights) >= ENOUGH:
+            break
+        proposals.append(proposal)
+        draws.append(proposal.sample((ROUND_DRAWS,)))
+    return proposal, z[torch.multinomial(log_weights.softmax(0), NUM_CHECKED)]
+
+
+def log_evidence(x: Tensor, y: Tensor, rho: float, num_draws: int = 1000) -> Evidence:
+    """Log evidence of a data set under the program with this rho.
+
+    Args:
+        x: `(n, 4)`, float32.
+        y: `(n,)`, float32.
+        rho: Factor on the auditory percept.
+        num_draws: Fresh draws of the adapted proposal.
+
+    Returns:
+        The estimate with its diagnostics.
+    """
+    proposal, posterior = adapted_proposal(x, y, rho)
+    resolution = checked_resolution(posterior, x, y, rho)
+    z = proposal.sample((num_draws,))
+    log_prior = -0.5 * z.square().sum(-1) - 3.5 * math.log(2.0 * math.pi)
+    log_weights = log_prior + log_likelihood(z, x, y, rho, resolution) - proposal.log_prob(z)
+    relative = (log_weights - log_weights.max()).exp()
+    error = relative.std() / relative.mean() / math.sqrt(num_draws)
+    k_hat = float(arviz.psislw(log_weights.numpy())[1])
+    return Evidence(log_weights.logsumexp(0).item() - math.log(num_draws), error.item(), k_hat, num_draws)
+
+
+def main(num_sets: int = 15, num_trials: int = 400, num_draws: int = 1000, table: Path = TABLE) -> None:
+    """Fills the table, going on where an earlier run stopped.
+
+    Args:
+        num_sets: Simulated from each model.
+        num_trials: Of each.
+        num_draws: Importance draws per evidence.
+        table: Where to write; delete it to start anew.
+    """
+    rows = list(csv.DictReader(table.open())) if table.exists() else []
+    done = {(row["simulated_from"], int(row["index"]), row["model"]) for row in rows}
+    sets = {source: simulated_sets(source, num_sets, num_trials) for source in PROGRAMS}
+    wanted = [(source, index, model) for index in range(num_sets) for source in PROGRAMS for model in PROGRAMS]
+    for key in tqdm([key for key in wanted if key not in done], desc="evidence"):
+        source, index, model = key
+        x, y, _ = sets[source][index]
+        torch.manual_seed(index)
+        value = log_evidence(x, y, RHO[model], num_draws)
+        figures = (f"{value.log_evidence:.4f}", f"{value.standard_error:.4f}", f"{value.k_hat:.3f}", value.num_draws)
+        rows.append(dict(zip(COLUMNS, (*key, *figures), strict=True)))
+        part = table.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(part, table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -5,36 +5,67 @@ ctx = net.condition(x_obs, y_obs)
 y = pyro.sample("y", ArBufferJoint(ctx, x_new))
 """
 
+from pyro_arbuf.amortization import amortize
+from pyro_arbuf.calibration import Calibration, calibrate
 from pyro_arbuf.checkpoint import load, shipped_models
 from pyro_arbuf.checks import ModelCheckWarning, check_model
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context
 from pyro_arbuf.datatree import to_datatree, to_inference_data
 from pyro_arbuf.distributions import ArBufferJoint, Moments, OrderSpread
+from pyro_arbuf.evidence import (
+    Evidence,
+    EvidenceComparison,
+    SelfConsistency,
+    SubsetGap,
+    compare_evidence,
+    log_evidence,
+    self_consistency,
+    subset_gap,
+)
+from pyro_arbuf.guides import AmortizedGuide, Refined, refine
 from pyro_arbuf.loo import LooConditionals, exact_loo, loo_conditionals, to_elpd_data
 from pyro_arbuf.marginals import ArBufferMarginals, PlateOverTargetsWarning
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import random_orders
+from pyro_arbuf.posteriors import ArBufferPosterior
 from pyro_arbuf.predictive import predictive
+from pyro_arbuf.simulation import Simulator
 
 __all__ = [
+    "AmortizedGuide",
     "ArBufferJoint",
     "ArBufferMarginals",
     "ArBufferModel",
+    "ArBufferPosterior",
+    "Calibration",
     "Context",
+    "Evidence",
+    "EvidenceComparison",
     "LooConditionals",
     "ModelCheckWarning",
     "ModelConfig",
     "Moments",
     "OrderSpread",
     "PlateOverTargetsWarning",
+    "Refined",
+    "SelfConsistency",
+    "Simulator",
+    "SubsetGap",
+    "amortize",
+    "calibrate",
     "check_model",
+    "compare_evidence",
     "exact_loo",
     "load",
+    "log_evidence",
     "loo_conditionals",
     "predictive",
     "random_orders",
+    "refine",
+    "self_consistency",
     "shipped_models",
+    "subset_gap",
     "to_datatree",
     "to_elpd_data",
     "to_inference_data",

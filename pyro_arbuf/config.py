@@ -33,6 +33,7 @@ class ModelConfig:
         num_context: Trained range of N.
         num_targets: Trained range of M, absorbing included; `None` = not declared.
         latents: Of a program, in the order of their locations; empty = none.
+        outcome: Name of the program's outcome site.
         num_y_frequencies: Learned sines and cosines of the standardised outcome; 0 = none.
         x_loc: Location of every input feature, subtracted before it is embedded; `None` = 0.
         x_scale: Scale of every input feature; `None` = 1.
@@ -65,6 +66,7 @@ class ModelConfig:
     num_context: tuple[int, int] = (0, 128)
     num_targets: tuple[int, int] | None = None
     latents: tuple[Latent, ...] = ()
+    outcome: str = "y"
     num_y_frequencies: int = 0
     x_loc: tuple[float, ...] | None = None
     x_scale: tuple[float, ...] | None = None

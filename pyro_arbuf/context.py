@@ -326,18 +326,20 @@ def make_context(
     x = code(x, config.latents)
     if names:
         shape = broadcast_batches({"x and y": batch_shape, "latents": given.shape[:-1]})
-        x, y = (t.view(*batch_shape, *t.shape[1:]).expand(*shape, *t.shape[1:]) for t in (x, y))
         locations = latent_locations(config.latents, names, config.dim_x, y)
         values = pad_outcome(given, config.dim_y or 1)
-        # In front, so that padding stays behind.
-        x = torch.cat([locations.expand(*shape, *locations.shape), x], -2).flatten(0, -3)
-        y = torch.cat([values.expand(*shape, *values.shape[-2:]), y], -2).flatten(0, -3)
+        x, y = (_in_front(part, t, batch_shape, shape) for part, t in ((locations, x), (values, y)))
         if context_len is not None:
-            context_len = context_len.expand(shape).flatten() + len(locations)
+            context_len = context_len.view(batch_shape).expand(shape).flatten() + len(locations)
         batch_shape = shape
-        if not shape:
-            x, y = x.view(1, *x.shape[-2:]), y.view(1, *y.shape[-2:])
     return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked)
+
+
+def _in_front(new: Tensor, pairs: Tensor, batch_shape: Size, shape: Size) -> Tensor:
+    """Rows `(*batch, P', .)` in front of `(B, N, .)` of `batch_shape`, for every element of `shape`, flattened."""
+    pairs = pairs.view(*batch_shape, *pairs.shape[1:])
+    both = torch.cat([t.expand(*shape, *t.shape[-2:]) for t in (new, pairs)], -2)
+    return both.reshape(shape.numel(), *both.shape[-2:])
 
 
 def _is_list(value: object) -> bool:

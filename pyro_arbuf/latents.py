@@ -73,11 +73,11 @@ class Latent:
     def unconstrain(self, value: Tensor) -> Tensor:
         """Unconstrained numbers `(*batch, size)` of values `(*batch, *shape)`."""
         value = self.transform.inv(value)
-        return value.reshape(*value.shape[: value.dim() - len(self.unconstrained_shape)], self.size)
+        return value.reshape((*value.shape[: value.dim() - len(self.unconstrained_shape)], self.size))
 
     def constrain(self, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
         """Values `(*batch, *shape)` of unconstrained numbers `(*batch, size)`, and the log Jacobian `(*batch,)`."""
-        unconstrained = unconstrained.reshape(*unconstrained.shape[:-1], *self.unconstrained_shape)
+        unconstrained = unconstrained.reshape(unconstrained.shape[:-1] + self.unconstrained_shape)
         value = self.transform(unconstrained)
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
 

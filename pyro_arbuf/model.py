@@ -5,6 +5,7 @@ Knows nothing of orders, of blocks of targets, or of Pyro.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ class ArBufferModel(nn.Module):
     Args:
         config: Sizes, head and trained ranges.
 
+    Attributes:
+        simulator: The `Simulator` of the program it was amortised from; dropped when pickled or copied.
+
     Source:
         Hassan et al. (2026), section 3.
     """
@@ -32,6 +36,7 @@ class ArBufferModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.simulator: object | None = None
         dim_y = config.dim_y or 1
         self.embedder = Embedder(config)
         self.backbone = Backbone(config.width, config.num_layers, config.num_heads, config.mlp_width)
@@ -41,6 +46,9 @@ class ArBufferModel(nn.Module):
             self.head = GaussianHead(config.width, config.head_width, dim_y)
         if config.latents:
             self.latent_head = GaussianMixtureHead(config.width, config.head_width, 1, config.num_components)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"simulator": None}  # programs are often local functions, which cannot be pickled
 
     @property
     def latents(self) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pyro_arbuf.config import ModelConfig
+from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.predictive import seeded
 from pyro_arbuf.priors.ddm import ddm, draw_coherence
 from pyro_arbuf.priors.gaussian import gaussian
 from pyro_arbuf.priors.gaussian_linear import gaussian_linear
 from pyro_arbuf.priors.multisensory import draw_trials, multisensory_rho1, multisensory_rho43
 from pyro_arbuf.priors.two_moons import two_moons
-from pyro_arbuf.simulation import Simulator
+from pyro_arbuf.simulation import Program, Simulator
 
 
 class Recipe(NamedTuple):
@@ -55,6 +56,28 @@ def simulator_of(name: str) -> Simulator:
     return Simulator(PROGRAMS[name].program, PROGRAMS[name].inputs)
 
 
+def find_simulator(net: ArBufferModel, program: Program | None = None) -> Simulator:
+    """The simulator of a network: of a given program, of the one it was amortised from, or of a shipped one.
+
+    Raises:
+        ValueError: If none of them is known.
+    """
+    config = net.config
+    if not config.latents:
+        raise ValueError("net must have latents; got a network without; amortize a program")
+    if program is not None:
+        shipped = [recipe.inputs for recipe in PROGRAMS.values() if recipe.program is program]
+        return Simulator(program, shipped[0] if shipped else None, net.latents, config.outcome)
+    if net.simulator is not None:
+        return net.simulator
+    if config.prior in PROGRAMS:
+        return simulator_of(config.prior)
+    raise ValueError(
+        f"the program of this network is not known (config.prior = {config.prior!r}); set net.simulator = "
+        "pyro_arbuf.Simulator(program, inputs)"
+    )
+
+
 def program_config(simulator: Simulator, num_context: tuple[int, int], prior: str = "", **sizes: Any) -> ModelConfig:
     """The configuration of a model of a program: its latents, standardisation and ranges, from prior simulations.
 
@@ -86,6 +109,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
         num_context=num_context,
         num_targets=(1, max(high, 1)),
         latents=simulator.latents,
+        outcome=simulator.outcome,
         x_loc=simulator.x_loc,
         x_scale=simulator.x_scale,
         y_loc=simulator.y_loc,

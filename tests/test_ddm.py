@@ -56,8 +56,8 @@ def test_density_equals_the_navarro_fuss_series(series: str, low: float, high: f
     exact = DDM(drift, boundary, ndt)
     lower = navarro_fuss(passage, drift, boundary, 0.5, series)
     upper = navarro_fuss(passage, -drift, boundary, 0.5, series)
-    torch.testing.assert_close(exact.log_prob(-ndt - passage), lower.log(), rtol=0, atol=1e-8)
-    torch.testing.assert_close(exact.log_prob(ndt + passage), upper.log(), rtol=0, atol=1e-8)
+    torch.testing.assert_close(exact.log_prob(-ndt - passage), lower.log(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(exact.log_prob(ndt + passage), upper.log(), rtol=0, atol=1e-10)
 
 
 @THETAS
@@ -140,7 +140,10 @@ def test_expanded_distribution_has_the_same_density_and_no_copy() -> None:
     y = base.expand([2, 5]).sample()
     assert isinstance(expanded, DDM)
     assert expanded.sample().shape == (3, 2, 5)
-    assert expanded.drift.untyped_storage().data_ptr() == base.drift.untyped_storage().data_ptr()
+    for name in LATENTS:
+        parameter = getattr(expanded, name)
+        assert parameter.shape == (3, 2, 5)
+        assert parameter.untyped_storage().data_ptr() == getattr(base, name).untyped_storage().data_ptr()
     torch.testing.assert_close(expanded.log_prob(y), base.log_prob(y).expand(3, 2, 5))
 
 
@@ -161,19 +164,21 @@ def test_program_runs_over_data_sets_in_one_call(shape: tuple[int, ...]) -> None
 
 
 def test_program_over_data_sets_has_the_density_of_single_data_sets() -> None:
-    x = 0.5 * torch.rand(7, 1)
-    trace = pyro.poutine.trace(ddm).get_trace(x)
-    latents = {"drift": torch.tensor([[8.0], [12.0]]), "boundary": torch.tensor([[1.5], [2.0]])}
-    latents["ndt"] = torch.tensor([[0.11], [0.1 + 1e-3]])
-    y = trace.nodes["y"]["value"]
-    together = pyro.condition(ddm, {**latents, "y": y})
+    x = 0.5 * torch.rand(2, 7, 1)
+    latents = {
+        "drift": torch.tensor([[8.0], [12.0]]),
+        "boundary": torch.tensor([[1.5], [2.0]]),
+        "ndt": torch.tensor([[0.2], [0.3]]),
+    }
     with pyro.plate("datasets", 2, dim=-2):
-        together = pyro.poutine.trace(together).get_trace(x)
+        y = pyro.condition(ddm, latents)(x)
+        together = pyro.poutine.trace(pyro.condition(ddm, {**latents, "y": y})).get_trace(x)
     together.compute_log_prob()
     together = sum(together.nodes[name]["log_prob"].sum(-1) for name in (*LATENTS, "y"))
     for index in range(2):
-        alone = pyro.condition(ddm, {**{name: value[index, 0] for name, value in latents.items()}, "y": y})
-        torch.testing.assert_close(pyro.poutine.trace(alone).get_trace(x).log_prob_sum(), together[index])
+        given = {name: value[index, 0] for name, value in latents.items()} | {"y": y[index]}
+        alone = pyro.poutine.trace(pyro.condition(ddm, given)).get_trace(x[index])
+        torch.testing.assert_close(alone.log_prob_sum(), together[index])
 
 
 def test_coherences_are_the_experiments_levels_in_half_of_the_data_sets() -> None:
@@ -191,17 +196,17 @@ def test_nuts_from_its_default_start_agrees_with_a_grid() -> None:
     x = torch.tensor(COHERENCES).repeat(10)[:, None]
     truth = {"drift": torch.tensor(9.0), "boundary": torch.tensor(1.6), "ndt": torch.tensor(0.35)}
     y = pyro.condition(ddm, truth)(x)
-    axes = torch.linspace(3, 22, 60), torch.linspace(0.9, 3.0, 60), torch.linspace(0.101, y.abs().min() - 1e-6, 80)
+    axes = torch.linspace(3, 22, 32), torch.linspace(0.9, 3.0, 32), torch.linspace(0.101, y.abs().min() - 1e-6, 48)
     drift, boundary, ndt = (axis[..., None] for axis in torch.meshgrid(*axes, indexing="ij"))
     log_prior = LogNormal(2.3, 0.5).log_prob(drift) + LogNormal(0.5, 0.35).log_prob(boundary)
     log_likelihood = DDM(drift * x[:, 0], boundary, ndt).log_prob(y).sum(-1, keepdim=True)
     weights = torch.softmax((log_prior + log_likelihood).flatten(), 0)
     kernel = NUTS(pyro.condition(ddm, {"y": y}))
-    mcmc = MCMC(kernel, num_samples=1500, warmup_steps=300, disable_progbar=True)
+    mcmc = MCMC(kernel, num_samples=600, warmup_steps=200, disable_progbar=True)
     mcmc.run(x)
     draws, summary = mcmc.get_samples(), mcmc.diagnostics()
     for name, grid in zip(LATENTS, (drift, boundary, ndt), strict=True):
         mean = (weights * grid.flatten()).sum()
         sd = (weights * (grid.flatten() - mean) ** 2).sum().sqrt()
         assert (draws[name].mean() - mean).abs() < 5 * sd / summary[name]["n_eff"] ** 0.5
-        assert draws[name].std() == pytest.approx(sd, rel=0.2)
+        assert draws[name].std().item() == pytest.approx(sd.item(), rel=0.2)

@@ -39,6 +39,14 @@ ORDER = [
     "loo",
     "fits",
     "datatree",
+    "simulation",
+    "programs",
+    "roles",
+    "posteriors",
+    "guides",
+    "evidence",
+    "calibration",
+    "amortization",
     "cli",
 ]
 CORE = ORDER[: ORDER.index("training") + 1]

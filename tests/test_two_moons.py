@@ -151,5 +151,5 @@ def test_an_autoguide_learns():
     model = pyro.condition(two_moons, {"y": torch.zeros(2, dtype=torch.float64)})
     guide = AutoNormal(model, init_scale=0.05)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO(num_particles=10))
-    losses = [svi.step(X) for _ in range(60)]
+    losses = [svi.step(X) for _ in range(40)]
     assert sum(losses[-10:]) < sum(losses[:10])

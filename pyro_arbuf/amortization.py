@@ -1,0 +1,138 @@
+"""amortize: a Pyro program to one trained network of its posterior, likelihood, predictive and evidence."""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_arbuf.calibration import calibrate
+from pyro_arbuf.checkpoint import save
+from pyro_arbuf.evidence import self_consistency, subset_gap
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.predictive import seeded
+from pyro_arbuf.programs import program_config
+from pyro_arbuf.roles import draw_program_batch, make_bank, program_validation
+from pyro_arbuf.simulation import Program, Simulator
+from pyro_arbuf.training import TrainingState, fit
+
+DEFAULT_MINUTES = 8.0
+REPORT_DATASETS = 200
+TARGETS = 32  # fresh trials per data set and step
+
+
+def amortize(
+    program: Program,
+    inputs: Callable[[int], Tensor] | None = None,
+    latents: Sequence[str] | None = None,
+    outcome: str = "y",
+    num_context: tuple[int, int] = (0, 100),
+    minutes: float | None = None,
+    steps: int | None = None,
+    num_simulations: int | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    report: bool = True,
+    **sizes: Any,
+) -> ArBufferModel:
+    """Trains a network on simulations of a Pyro program, with a progress bar and a final report.
+
+    The program samples its latents, then the outcome of n exchangeable trials at inputs x `(n, D_x)`; it needs no
+    density. One network then gives the posterior (`ArBufferPosterior`), the likelihood (`ArBufferMarginals` with the
+    latents given), predictions (`ArBufferJoint`) and the evidence (`log_evidence`).
+
+    Args:
+        program: The program.
+        inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
+            constant 0).
+        latents: Sites whose posterior is wanted; others are integrated out. `None` = all continuous sites outside
+            plates.
+        outcome: The site of the outcome.
+        num_context: Range (0, n) of the number of trials; (0, 1) for a program of one observation.
+        minutes: Training time; 8 where neither `minutes` nor `steps` is given.
+        steps: Number of steps; with both limits, whichever is reached first.
+        num_simulations: Trains on a fixed set of so many data sets; `None` = new ones in every step.
+        folder: Where the network and the state of the run are kept, written every few minutes; `None` = nowhere.
+        resume: Continue the run in `folder`.
+        seed: Seed of weights and simulations.
+        batch_size: Data sets per step; `None` = 32, and 128 for a program of one observation.
+        report: Whether calibration and self-consistency are measured and printed at the end.
+        **sizes: Fields of `ModelConfig`, e.g. `width=128`.
+
+    Returns:
+        The network, frozen, in eval mode; its `simulator` is the program.
+
+    Raises:
+        ValueError: If the program cannot be amortised, or an argument breaks its rule.
+        RuntimeError: If training diverges.
+    """
+    if resume and folder is None:
+        raise ValueError("resume=True needs the folder of the run; got folder=None")
+    if minutes is None and steps is None:
+        minutes = DEFAULT_MINUTES
+    simulator = Simulator(program, inputs, latents, outcome)
+    name = getattr(program, "__name__", type(program).__name__)
+    config = program_config(simulator, num_context, name, **sizes)
+    source = simulator
+    if num_simulations is not None:
+        trials = max(1, num_context[1]) if simulator.single else num_context[1] + config.buffer_size + TARGETS
+        source = make_bank(simulator, num_simulations, trials, seed)
+    with seeded(seed):
+        model = ArBufferModel(config)
+    model.simulator = simulator
+
+    def keep(state: TrainingState) -> None:
+        if folder is not None:
+            save(model, folder, state.best_weights)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        state = fit(
+            model,
+            source,
+            Path(folder or scratch) / "state.safetensors",
+            minutes=minutes,
+            steps=steps,
+            batch_size=batch_size or (128 if simulator.single else 32),
+            num_targets=TARGETS,
+            seed=seed,
+            resume=resume,
+            on_checkpoint=keep,
+            draw=draw_program_batch,
+            tasks=program_validation(source, config),
+        )
+    model.load_state_dict(state.best_weights)
+    model.eval().requires_grad_(False)
+    if report:
+        print(training_report(model, state.best_score, state.steps))
+    return model
+
+
+def training_report(net: ArBufferModel, validation: float, steps: int) -> str:
+    """Validation density, calibration and self-consistency of a network with a simulator, as a few lines of text."""
+    num_trials = max(1, net.config.num_context[1])
+    checked = calibrate(net, REPORT_DATASETS)
+    worst = (checked.coverage - torch.tensor(checked.levels)[:, None]).abs().max().item()
+    lines = [
+        f"{net.config.prior}: {steps} steps, validation density {validation:.3f} nats per target",
+        f"calibration, {REPORT_DATASETS} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage "
+        f"off by at most {worst:.3f}",
+    ]
+    with seeded(0):
+        drawn = net.simulator.draw(1, num_trials)
+    y = drawn.y[0] if net.config.dim_y is not None else drawn.y[0, :, 0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*outside the trained range.*")
+        consistency = self_consistency(net, drawn.x[0], y)
+        lines.append(
+            f"self-consistency on one of them: log p(y) = {consistency.mean:.2f}, sd "
+            f"{consistency.standard_deviation:.2f} nats over posterior draws (0 if exact)"
+        )
+        if num_trials >= 4:
+            gap = subset_gap(net, drawn.x[0], y)
+            lines.append(f"subset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target")
+    return "\n".join(lines)

@@ -1,0 +1,133 @@
+"""Simulation-based calibration of an amortised posterior: ranks, coverage, and their plot."""
+
+import warnings
+from typing import NamedTuple
+
+import matplotlib.figure
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.orders import random_orders
+from pyro_arbuf.posteriors import ArBufferPosterior
+from pyro_arbuf.predictive import seeded
+from pyro_arbuf.programs import Program, find_simulator
+
+LEVELS = tuple(i / 20 for i in range(1, 20))
+NUM_BINS = 20
+BATCH = 25  # data sets at a time
+
+
+class Calibration(NamedTuple):
+    """What `calibrate` measures, per latent number.
+
+    Attributes:
+        names: P names, of the latents' unconstrained numbers.
+        ranks: `(D, P)` int64, how many of the posterior draws lie below the true value.
+        num_draws: Posterior draws per data set.
+        p_values: `(P,)`, of the chi-squared test that the ranks are uniform.
+        levels: Nominal coverages of central intervals.
+        coverage: `(levels, P)`, the share of data sets whose interval holds the true value.
+    """
+
+    names: list[str]
+    ranks: Tensor
+    num_draws: int
+    p_values: Tensor
+    levels: tuple[float, ...]
+    coverage: Tensor
+
+    @property
+    def p_value(self) -> float:
+        """The smallest p-value after Bonferroni's correction for P latents."""
+        return min(1.0, self.p_values.min().item() * len(self.names))
+
+    def plot(self) -> matplotlib.figure.Figure:
+        """Draws histograms of the ranks with a 99 % band, and the coverage against the nominal one."""
+        count = len(self.names)
+        figure = matplotlib.figure.Figure(figsize=(2.6 * (count + 1), 2.6), layout="constrained")
+        axes = figure.subplots(1, count + 1)
+        expected = len(self.ranks) / NUM_BINS
+        half = 2.58 * (expected * (1 - 1 / NUM_BINS)) ** 0.5
+        for p, ax in enumerate(axes[:-1]):
+            ax.axhspan(expected - half, expected + half, color="0.85")
+            ax.hist(self.ranks[:, p].numpy(), NUM_BINS, (-0.5, self.num_draws + 0.5), color="C0")
+            ax.set(title=f"{self.names[p]} (p = {self.p_values[p]:.2f})", xlabel="rank", yticks=[])
+        axes[-1].plot([0, 1], [0, 1], color="0.6", lw=1)
+        axes[-1].plot(self.levels, self.coverage.numpy(), lw=1.2, label=self.names)
+        axes[-1].set(title="coverage", xlabel="nominal", ylabel="measured")
+        axes[-1].legend(fontsize="x-small")
+        return figure
+
+
+@torch.no_grad()
+def calibrate(
+    net: ArBufferModel,
+    num_datasets: int = 500,
+    num_draws: int = 99,
+    num_trials: int | None = None,
+    program: Program | None = None,
+    num_orders: int = 1,
+    seed: int = 0,
+) -> Calibration:
+    """Simulation-based calibration: ranks of true latents among posterior draws, uniform for a calibrated posterior.
+
+    Args:
+        net: A network with latents.
+        num_datasets: Data sets D drawn from the prior.
+        num_draws: Posterior draws per data set; one less than a multiple of 20 fills the bins evenly.
+        num_trials: Trials per data set; `None` = the largest trained number.
+        program: The program; `None` = the one the network was trained on.
+        num_orders: Orders of the posterior's chain.
+        seed: Of data sets and draws.
+
+    Returns:
+        Ranks, p-values and coverage; its `plot()` is a figure.
+
+    Raises:
+        ValueError: If the network's program is not known, or a number is not positive.
+
+    Source:
+        Talts et al. (2018), "Validating Bayesian inference algorithms with simulation-based calibration".
+    """
+    num_trials = max(1, net.config.num_context[1]) if num_trials is None else num_trials
+    for name, value in {"num_datasets": num_datasets, "num_draws": num_draws, "num_trials": num_trials}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be positive; got {value}")
+    simulator = find_simulator(net, program)
+    orders = random_orders(net.config.num_latents, num_orders) if num_orders > 1 else None
+    ranks = []
+    with seeded(seed), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*outside the trained range.*"
+        )  # prior draws are what it was trained on
+        for start in tqdm(range(0, num_datasets, BATCH), desc="calibration", leave=False):
+            drawn = simulator.draw(min(BATCH, num_datasets - start), num_trials)
+            y = drawn.y if net.config.dim_y is not None else drawn.y.squeeze(-1)
+            posterior = ArBufferPosterior(net.condition(drawn.x, y), orders)
+            ranks.append((posterior.sample((num_draws,)) < drawn.latents).sum(0))
+    ranks = torch.cat(ranks)  # (D, P)
+    names = [
+        latent.name if latent.size == 1 else f"{latent.name}[{i}]"
+        for latent in net.config.latents
+        for i in range(latent.size)
+    ]
+    return Calibration(names, ranks, num_draws, _uniformity(ranks, num_draws), LEVELS, _coverage(ranks, num_draws))
+
+
+def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:
+    """p-values `(P,)` of the chi-squared test of uniform ranks `(D, P)` on 0..num_draws."""
+    num_bins = min(NUM_BINS, num_draws + 1)
+    edge = torch.arange(num_draws + 1) * num_bins // (num_draws + 1)  # bin of each rank
+    share = torch.bincount(edge, minlength=num_bins).double() / (num_draws + 1)
+    expected = len(ranks) * share
+    counts = torch.stack([torch.bincount(edge[column], minlength=num_bins) for column in ranks.T])
+    statistic = ((counts - expected) ** 2 / expected).sum(-1)
+    return torch.special.gammaincc(torch.tensor((num_bins - 1) / 2, dtype=torch.float64), statistic / 2)
+
+
+def _coverage(ranks: Tensor, num_draws: int) -> Tensor:
+    """Share `(levels, P)` of data sets whose central interval of each level holds the true value."""
+    position = (ranks + 0.5) / (num_draws + 1)
+    return torch.stack([((position - 0.5).abs() <= level / 2).double().mean(0) for level in LEVELS])
