@@ -138,7 +138,7 @@ def log_likelihood(z: Tensor, x: Tensor, y: Tensor, rho: float, resolution: floa
 
 def checked_resolution(z: Tensor, x: Tensor, y: Tensor, rho: float) -> float:
     """The smallest factor at which a refinement changes the log likelihood of no draw z `(S, 7)` beyond tolerance."""
-    resolution, coarse = 1.0, log_likelihood(z, x, y, rho, 1.0)
+    resolution, coarse = 0.64, log_likelihood(z, x, y, rho, 0.64)
     while True:
         fine = log_likelihood(z, x, y, rho, 1.25 * resolution)
         if (fine - coarse).abs().max() <= TOLERANCE:

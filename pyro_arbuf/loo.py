@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_arbuf.context import make_context
+from pyro_arbuf.conditioning import make_context
 from pyro_arbuf.distributions import ArBufferJoint
 from pyro_arbuf.inference import leave_one_out
 from pyro_arbuf.model import ArBufferModel

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pyro_arbuf.backbone import Backbone
 from pyro_arbuf.cache import Buffer, BufferCache, ContextCache
+from pyro_arbuf.conditioning import make_context
 from pyro_arbuf.config import ModelConfig
-from pyro_arbuf.context import Context, make_context
+from pyro_arbuf.context import Context
 from pyro_arbuf.embedding import Embedder
 from pyro_arbuf.heads import GaussianHead, GaussianMixture, GaussianMixtureHead
 from pyro_arbuf.latents import UNIT_SD

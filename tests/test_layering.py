@@ -20,6 +20,7 @@ ORDER = [
     "config",
     "validation",
     "context",
+    "conditioning",
     "embedding",
     "backbone",
     "heads",

@@ -33,7 +33,7 @@ LAPSE_BOUND = 45.0  # degrees
 AUDITORY_LOCATIONS = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0)
 VISUAL_BOUND = 20.0
 GRID_SD = 6.0
-CHUNK = 2**18  # grid points at a time; about the fastest on a CPU
+CHUNK_BYTES = 2**19  # of a grid at a time: more than that is given back to the system and fetched again
 
 
 class TruncatedNormal(dist.TorchDistribution):
@@ -177,7 +177,7 @@ class CausalInferenceResponse(dist.TorchDistribution):
         unit = math.sqrt(2.0) * sigma_m  # squares in it are the exponent
         percepts = (self.rho * s_a, self.rho * sigma_a, s_v, sigma_v)
         rows = torch.stack([y / unit, *percepts, *odds, *(part / unit for part in estimates)])  # 13 x trials
-        chunks = rows.split(max(1, CHUNK // (self.num_points[0] * self.num_points[1])), 1)
+        chunks = rows.split(max(1, CHUNK_BYTES // (self.num_points[0] * self.num_points[1] * rows.element_size())), 1)
         if len(chunks) > 1 and rows.requires_grad:  # no chunk's grid is kept for the backward pass
             logs = [checkpoint(self._log_integral, chunk, use_reentrant=False) for chunk in chunks]
         else:
@@ -191,7 +191,9 @@ class CausalInferenceResponse(dist.TorchDistribution):
         """Log of the expectation over the percepts of exp(-(y - estimate)^2), `(n,)`, of trials `(13, n)`."""
         y, loc_a, sd_a, loc_v, sd_v, *observer = rows[:, :, None, None]
         t_a, t_v = (torch.linspace(-GRID_SD, GRID_SD, n, dtype=y.dtype, device=y.device) for n in self.num_points)
-        w_a, w_v = ((-0.5 * t.square()).exp() * (t[1] - t[0]) / math.sqrt(2.0 * math.pi) for t in (t_a, t_v))
+        w_a, w_v = (
+            (-0.5 * t.square()).exp() * (2.0 * GRID_SD / (len(t) - 1) / math.sqrt(2.0 * math.pi)) for t in (t_a, t_v)
+        )
         x_a, x_v = loc_a + sd_a * t_a[:, None], loc_v + sd_v * t_v  # (n, n_a, 1), (n, 1, n_v)
         square = (y - _estimate(x_a, x_v, observer[:4], observer[4:])).square()  # (n, n_a, n_v)
         least = square.detach().amin((-2, -1), keepdim=True)  # against underflow

@@ -1,0 +1,361 @@
+"""Simulation-based inference with the shipped networks against exact answers.
+
+    python benchmarks/sbi.py gaussian                    # posterior, evidence, predictive against the closed forms
+    python benchmarks/sbi.py ddm                         # posterior and likelihood against NUTS, calibration, refine
+    python benchmarks/sbi.py multisensory                # evidence of both models against multisensory_evidence.csv
+    python benchmarks/sbi.py two-moons                   # C2ST on sbibm's ten observations (its reference draws are
+    python benchmarks/sbi.py gaussian-linear             # read from --reference)
+    python benchmarks/sbi.py amortize                    # eight minutes of training on the Gaussian program
+
+C2ST: scikit-learn's MLP as in sbibm, 5 folds, 1,000 draws against 1,000, mean over data sets; 0.5 = cannot be told
+apart, 1 = disjoint. Each prints a table, then one JSON line; `--update-card` writes the table into the model's card.
+"""
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+import tyro
+from multisensory_evidence import TABLE, simulated_sets
+from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from sklearn.model_selection import KFold, cross_val_score
+from sklearn.neural_network import MLPClassifier
+from torch import Tensor
+from tqdm import tqdm
+
+import pyro_arbuf
+from pyro_arbuf import (
+    ArBufferJoint,
+    ArBufferMarginals,
+    ArBufferModel,
+    ArBufferPosterior,
+    amortize,
+    calibrate,
+    compare_evidence,
+    log_evidence,
+    random_orders,
+    refine,
+    self_consistency,
+    subset_gap,
+)
+from pyro_arbuf.checkpoint import find_model
+from pyro_arbuf.predictive import seeded
+from pyro_arbuf.priors.ddm import ddm
+from pyro_arbuf.priors.gaussian import exact_log_evidence, exact_posterior, gaussian
+from pyro_arbuf.programs import find_simulator
+from pyro_arbuf.simulation import Simulations
+
+SEED = 7_000  # of data sets; of calibration below: both fixed before any result was seen
+CALIBRATION_SEED = 8_000
+NUM_DRAWS = 1_000
+POSTERIOR_ORDERS = 8
+CARD_START, CARD_END = "<!-- sbi.py -->", "<!-- end -->"
+Row = tuple[str, str, str]  # what, figure, aim
+
+
+def c2st(draws: Tensor, reference: Tensor, seed: int = 1) -> float:
+    """Classifier two-sample test as in sbibm: accuracy of an MLP, 5-fold, on draws `(S, P)` scaled by the reference.
+
+    Source:
+        Lueckmann et al. (2021), "Benchmarking simulation-based inference".
+    """
+    x = ((torch.cat([reference, draws]) - reference.mean(0)) / reference.std(0)).double().numpy()
+    label = np.repeat([0, 1], [len(reference), len(draws)])
+    hidden = 10 * x.shape[1]
+    classifier = MLPClassifier((hidden, hidden), activation="relu", max_iter=1_000, solver="adam", random_state=seed)
+    folds = KFold(n_splits=5, shuffle=True, random_state=seed)
+    return float(cross_val_score(classifier, x, label, cv=folds, scoring="accuracy").mean())
+
+
+def stack(sites: dict[str, Tensor], names: tuple[str, ...]) -> Tensor:
+    """Draws `(S, P)` of named sites `(S, *shape)`."""
+    return torch.cat([sites[name].reshape(len(sites[name]), -1) for name in names], 1)
+
+
+def mean_se(values: list[float] | Tensor) -> tuple[float, float]:
+    """Mean and its standard error."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+def shown(values: list[float] | Tensor, digits: int = 3) -> str:
+    """Mean and standard error as text."""
+    mean, error = mean_se(values)
+    return f"{mean:.{digits}f} ({error:.{digits}f})"
+
+
+def draw_sets(net: ArBufferModel, num_sets: int, num_trials: int) -> Simulations:
+    """Simulated data sets of a network's program, the same ones every time."""
+    with seeded(SEED):
+        return find_simulator(net).draw(num_sets, num_trials)
+
+
+def posterior_draws(net: ArBufferModel, x: Tensor, y: Tensor, num_draws: int = NUM_DRAWS) -> dict[str, Tensor]:
+    """Draws of the amortised posterior, several orders mixed."""
+    orders = random_orders(net.config.num_latents, min(POSTERIOR_ORDERS, math.factorial(net.config.num_latents)))
+    posterior = ArBufferPosterior(net.condition(x, y), orders)
+    return posterior.sites(posterior.sample((num_draws,)))
+
+
+def run_nuts(model: Callable, num_warmup: int, num_draws: int, *args: object, jit: bool) -> dict[str, Tensor]:
+    """Thinned NUTS draws, NUM_DRAWS of them."""
+    kernel = NUTS(model, jit_compile=jit, ignore_jit_warnings=True, full_mass=True)
+    mcmc = MCMC(kernel, num_draws, num_warmup, disable_progbar=True)
+    with pyro.validation_enabled(False):
+        mcmc.run(*args)
+    thin = num_draws // NUM_DRAWS
+    return {name: value[::thin][:NUM_DRAWS] for name, value in mcmc.get_samples().items()}
+
+
+def consistency_rows(net: ArBufferModel, x: Tensor, y: Tensor) -> list[Row]:
+    """The two checks without a reference, over data sets `(D, n, .)`."""
+    spread = [self_consistency(net, a, b).standard_deviation for a, b in zip(x, y, strict=True)]
+    gaps = [subset_gap(net, a, b) for a, b in zip(x, y, strict=True)]
+    return [
+        ("self-consistency, sd over posterior draws (nats)", shown(spread, 2), "0"),
+        ("subset gap, dropped (nats per target)", shown([gap.dropped for gap in gaps], 4), "0"),
+        ("subset gap, reordered (nats per target)", shown([gap.reordered for gap in gaps], 4), "0"),
+    ]
+
+
+@torch.no_grad()
+def bench_gaussian(net: ArBufferModel, num_sets: int) -> tuple[list[Row], dict[str, object]]:
+    """Posterior, evidence and predictive against the closed forms, n = 100."""
+    names, num_trials = ("mu", "tau"), 100
+    drawn = draw_sets(net, 3 * num_sets, num_trials)
+    x, y = drawn.x, drawn.y.squeeze(-1)
+    scores, ours = [], 0.0
+    for i in tqdm(range(num_sets), desc="C2ST", leave=False):
+        with seeded(SEED + i):
+            started = time.perf_counter()
+            draws = posterior_draws(net, x[i], y[i])
+            ours += time.perf_counter() - started
+            reference = exact_posterior(y[i]).sample((NUM_DRAWS,))
+        scores.append(c2st(stack(draws, names), stack(reference, names).float()))
+    errors, spread = [], []
+    for a, b in tqdm(list(zip(x, y, strict=True)), desc="evidence", leave=False):
+        evidence = log_evidence(net, a, b)
+        errors.append(evidence.value.double() - exact_log_evidence(b))
+        spread.append(evidence.standard_error)
+    errors = torch.stack(errors)
+    gaps = {}
+    for n in (0, 10, 30, num_trials - 16):
+        orders = random_orders(16, 16)
+        many = draw_sets(net, 256, num_trials)
+        context, targets = many.y[:, :n, 0], many.y[:, n : n + 16, 0]
+        joint = ArBufferJoint(net.condition(many.x[:, :n], context), many.x[:, :16], orders)
+        both = torch.cat([context, targets], 1)
+        gaps[n] = (exact_log_evidence(both) - exact_log_evidence(context) - joint.log_prob(targets).double()) / 16
+    gap = torch.stack(list(gaps.values()))
+    rmse = errors.square().mean().sqrt().item()
+    rows = [
+        (f"posterior C2ST against exact, {num_sets} sets of {num_trials}", shown(scores), "<= 0.55"),
+        (f"evidence RMSE, {len(errors)} sets of {num_trials} (nats)", f"{rmse:.2f}", "<= 1.0"),
+        ("evidence, mean error (nats)", shown(errors, 2), "0"),
+        ("evidence, standard error over 64 orders (nats)", f"{torch.stack(spread).mean():.3f}", ""),
+        ("predictive gap, joint of 16 after 0, 10, 30, 84 (nats per target)", shown(gap.mean(0), 4), "<= 0.01"),
+        ("its largest over the four", f"{gap.mean(1).max().item():.4f}", ""),
+        *consistency_rows(net, x[:10], y[:10]),
+        ("seconds per data set, 1,000 draws", f"{ours / num_sets:.2f}", ""),
+    ]
+    return rows, {"c2st": mean_se(scores), "evidence_rmse": rmse, "gap": mean_se(gap.mean(0))}
+
+
+def bench_ddm(net: ArBufferModel, num_sets: int, num_likelihood_sets: int) -> tuple[list[Row], dict[str, object]]:
+    """Posterior raw and refined against NUTS on the exact density; NUTS through the likelihood; calibration."""
+    names = net.latents
+    drawn = draw_sets(net, num_sets, 200)
+    raw, fine, through, k_hats, seconds = [], [], [], [], {"ours": 0.0, "refine": 0.0, "NUTS": 0.0}
+    for i in tqdm(range(num_sets), desc="data sets", leave=False):
+        x, y = drawn.x[i], drawn.y[i, :, 0]
+        pyro.set_rng_seed(SEED + i)
+        started = time.perf_counter()
+        exact = poutine.condition(ddm, {"y": y.double()})
+        reference = stack(run_nuts(exact, 500, 2 * NUM_DRAWS, x.double(), jit=True), names).float()
+        seconds["NUTS"] += time.perf_counter() - started
+        started = time.perf_counter()
+        draws = posterior_draws(net, x, y)
+        seconds["ours"] += time.perf_counter() - started
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="k-hat")
+            refined = refine(ddm, net.condition(x, y), 20_000, NUM_DRAWS, random_orders(3, 6))
+        seconds["refine"] += time.perf_counter() - started
+        k_hats.append(refined.k_hat)
+        raw.append(c2st(stack(draws, names), reference))
+        fine.append(c2st(stack(refined.draws, names).float(), reference))
+        if i < num_likelihood_sets:
+            through.append(c2st(stack(nuts_through_likelihood(net, x, y), names), reference))
+    checked = calibrate(net, 500, 99, num_trials=200, num_orders=POSTERIOR_ORDERS, seed=CALIBRATION_SEED)
+    with torch.no_grad():
+        consistency = consistency_rows(net, drawn.x[:10], drawn.y[:10, :, 0])
+    fair = sum(k < 0.7 for k in k_hats)
+    rows = [
+        (f"posterior C2ST against NUTS, {num_sets} sets of 200", shown(raw), "<= 0.60"),
+        ("the same after refine", shown(fine), "<= 0.53"),
+        ("sets with k-hat < 0.7", f"{fair} of {num_sets}", f">= {math.ceil(0.9 * num_sets)}"),
+        (f"C2ST of NUTS through the likelihood, {len(through)} sets", shown(through), "<= 0.60"),
+        ("calibration, 500 sets of 200, 99 draws: p (Bonferroni)", f"{checked.p_value:.3f}", "> 0.01"),
+        *consistency,
+        ("seconds per data set: amortised, 1,000 draws", f"{seconds['ours'] / num_sets:.2f}", ""),
+        ("refine, 20,000 draws", f"{seconds['refine'] / num_sets:.2f}", ""),
+        ("NUTS on the exact density, 500 + 2,000", f"{seconds['NUTS'] / num_sets:.1f}", ""),
+    ]
+    summary = {"c2st": mean_se(raw), "c2st refined": mean_se(fine), "k_hat < 0.7": fair, "p": checked.p_value}
+    return rows, summary | {"c2st likelihood": mean_se(through), "all": [raw, fine, through, k_hats]} | seconds
+
+
+def nuts_through_likelihood(net: ArBufferModel, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """NUTS draws of the program's prior with the network's likelihood."""
+
+    def model() -> None:
+        latents = {
+            "drift": pyro.sample("drift", dist.LogNormal(2.3, 0.5)),
+            "boundary": pyro.sample("boundary", dist.LogNormal(0.5, 0.35)),
+            "ndt": pyro.sample("ndt", dist.Uniform(0.1, 0.6)),
+        }
+        pyro.sample("y", ArBufferMarginals(net.condition(latents=latents), x, validate_args=False), obs=y)
+
+    return run_nuts(model, 300, NUM_DRAWS, jit=False)
+
+
+@torch.no_grad()
+def bench_multisensory(nets: dict[str, ArBufferModel], num_sets: int) -> tuple[list[Row], dict[str, object]]:
+    """Evidence and its difference against importance sampling with the exact likelihood, n = 400."""
+    table = pd.read_csv(TABLE).set_index(["simulated_from", "index", "model"])["log_evidence"]
+    names, errors, differences, verdicts, seconds = list(nets), [], [], [], 0.0
+    wrong = 0
+    for truth in names:
+        for i, (x, y, _) in enumerate(tqdm(simulated_sets(truth, num_sets), desc=truth, leave=False)):
+            if any((truth, i, name) not in table.index for name in names):
+                continue
+            exact = {name: table[truth, i, name] for name in names}
+            started = time.perf_counter()
+            compared = compare_evidence(nets, x, y)
+            seconds += time.perf_counter() - started
+            ours = {name: compared.evidence[name].value.item() for name in names}
+            errors.append([ours[name] - exact[name] for name in names])
+            differences.append((ours[names[0]] - ours[names[1]]) - (exact[names[0]] - exact[names[1]]))
+            verdicts.append(compared.verdict)
+            best = max(exact, key=exact.get)
+            wrong += compared.verdict not in ("not resolved", best)
+    errors, differences = torch.tensor(errors), torch.tensor(differences)
+    rmse = errors.square().mean(0).sqrt()
+    count = len(differences)
+    resolved = count - verdicts.count("not resolved")
+    rows = [
+        (
+            f"evidence RMSE, {count} sets of 400, both models (nats)",
+            f"{errors.square().mean().sqrt():.2f}",
+            "<= 10 (5)",
+        ),
+        *((f"of {name}", f"{value:.2f}", "") for name, value in zip(names, rmse.tolist(), strict=True)),
+        ("mean error (nats)", shown(errors.flatten(), 2), "0"),
+        ("RMSE of the difference (nats)", f"{differences.square().mean().sqrt():.2f}", "<= 5"),
+        ("verdicts that disagree with the exact evidence", f"{wrong} of {resolved} resolved", "0"),
+        ("seconds per data set, both models, 64 orders", f"{seconds / count:.1f}", ""),
+    ]
+    summary = {"rmse": rmse.tolist(), "difference rmse": differences.square().mean().sqrt().item(), "wrong": wrong}
+    return rows, summary | {"resolved": resolved, "sets": count}
+
+
+@torch.no_grad()
+def bench_sbibm(net: ArBufferModel, reference: Path, aim: float) -> tuple[list[Row], dict[str, object]]:
+    """C2ST on sbibm's ten observations against its reference posterior draws."""
+    path = reference / f"{net.config.prior.replace('-', '_')}.npz"
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: it holds `observation` and `reference` of sbibm's task; use --reference")
+    stored = np.load(path)
+    scores = []
+    for i in tqdm(range(len(stored["observation"])), desc="C2ST", leave=False):
+        y = torch.as_tensor(stored["observation"][i], dtype=torch.float32).reshape(1, -1)
+        exact = torch.as_tensor(stored["reference"][i], dtype=torch.float32)
+        with seeded(SEED + i):
+            exact = exact[torch.randperm(len(exact))[:NUM_DRAWS]]
+            draws = posterior_draws(net, torch.zeros(1, 1), y)
+        scores.append(c2st(stack(draws, net.latents), exact))
+    rows = [("posterior C2ST, sbibm's ten observations", shown(scores), f"<= {aim}")]
+    rows.append(("of each", " ".join(f"{score:.2f}" for score in scores), ""))
+    return rows, {"c2st": mean_se(scores)}
+
+
+def bench_amortize(num_sets: int) -> tuple[list[Row], dict[str, object]]:
+    """`amortize` with its default settings on the Gaussian program."""
+    net = amortize(gaussian, num_context=(0, 100))
+    drawn = draw_sets(net, num_sets, 100)
+    scores = []
+    for i in range(num_sets):
+        with seeded(SEED + i):
+            draws = posterior_draws(net, drawn.x[i], drawn.y[i, :, 0])
+            reference = exact_posterior(drawn.y[i, :, 0]).sample((NUM_DRAWS,))
+        scores.append(c2st(stack(draws, ("mu", "tau")), stack(reference, ("mu", "tau")).float()))
+    rows = [(f"amortize for 8 minutes: posterior C2ST, {num_sets} sets of 100", shown(scores), "<= 0.65")]
+    return rows, {"c2st": mean_se(scores)}
+
+
+def main(
+    what: Annotated[
+        Literal["gaussian", "ddm", "multisensory", "two-moons", "gaussian-linear", "amortize"], tyro.conf.Positional
+    ],
+    num_sets: int = 20,
+    num_likelihood_sets: int = 10,
+    models: Path | None = None,
+    reference: Path = Path("../shared/data/sbibm"),
+    update_card: bool = False,
+    threads: int | None = None,
+) -> None:
+    """Measures networks of programs against exact answers.
+
+    Args:
+        what: Which.
+        num_sets: Data sets; for multisensory, at most 15 from each model.
+        num_likelihood_sets: Data sets for NUTS through the amortised likelihood.
+        models: Folder to load networks from instead of the shipped ones.
+        reference: Folder of sbibm's reference draws.
+        update_card: Write the table into the shipped model's card, between its markers.
+        threads: CPU threads.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", message=".*outside the trained range.*")  # data sets come from the prior
+    warnings.filterwarnings("ignore", message=".*do not say how far off.*")
+    pyro.set_rng_seed(SEED)
+
+    def get(name: str) -> ArBufferModel:
+        return pyro_arbuf.load(name if models is None else models / name)
+
+    used = [what]
+    if what == "gaussian":
+        rows, summary = bench_gaussian(get(what), num_sets)
+    elif what == "ddm":
+        rows, summary = bench_ddm(get(what), num_sets, num_likelihood_sets)
+    elif what == "multisensory":
+        used = ["multisensory-rho1", "multisensory-rho43"]
+        rows, summary = bench_multisensory({name: get(name) for name in used}, min(num_sets, 15))
+    elif what == "amortize":
+        used = []
+        rows, summary = bench_amortize(num_sets)
+    else:
+        rows, summary = bench_sbibm(get(what), reference, {"two-moons": 0.56, "gaussian-linear": 0.53}[what])
+    lines = ["| | measured | aim |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    text = "Standard errors over data sets in brackets.\n\n" + "\n".join(lines) + "\n"
+    print(text)
+    for name in used if update_card else []:
+        card = find_model(name) / "README.md"
+        before, _, rest = card.read_text().partition(CARD_START)
+        card.write_text(f"{before}{CARD_START}\n{text}{CARD_END}{rest.partition(CARD_END)[2]}")
+    print(json.dumps({"benchmark": what} | summary))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
