@@ -58,6 +58,7 @@ class Embedder(nn.Module):
             self.latent_in = nn.Linear(2 * self.num_latents, hidden_width)
             self.latent_out = nn.Linear(hidden_width, width)
             self.latent_skip = nn.Linear(2 * self.num_latents, width, bias=False)
+            self.count_skip = nn.Linear(2, width, bias=False)
         self.standardised_x = config.x_loc is not None and config.x_scale is not None
         if self.standardised_x:
             self.register_buffer("x_loc", torch.tensor(config.x_loc), persistent=False)
@@ -123,6 +124,21 @@ class Embedder(nn.Module):
     def context(self, embedded_x: Tensor, y: Tensor) -> Tensor:
         """Context tokens `(*batch, N, d)` of embedded inputs `(*batch, N, d)` and outcomes `(*batch, N, D_y)`."""
         return embedded_x[..., : self.width] + self.outcomes(y, embedded_x) + self.role[CONTEXT]
+
+    def count(self, embedded_x: Tensor, context_len: Tensor | None = None) -> Tensor:
+        """What tells the tokens of a context how many observations it has, `(B, 1, d)`.
+
+        Softmax averages over exchangeable tokens cannot count them, but a posterior's width depends on their number.
+
+        Args:
+            embedded_x: `(B, N, d + 1)` embedded inputs, latents included.
+            context_len: `(B,)` int64, real tokens per task; `None` = all N.
+        """
+        observed = (self.location(embedded_x) == 0).sum(-1)
+        if context_len is not None:
+            observed = observed - (embedded_x.shape[-2] - context_len)  # padding looks like observations
+        number = (1 + observed).to(embedded_x.dtype)
+        return self.count_skip(torch.stack([number.log() - 3, number.rsqrt()], -1)).unsqueeze(-2)
 
     def buffer(self, embedded_x: Tensor, y: Tensor, first_slot: int) -> Tensor:
         """Buffer tokens `(*batch, T, d)` for slots `first_slot`, `first_slot + 1`, ... (counted from 0)."""

@@ -70,7 +70,10 @@ class ArBufferModel(nn.Module):
         empty = self.embedder.empty_context
         if x.shape[1] == 0:
             return self.backbone.encode_context(empty.expand(x.shape[0], 1, -1))
-        tokens = self.embedder.context(self.embedder.inputs(x), y)
+        embedded_x = self.embedder.inputs(x)
+        tokens = self.embedder.context(embedded_x, y)
+        if self.config.latents:
+            tokens = tokens + self.embedder.count(embedded_x, context_len)
         if context_len is not None:
             first = torch.arange(x.shape[1], device=x.device) == 0
             tokens = torch.where(((context_len == 0)[:, None] & first)[..., None], empty, tokens)
@@ -119,6 +122,8 @@ class ArBufferModel(nn.Module):
                     torch.cat([o, o.new_full(rest[1:], f).expand(*o.shape[:-2], *rest[1:])], -2)
                     for o, f in zip(own, fill, strict=True)
                 )
+            repeats = own[0].shape[-1] // parts[0].shape[-1]  # C copies of a Gaussian head's one component
+            parts = (parts[0] - math.log(repeats), *parts[1:])
             parts = tuple(torch.where(at_latent, o, p) for o, p in zip(own, parts, strict=True))
         loc, scale = (s.unsqueeze(-1) for s in self.embedder.standard(embedded_target))
         return GaussianMixture(parts[0], parts[1] * scale + loc, parts[2] * scale)
