@@ -225,7 +225,7 @@ def main(num_sets: int = 15, num_trials: int = 400, num_draws: int = 1000, table
         num_draws: Importance draws per evidence.
         table: Where to write; delete it to start anew.
     """
-    rows = list(csv.DictReader(table.open())) if table.exists() else []
+    rows = list(csv.DictReader(table.read_text().splitlines())) if table.exists() else []
     done = {(row["simulated_from"], int(row["index"]), row["model"]) for row in rows}
     sets = {source: simulated_sets(source, num_sets, num_trials) for source in PROGRAMS}
     wanted = [(source, index, model) for index in range(num_sets) for source in PROGRAMS for model in PROGRAMS]
