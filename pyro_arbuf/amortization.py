@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_arbuf.calibration import calibrate
-from pyro_arbuf.checkpoint import save
+from pyro_arbuf.checkpoint import CONFIG, save
 from pyro_arbuf.evidence import self_consistency, subset_gap
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.predictive import seeded
@@ -65,14 +65,19 @@ def amortize(
         **sizes: Fields of `ModelConfig`, e.g. `width=128`.
 
     Returns:
-        The network, frozen, in eval mode; its `simulator` is the program.
+        The network, frozen, in eval mode, on the CPU; its `simulator` is the program.
 
     Raises:
-        ValueError: If the program cannot be amortised, or an argument breaks its rule.
+        ValueError: If the program cannot be amortised, an argument breaks its rule, or `folder` holds a network.
         RuntimeError: If training diverges.
     """
     if resume and folder is None:
         raise ValueError("resume=True needs the folder of the run; got folder=None")
+    if folder is not None and not resume and (Path(folder) / CONFIG).exists():
+        raise ValueError(
+            f"folder must hold no network yet, which a new run would replace; got {folder}; use resume=True to go on "
+            "with the run in it, or another folder"
+        )
     if minutes is None and steps is None:
         minutes = DEFAULT_MINUTES
     simulator = Simulator(program, inputs, latents, outcome)
@@ -97,7 +102,7 @@ def amortize(
             Path(folder or scratch) / "state.safetensors",
             minutes=minutes,
             steps=steps,
-            batch_size=batch_size or (128 if simulator.single else 32),
+            batch_size=(128 if simulator.single else 32) if batch_size is None else batch_size,
             num_targets=TARGETS,
             seed=seed,
             resume=resume,
@@ -106,7 +111,7 @@ def amortize(
             tasks=program_validation(source, config),
         )
     model.load_state_dict(state.best_weights)
-    model.eval().requires_grad_(False)
+    model.cpu().eval().requires_grad_(False)
     if report:
         print(training_report(model, state.best_score, state.steps))
     return model

@@ -13,6 +13,7 @@ from pyro_arbuf.orders import random_orders
 from pyro_arbuf.posteriors import ArBufferPosterior
 from pyro_arbuf.predictive import seeded
 from pyro_arbuf.programs import Program, find_simulator
+from pyro_arbuf.simulation import Simulations
 
 LEVELS = tuple(i / 20 for i in range(1, 20))
 NUM_BINS = 20
@@ -52,7 +53,7 @@ class Calibration(NamedTuple):
         half = 2.58 * (expected * (1 - 1 / NUM_BINS)) ** 0.5
         for p, ax in enumerate(axes[:-1]):
             ax.axhspan(expected - half, expected + half, color="0.85")
-            ax.hist(self.ranks[:, p].numpy(), NUM_BINS, (-0.5, self.num_draws + 0.5), color="C0")
+            ax.hist(self.ranks[:, p].numpy(), NUM_BINS, range=(-0.5, self.num_draws + 0.5), color="C0")
             ax.set(title=f"{self.names[p]} (p = {self.p_values[p]:.2f})", xlabel="rank", yticks=[])
         axes[-1].plot([0, 1], [0, 1], color="0.6", lw=1)
         axes[-1].plot(self.levels, self.coverage.numpy(), lw=1.2, label=self.names)
@@ -97,16 +98,16 @@ def calibrate(
             raise ValueError(f"{name} must be positive; got {value}")
     simulator = find_simulator(net, program)
     orders = random_orders(net.config.num_latents, num_orders) if num_orders > 1 else None
-    ranks = []
+    ranks, device = [], next(net.parameters()).device
     with seeded(seed), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*outside the trained range.*"
-        )  # prior draws are what it was trained on
+        # Draws from the prior are what it was trained on.
+        warnings.filterwarnings("ignore", message=".*outside the trained range.*")
         for start in tqdm(range(0, num_datasets, BATCH), desc="calibration", leave=False):
             drawn = simulator.draw(min(BATCH, num_datasets - start), num_trials)
+            drawn = Simulations(*(part.to(device) for part in drawn))
             y = drawn.y if net.config.dim_y is not None else drawn.y.squeeze(-1)
             posterior = ArBufferPosterior(net.condition(drawn.x, y), orders)
-            ranks.append((posterior.sample((num_draws,)) < drawn.latents).sum(0))
+            ranks.append((posterior.sample((num_draws,)) < drawn.latents).sum(0).cpu())
     ranks = torch.cat(ranks)  # (D, P)
     names = [
         latent.name if latent.size == 1 else f"{latent.name}[{i}]"
@@ -128,6 +129,13 @@ def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:
 
 
 def _coverage(ranks: Tensor, num_draws: int) -> Tensor:
-    """Share `(levels, P)` of data sets whose central interval of each level holds the true value."""
-    position = (ranks + 0.5) / (num_draws + 1)
-    return torch.stack([((position - 0.5).abs() <= level / 2).double().mean(0) for level in LEVELS])
+    """Share `(levels, P)` of data sets whose central interval of each level holds the true value.
+
+    A rank r stands for the cell from r / (S + 1) to (r + 1) / (S + 1), so that uniform ranks cover exactly each level.
+    """
+    low = ranks.double() / (num_draws + 1)
+    covered = []
+    for level in LEVELS:
+        inside = (low + 1 / (num_draws + 1)).clamp(max=(1 + level) / 2) - low.clamp(min=(1 - level) / 2)
+        covered.append((inside.clamp(min=0) * (num_draws + 1)).mean(0))
+    return torch.stack(covered)

@@ -95,6 +95,7 @@ def train(
         model = ArBufferModel(replace(config, width=width, **sizes))
     else:
         trained = load(from_, trainable=True)
+        _check_fits(trained.config, config, from_)
         names = ["prior", "x_range", "y_range", "num_targets"]
         names += ["latents", "num_context", "x_loc", "x_scale", "y_loc", "y_scale"] if prior in PROGRAMS else []
         model = ArBufferModel(replace(trained.config, **{name: getattr(config, name) for name in names}))
@@ -150,6 +151,16 @@ def _setup(prior: str) -> tuple[ModelConfig, Any, dict[str, Any]]:
     return config, source, {"draw": draw_program_batch, "tasks": program_validation(source, config)}
 
 
+def _check_fits(config: ModelConfig, wanted: ModelConfig, name: str) -> None:
+    """Raises ValueError if a model cannot take the tasks of a prior, whose configuration is `wanted`."""
+    has, needs = (
+        f"dim_x = {c.dim_x}, dim_y = {c.dim_y}, latents {[(latent.name, latent.shape) for latent in c.latents]}"
+        for c in (config, wanted)
+    )
+    if has != needs:
+        raise ValueError(f"a model of the prior {wanted.prior!r} must have {needs}; {name} has {has}")
+
+
 def plot_history(history: list[dict[str, float]], path: Path) -> None:
     """Draws the training loss and the validation density over the steps as PNG."""
     figure = matplotlib.figure.Figure(figsize=(6, 3.5), layout="constrained")
@@ -173,8 +184,10 @@ def evaluate(name: Annotated[str, tyro.conf.Positional], prior: PriorName | None
     chosen = prior or model.config.prior
     if chosen not in (*PRIORS, *PROGRAMS):
         raise SystemExit(f"--prior must be one of {', '.join((*PRIORS, *PROGRAMS))}; the model names {chosen!r}")
+    config, _, options = _setup(chosen)
+    _check_fits(model.config, config, name)
     if chosen in PROGRAMS:
-        scores = validate(model, _setup(chosen)[2]["tasks"])
+        scores = validate(model, options["tasks"])
         print(" ".join(f"{score:.3f}" for score in scores), "nats per target")
         print(json.dumps({"model": name, "prior": chosen, "validation": round(sum(scores) / len(scores), 4)}))
         return

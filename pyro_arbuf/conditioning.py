@@ -48,8 +48,9 @@ def make_context(
         y = y.expand(*batch_shape, *y.shape[-2:]).reshape(batch_shape.numel(), *y.shape[-2:])
     given, names = check_latents(latents or {}, model)
     tracked = tracked or given.requires_grad
-    if batch_shape.numel() == 0:
-        raise ValueError(f"x and y must hold at least one task; got the batch shape {tuple(batch_shape)}")
+    shape = broadcast_batches({"x and y": batch_shape, "latents": given.shape[:-1]})
+    if shape.numel() == 0:
+        raise ValueError(f"x, y and latents must hold at least one task; got the batch shape {tuple(shape)}")
     real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
     warn_outside("num_context", x.shape[1], config.num_context, stacklevel=4)
     for name, value, trained in (("x", x, config.x_range), ("y", y, config.y_range)):
@@ -57,7 +58,6 @@ def make_context(
             warn_outside(name, value[real], trained, stacklevel=4)
     x = code(x, config.latents)
     if names:
-        shape = broadcast_batches({"x and y": batch_shape, "latents": given.shape[:-1]})
         locations = latent_locations(config.latents, names, config.dim_x, y)
         values = pad_outcome(given, config.dim_y or 1)
         x, y = (_in_front(part, t, batch_shape, shape) for part, t in ((locations, x), (values, y)))

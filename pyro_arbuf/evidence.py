@@ -108,6 +108,11 @@ def _joint_of_orders(
     return ArBufferJoint(net.condition(), x, random_orders(x.shape[-2], num_orders, seed), buffer_size)
 
 
+def _check_one_data_set(x: Tensor) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"x must be the inputs (n, D_x) of one data set; got {tuple(x.shape)}; take one at a time")
+
+
 @torch.no_grad()
 def compare_evidence(
     nets: Mapping[str, ArBufferModel], x: Tensor, y: Tensor, num_orders: int = 64, seed: int = 0
@@ -125,8 +130,9 @@ def compare_evidence(
         Evidences, differences to the best with 95 % errors, and the verdict.
 
     Raises:
-        ValueError: If there are fewer than two models, or an argument breaks its rule.
+        ValueError: If there are fewer than two models, x has a batch, or an argument breaks its rule.
     """
+    _check_one_data_set(x)
     if len(nets) < 2:
         raise ValueError(f"nets must hold at least two models to compare; got {list(nets)}")
     unmeasured = [name for name, net in nets.items() if net.config.evidence_rmse is None]
@@ -134,7 +140,7 @@ def compare_evidence(
         warnings.warn(
             f"the networks {unmeasured} do not say how far off their evidence is (config.evidence_rmse); the error "
             "holds the spread over orders only",
-            stacklevel=2,
+            stacklevel=3,  # behind torch.no_grad
         )
     spreads = {n: _joint_of_orders(net, x, num_orders, None, seed).order_spread(y) for n, net in nets.items()}
     best = max(spreads, key=lambda name: spreads[name].log_prob.item())
@@ -176,15 +182,16 @@ def self_consistency(
     Raises:
         ValueError: If the network's program is not known, or an argument breaks its rule.
     """
+    _check_one_data_set(x)
     if num_draws < 2:
         raise ValueError(f"num_draws must be at least 2; got {num_draws}")
     simulator = find_simulator(net, program)
     posterior = ArBufferPosterior(net.condition(x, y))
     with seeded(seed):
-        draws = posterior.sample((num_draws,))
-    sites = posterior.sites(draws)
+        sites = posterior.sites(posterior.sample((num_draws,)))
+        log_prior = simulator.log_prior(sites)  # runs the program, which draws outcomes
     likelihood = ArBufferMarginals(net.condition(latents=sites), x).log_prob(y)
-    values = simulator.log_prior(sites) + likelihood - posterior.log_prob_sites(sites)
+    values = log_prior + likelihood - posterior.log_prob_sites(sites)
     return SelfConsistency(values, values.mean().item(), values.std().item())
 
 
@@ -206,9 +213,10 @@ def subset_gap(net: ArBufferModel, x: Tensor, y: Tensor, num_splits: int = 16, s
         Root mean squares over the splits, nats per target of the subset.
 
     Raises:
-        ValueError: If there are fewer than 4 targets.
+        ValueError: If there are fewer than 4 targets, or x has a batch.
     """
-    num_targets = x.shape[-2]
+    _check_one_data_set(x)
+    num_targets = len(x)
     if num_targets < 4:
         raise ValueError(f"x must hold at least 4 targets to be split; got {num_targets}")
     half, context = num_targets // 2, net.condition()

@@ -74,12 +74,14 @@ class Refined(NamedTuple):
     """A posterior corrected by importance sampling with the program's density.
 
     Attributes:
-        draws: `(num_resampled, *shape)` per site: draws without duplicates, by their weights.
+        draws: `(num_resampled, *shape)` per site: draws without duplicates, by their weights; fewer where fewer have a
+            density above 0.
         proposals: `(S, *shape)` per site: all draws of the amortised posterior.
         weights: `(S,)`, normalised, the largest smoothed by a fitted Pareto tail.
         k_hat: Shape of that tail; above 0.7 the result is not to be trusted.
         effective_sample_size: Of the weights.
-        log_evidence: Log marginal likelihood by importance sampling, nats.
+        log_evidence: Log marginal likelihood by importance sampling, nats; with latents given, the log density of data
+            and given latents.
         log_evidence_standard_error: Its standard error, nats.
     """
 
@@ -129,26 +131,26 @@ def refine(
         )
     model = context.model
     posterior = ArBufferPosterior(context, orders)
-    x, y, _ = (None if part is None else part[0] for part in context.observations)
+    x, y, length = (None if part is None else part[0] for part in context.observations)
+    x, y = x[:length], y[:length]
     y = y if model.config.dim_y is not None else y.squeeze(-1)
 
     def inputs(num_trials: int) -> Tensor:
         return x[torch.arange(num_trials) % len(x)]
 
     simulator = Simulator(program, inputs, model.latents, model.config.outcome)
+    given, log_weights = _given(context), []
     with seeded(seed):
         draws = posterior.sample((num_draws,))
-        gumbel = -torch.log(-torch.log(torch.rand(num_draws, dtype=torch.float64)))
-    proposals, log_weights = {}, []
-    given = _given(context)
+        gumbel = -torch.log(-torch.log(torch.rand(num_draws, dtype=torch.float64, device=draws.device)))
+        for chunk in draws.split(CHUNK):
+            sites = posterior.sites_and_jacobians(chunk)
+            values = {name: value for name, (value, _) in sites.items()}
+            values |= {name: value.expand(len(chunk), *value.shape) for name, value in given.items()}
+            jacobian = sum(jacobian for _, jacobian in sites.values())
+            density = simulator.log_joint(values, x, y) + jacobian
+            log_weights.append((density - posterior.log_prob(chunk)).double())
     proposals = posterior.sites(draws)
-    for chunk in torch.arange(num_draws).split(CHUNK):
-        sites = posterior.sites_and_jacobians(draws[chunk])
-        values = {name: value for name, (value, _) in sites.items()}
-        values |= {name: value.expand(len(chunk), *value.shape) for name, value in given.items()}
-        jacobian = sum(jacobian for _, jacobian in sites.values())
-        density = simulator.log_joint(values, x, y) + jacobian
-        log_weights.append((density - posterior.log_prob(draws[chunk])).double())
     log_weights = torch.cat(log_weights)
     if not bool((log_weights > -math.inf).any()):
         raise ValueError("the program's density is 0 at every draw: the data are impossible under it")
@@ -157,10 +159,11 @@ def refine(
         warnings.warn(
             f"k-hat = {k_hat:.2f} > {MAX_K_HAT}: the amortised posterior is too far from the exact one for importance "
             "sampling; train the network longer, or run NUTS on the program",
-            stacklevel=2,
+            stacklevel=3,  # behind torch.no_grad
         )
     weights = torch.softmax(smoothed, 0)
     kept = (smoothed + gumbel).topk(num_resampled).indices  # Gumbel-top-k: draws without replacement, by weight
+    kept = kept[smoothed[kept] > -math.inf]
     raw = torch.exp(log_weights - log_weights.max())
     evidence = (raw.mean().log() + log_weights.max()).item()
     error = (raw.std() / raw.mean()).item() / math.sqrt(num_draws)
@@ -178,13 +181,12 @@ def smooth_weights(log_weights: Tensor) -> tuple[Tensor, float]:
         Vehtari et al. (2024), "Pareto smoothed importance sampling".
     """
     size = len(log_weights)
-    tail = int(min(size / 5, 3 * math.sqrt(size)))
+    tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
     shifted = log_weights - log_weights.max()
     order = shifted.argsort()
     cutoff = shifted[order[-tail - 1]].exp()
     excess = shifted[order[-tail:]].exp() - cutoff
-    k, sigma = fit_generalized_pareto(excess)
-    k = (k * tail + 0.5 * 10) / (tail + 10)  # the weak prior of the paper
+    k, sigma = fit_generalized_pareto(excess)  # with the weak prior of the paper
     if not math.isfinite(k):
         return log_weights, math.inf
     quantile = (torch.arange(tail, dtype=log_weights.dtype) + 0.5) / tail
@@ -196,7 +198,6 @@ def smooth_weights(log_weights: Tensor) -> tuple[Tensor, float]:
 
 def _given(context: Context) -> dict[str, Tensor]:
     """Values of the latents that a context fixes, in their own supports."""
-    numbers = context.y[0, : context.num_given, 0]
     latents = [latent for latent in context.model.config.latents if latent.name in context.latents]
-    parts = numbers.split([latent.size for latent in latents]) if latents else ()
+    parts = context.given[0].split([latent.size for latent in latents]) if latents else ()
     return {latent.name: latent.constrain(part)[0] for latent, part in zip(latents, parts, strict=True)}

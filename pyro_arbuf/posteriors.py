@@ -135,11 +135,11 @@ class ArBufferPosterior(TorchDistribution):
             ValueError: If shape, dtype or device is wrong.
             RuntimeError: If the context is not current.
         """
-        num_latents = self.event_shape[0]
-        if isinstance(value, Tensor) and value.shape[-1:] != self.event_shape:
+        if not isinstance(value, Tensor) or value.shape[-1:] != self.event_shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"value must have shape (*batch, {num_latents}), unconstrained; got {tuple(value.shape)}; for sites in "
-                "their supports use log_prob_sites"
+                f"value must be a tensor (*batch, {self.event_shape[0]}), unconstrained; got {got}; for sites in their "
+                "own supports use log_prob_sites"
             )
         dim_y = self.context.model.config.dim_y
         return self._joint.log_prob(value if dim_y is None else pad_outcome(value, dim_y))
@@ -169,11 +169,15 @@ class ArBufferPosterior(TorchDistribution):
             values: `(*batch, *shape)` for every free latent.
 
         Raises:
-            ValueError: If a latent is missing or unknown.
+            ValueError: If a latent is missing or unknown, or a shape is wrong.
         """
         names = [latent.name for latent in self.latents]
         if set(values) != set(names):
             raise ValueError(f"values must hold exactly the free latents {names}; got {sorted(values)}")
+        for latent in self.latents:
+            shape = tuple(values[latent.name].shape)
+            if shape[max(len(shape) - len(latent.shape), 0) :] != latent.shape:
+                raise ValueError(f"values[{latent.name!r}] must have shape (*batch, *{latent.shape}); got {shape}")
         parts = [latent.unconstrain(values[latent.name]) for latent in self.latents]
         shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return torch.cat([part.expand(*shape, -1) for part in parts], -1)

@@ -1,6 +1,7 @@
 """The Pyro programs behind shipped models: name, program, inputs, number of trials."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -60,22 +61,32 @@ def find_simulator(net: ArBufferModel, program: Program | None = None) -> Simula
     """The simulator of a network: of a given program, of the one it was amortised from, or of a shipped one.
 
     Raises:
-        ValueError: If none of them is known.
+        ValueError: If none of them is known, or it does not fit the network.
     """
     config = net.config
     if not config.latents:
         raise ValueError("net must have latents; got a network without; amortize a program")
     if program is not None:
-        shipped = [recipe.inputs for recipe in PROGRAMS.values() if recipe.program is program]
-        return Simulator(program, shipped[0] if shipped else None, net.latents, config.outcome)
-    if net.simulator is not None:
-        return net.simulator
-    if config.prior in PROGRAMS:
-        return simulator_of(config.prior)
-    raise ValueError(
-        f"the program of this network is not known (config.prior = {config.prior!r}); set net.simulator = "
-        "pyro_arbuf.Simulator(program, inputs)"
-    )
+        known = [net.simulator.inputs] if net.simulator is not None else []
+        known = [recipe.inputs for recipe in PROGRAMS.values() if recipe.program is program] + known
+        simulator = Simulator(program, known[0] if known else None, net.latents, config.outcome)
+    elif net.simulator is not None:
+        simulator = net.simulator
+    elif config.prior in PROGRAMS:
+        simulator = simulator_of(config.prior)
+    else:
+        raise ValueError(
+            f"the program of this network is not known (config.prior = {config.prior!r}); set net.simulator = "
+            "pyro_arbuf.Simulator(program, inputs)"
+        )
+    got, want = ([replace(latent, loc=None, scale=None) for latent in each.latents] for each in (simulator, config))
+    if got != want or (simulator.dim_x, simulator.dim_y) != (config.dim_x, config.dim_y):
+        raise ValueError(
+            f"the program must have the network's latents {want}, dim_x = {config.dim_x} and dim_y = {config.dim_y}; "
+            f"got {got}, {simulator.dim_x} and {simulator.dim_y}; for its inputs set net.simulator = "
+            "pyro_arbuf.Simulator(program, inputs)"
+        )
+    return simulator
 
 
 def program_config(simulator: Simulator, num_context: tuple[int, int], prior: str = "", **sizes: Any) -> ModelConfig:
@@ -88,10 +99,11 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
         **sizes: Fields of `ModelConfig`.
 
     Raises:
-        ValueError: If `num_context` is no range from 0, or exceeds 1 for a program of one observation.
+        ValueError: If `num_context` is no range from 0, or exceeds 1 for a program of one observation, or the latents
+            do not fit into the buffer.
     """
-    low, high = num_context
-    if low != 0 or high < 1 or (simulator.single and high > 1):
+    integers = isinstance(num_context, tuple) and [type(number) for number in num_context] == [int, int]
+    if not integers or num_context[0] != 0 or num_context[1] < 1 or (simulator.single and num_context[1] > 1):
         rule = "(0, 1) for a program of one observation" if simulator.single else "(0, n) with n >= 1"
         raise ValueError(f"num_context must be {rule}; got {num_context}")
     with seeded(0):
@@ -100,6 +112,8 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     spread = (drawn.y - drawn.y.median()).abs().max().item()
     middle = drawn.y.median().item()
     fields = SIZES | {"buffer_size": max(16, num_latents)} | sizes
+    if fields["buffer_size"] < num_latents:
+        raise ValueError(f"buffer_size must hold all {num_latents} latent numbers; got {fields['buffer_size']}")
     return ModelConfig(
         dim_x=simulator.dim_x,
         dim_y=simulator.dim_y,
@@ -107,7 +121,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
         x_range=(drawn.x.min().item(), drawn.x.max().item()),
         y_range=(float(f"{middle - 2 * spread:.3g}"), float(f"{middle + 2 * spread:.3g}")),
         num_context=num_context,
-        num_targets=(1, max(high, 1)),
+        num_targets=(1, num_context[1]),
         latents=simulator.latents,
         outcome=simulator.outcome,
         x_loc=simulator.x_loc,

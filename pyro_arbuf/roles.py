@@ -36,7 +36,13 @@ class Bank(NamedTuple):
 
 
 def make_bank(simulator: Simulator, num_simulations: int, num_trials: int, seed: int) -> Bank:
-    """Draws a fixed set of simulations, of which 2 %, at most 1,000, are held out."""
+    """Draws a fixed set of simulations, of which 2 %, at least 1 and at most 1,000, are held out.
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+    if num_simulations < 2:
+        raise ValueError(f"num_simulations must be at least 2, one of them held out; got {num_simulations}")
     with seeded(seed):
         drawn = simulator.draw(num_simulations, num_trials)
     held_out = max(1, min(1000, num_simulations // 50))
@@ -98,7 +104,7 @@ def program_validation(source: Simulator | Bank, config: ModelConfig) -> list[Ta
     source = Bank(source.held_out, source.held_out) if isinstance(source, Bank) else source
     slots = 1 if largest == 1 else config.buffer_size
     asked = [(n, None) for n in dict.fromkeys((max(1, largest // 4), largest))]
-    sizes = dict.fromkeys((0, largest // 4, largest - slots)) if slots > 1 else (0,)
+    sizes = dict.fromkeys((0, largest // 4, max(0, largest - slots))) if slots > 1 else (0,)
     asked += [(0, config.num_latents), *((n, 0) for n in sizes)]
     tasks = []
     with seeded(VALIDATION_SEED):

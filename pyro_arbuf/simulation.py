@@ -1,4 +1,4 @@
-"""A Pyro program as a source of data sets: what its latents are, and many data sets at once where it can.
+"""A Pyro program as a source of data sets: many at once where it can, and its densities where it has them.
 
 Knows nothing of models.
 """
@@ -14,17 +14,20 @@ from typing import Any, Literal, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_arbuf.latents import Latent
 from pyro_arbuf.predictive import seeded
+from pyro_arbuf.program_sites import check_observed, continuous_latents, program_sites, read_latent, read_outcome
 
 Program = Callable[[Tensor], Any]
+Mode = Literal["inputs", "datasets", "loop"]
 PROBES = (3, 4, 5, 3, 4, 5, 3, 4)  # numbers of trials of the runs that tell what a program does
-NUM_COMPARED = 256
+NUM_COMPARED, RUN_SIZE = 256, 16
 NUM_FOR_SCALES = 2048
 PLATE = "_datasets"
+NOT_VECTORISED = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError, NotImplementedError)
 
 
 class Simulations(NamedTuple):
@@ -56,8 +59,16 @@ class Simulator:
             continuous sites outside plates.
         outcome: The site of the outcome.
 
+    Attributes:
+        latents: Standardised by prior draws.
+        single: Whether a data set is one observation.
+        mode: Data sets run at once, each with its own inputs ("inputs") or all with the same ("datasets"), or one by
+            one ("loop").
+        integrated_out: Names of the other sites.
+
     Raises:
-        ValueError: If there is no such outcome or latent, or it is discrete, in a plate, or varies in shape or support.
+        ValueError: If there is no such outcome or latent, or it is discrete, in a plate, or varies in shape or support;
+            if a site is observed, a latent constant, or a simulated number not finite.
     """
 
     def __init__(
@@ -72,29 +83,38 @@ class Simulator:
         with seeded(0), torch.no_grad():
             self.dim_x = self._check_inputs()
             traces = [self._run(self.inputs(n)) for n in PROBES]
-            self.single, self.dim_y = self._check_outcome(traces)
-            frames = [frame for _, site in _sites(traces[0]) for frame in site["cond_indep_stack"]]
+            check_observed(traces)
+            self.single, self.dim_y = read_outcome(outcome, traces, PROBES)
+            sites = [item for trace in traces for item in program_sites(trace).items()]
+            frames = [frame for _, site in sites for frame in site["cond_indep_stack"]]
             self.nesting = max([1] + [-frame.dim for frame in frames if frame.vectorized])
-            names = self._names(traces[0]) if latents is None else list(latents)
-            sites = [self._check_latent(name, traces) for name in names]
-            if not sites:
-                raise ValueError("latents must name at least one site; got none; the program has no continuous latent")
-            self.latents = tuple(sites)
-            self.mode: Literal["inputs", "datasets", "loop"] = self._find_mode()
+            names = continuous_latents(outcome, traces[0]) if latents is None else list(latents)
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"latents must name different sites, at least one; got {names}")
+            self.latents = tuple(read_latent(name, outcome, traces) for name in names)
+            self.integrated_out = tuple(dict.fromkeys(name for name, _ in sites if name not in (*names, outcome)))
+            self.mode: Mode = self._find_mode()
             self.latents, scales = self._standardise()
             self.x_loc, self.x_scale, self.y_loc, self.y_scale = scales
 
     def __repr__(self) -> str:
         return f"Simulator(latents={[s.name for s in self.latents]}, outcome={self.outcome!r}, mode={self.mode!r})"
 
+    @torch.no_grad()
     def draw(self, num_datasets: int, num_trials: int) -> Simulations:
         """Draws data sets with torch's global generator.
 
         Args:
             num_datasets: Data sets B.
             num_trials: Trials n of each; 1 for a program of one observation.
+
+        Raises:
+            ValueError: If a number is not positive, or a program of one observation is asked for more.
         """
-        return self._draw(num_datasets, num_trials, self.mode)
+        if num_datasets < 1 or num_trials < 1 or (self.single and num_trials > 1):
+            rule = "num_trials = 1, as the program has one observation" if self.single else "num_trials >= 1"
+            raise ValueError(f"draw needs num_datasets >= 1 and {rule}; got {num_datasets} and {num_trials}")
+        return self._simulate(self._draw_inputs(num_datasets, num_trials, self.mode), self.mode)
 
     def log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of the program's own prior at latents.
@@ -104,8 +124,23 @@ class Simulator:
 
         Returns:
             `(S,)` nats, in the space of the supports.
+
+        Raises:
+            ValueError: If a value is missing or of wrong shape, or the density depends on sites that are integrated
+                out.
         """
-        return self._log_density(values, self.inputs(1), None)
+        self._check_values(values)
+        with seeded(0):
+            density = self._log_density(values, self.inputs(1), None)
+        if self.integrated_out:
+            with seeded(1):
+                again = self._log_density(values, self.inputs(1), None)
+            if not torch.equal(density, again):
+                raise ValueError(
+                    f"the prior of the latents must not depend on sites that are integrated out; got one that does on "
+                    f"some of {list(self.integrated_out)}; name those among latents=[...]"
+                )
+        return density
 
     def log_joint(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Log density of the program at latents and an outcome, which needs the outcome's density.
@@ -119,176 +154,130 @@ class Simulator:
             `(S,)` nats, in the space of the supports.
 
         Raises:
-            ValueError: If the outcome has no density.
+            ValueError: If the outcome has no density, sites are integrated out, or a shape is wrong.
         """
+        self._check_values(values)
+        if self.integrated_out:
+            raise ValueError(
+                f"the density of the program needs all its sites; {list(self.integrated_out)} are integrated out by "
+                "simulation, which has no density; name them among latents=[...], or write the program without them"
+            )
+        event = () if self.dim_y is None else (self.dim_y,)
+        length = 1 if self.single else len(x)
+        if x.dim() != 2 or x.shape[1] != self.dim_x or len(x) != length or y.shape != (length, *event):
+            want = f"({length if self.single else 'n'}, {self.dim_x}) and ({', '.join(map(str, (length, *event)))})"
+            raise ValueError(f"x and y must have shapes {want}; got {tuple(x.shape)} and {tuple(y.shape)}")
         return self._log_density(values, x, y)
 
+    @torch.no_grad()
     def _log_density(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor | None) -> Tensor:
+        given = {} if y is None else {self.outcome: y[0] if self.single else y}
+        values = {latent.name: values[latent.name] for latent in self.latents}
         num_draws = len(next(iter(values.values())))
-        names = [latent.name for latent in self.latents]
-        dims = self.nesting
-
-        def density(fixed: dict[str, Tensor], size: int | None) -> Tensor:
-            given = fixed if y is None else fixed | {self.outcome: y[0] if self.single else y}
-            program = poutine.condition(self.program, given)
-            with torch.no_grad(), _quietly(), contextlib.ExitStack() as stack:
-                if size is not None:
-                    stack.enter_context(pyro.plate(PLATE, size, dim=-1 - dims))
-                trace = poutine.trace(program).get_trace(x)
-                total = torch.zeros(() if size is None else (size,))
-                for name in names + ([] if y is None else [self.outcome]):
-                    site = trace.nodes[name]
-                    try:
-                        part = site["fn"].log_prob(site["value"])
-                    except NotImplementedError:
-                        raise ValueError(
-                            f"the density of site {name!r} is needed; its distribution {type(site['fn']).__name__} has "
-                            "no log_prob"
-                        ) from None
-                    if site["scale"] is not None:
-                        part = part * site["scale"]
-                    total = total + (part.sum() if size is None else part.reshape(size, -1).sum(-1))
-                return total
-
         if self.mode == "loop":
-            rows = [density({k: v[i] for k, v in values.items()}, None) for i in range(num_draws)]
-            return torch.stack(rows)
-        shaped = {
-            latent.name: values[latent.name].reshape(num_draws, *(1,) * dims, *latent.shape) for latent in self.latents
-        }
-        return density(shaped, num_draws)
+            runs = [{name: value[i] for name, value in values.items()} for i in range(num_draws)]
+            return torch.cat([self._total(self._run(x, given=run | given), [*run, *given], 1) for run in runs])
+        ones = (1,) * self.nesting
+        shaped = {name: value.reshape(num_draws, *ones, *value.shape[1:]) for name, value in values.items()}
+        x = x.expand(num_draws, *x.shape) if self.mode == "inputs" else x
+        return self._total(self._run(x, num_draws, shaped | given), [*shaped, *given], num_draws)
+
+    def _total(self, trace: poutine.Trace, names: list[str], num_draws: int) -> Tensor:
+        """Sum `(S,)` of the log densities of some sites."""
+        total = torch.zeros(num_draws, device=trace.nodes[names[0]]["value"].device)
+        for site in (trace.nodes[name] for name in names):
+            try:
+                part = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+            except NotImplementedError:
+                raise ValueError(
+                    f"the density of site {site['name']!r} is needed; its distribution {type(site['fn']).__name__} has "
+                    "no log_prob"
+                ) from None
+            total = total + part.reshape(num_draws, -1).sum(-1)
+        return total
+
+    def _check_values(self, values: Mapping[str, Tensor]) -> None:
+        shapes = {name: tuple(value.shape) for name, value in values.items()}
+        num_draws = next(iter(shapes.values()))[:1] if shapes else ()
+        if not num_draws or shapes != {latent.name: (*num_draws, *latent.shape) for latent in self.latents}:
+            want = {latent.name: ("S", *latent.shape) for latent in self.latents}
+            raise ValueError(f"values must hold all latents, of shapes {want}; got {shapes}")
 
     def _check_inputs(self) -> int:
         x = self.inputs(7)
         if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[0] != 7 or not x.is_floating_point():
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"inputs(num_trials) must return a floating tensor (num_trials, D_x); got {got} for 7")
         return x.shape[1]
 
-    def _run(self, x: Tensor, plate: int | None = None) -> poutine.Trace:
+    def _run(self, x: Tensor, plate: int | None = None, given: Mapping[str, Tensor] | None = None) -> poutine.Trace:
         """A trace of the program, nothing of it visible to an enclosing program."""
         with poutine.block(), _quietly(), contextlib.ExitStack() as stack:
             if plate is not None:
                 stack.enter_context(pyro.plate(PLATE, plate, dim=-1 - self.nesting))
-            return poutine.trace(self.program).get_trace(x)
+            return poutine.trace(poutine.condition(self.program, given or {})).get_trace(x)
 
-    def _names(self, trace: poutine.Trace) -> list[str]:
-        names = []
-        for name, site in _sites(trace):
-            if name == self.outcome or any(f.vectorized for f in site["cond_indep_stack"]) or site["is_observed"]:
-                continue
-            if site["fn"].support.is_discrete:
-                if site["infer"].get("enumerate") is None:
-                    raise ValueError(
-                        f"latents must be continuous; site {name!r} is discrete: mark it with infer={{'enumerate': "
-                        "'parallel'}} or leave it out of latents=[...] to have it integrated out"
-                    )
-                continue
-            names.append(name)
-        return names
+    def _draw_inputs(self, num_datasets: int, num_trials: int, mode: Mode) -> Tensor:
+        one = mode == "datasets" or num_datasets == 1
+        x = torch.stack([self.inputs(num_trials) for _ in range(1 if one else num_datasets)])
+        return x.expand(num_datasets, -1, -1)
 
-    def _check_outcome(self, traces: list[poutine.Trace]) -> tuple[bool, int | None]:
-        known = [name for name, _ in _sites(traces[0])]
-        if any(self.outcome not in trace.nodes for trace in traces):
-            raise ValueError(f"outcome must be a sample site of the program; got {self.outcome!r}; it has {known}")
-        event = traces[0].nodes[self.outcome]["fn"].event_shape
-        if traces[0].nodes[self.outcome]["fn"].support.is_discrete:
-            raise ValueError(
-                f"the outcome {self.outcome!r} must be continuous; its distribution is discrete: counts and choices "
-                "need another head"
-            )
-        shapes = [tuple(trace.nodes[self.outcome]["value"].shape) for trace in traces]
-        single = all(shape == tuple(event) for shape in shapes)
-        if len(event) > 1 or not (single or all(s == (n, *event) for s, n in zip(shapes, PROBES, strict=True))):
-            raise ValueError(
-                f"the outcome {self.outcome!r} must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's "
-                f"shape for one observation; got {shapes[0]} for n = {PROBES[0]}, {shapes[1]} for n = {PROBES[1]}; put "
-                'it into pyro.plate("trials", x.shape[-2])'
-            )
-        return single, event[0] if event else None
-
-    def _check_latent(self, name: str, traces: list[poutine.Trace]) -> Latent:
-        known = [known for known, _ in _sites(traces[0]) if known != self.outcome]
-        if any(name not in trace.nodes or trace.nodes[name]["type"] != "sample" for trace in traces):
-            raise ValueError(f"latents must be sample sites of every run of the program; got {name!r}; it has {known}")
-        sites = [trace.nodes[name] for trace in traces]
-        if sites[0]["is_observed"] or name == self.outcome:
-            raise ValueError(f"latents must be latent sites of the program; got {name!r}, which is observed")
-        shapes = {tuple(site["value"].shape) for site in sites}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"latents must have one shape; site {name!r} varies: {sorted(shapes)}; leave it out of latents=[...] "
-                "to have it integrated out"
-            )
-        if sites[0]["fn"].support.is_discrete:
-            raise ValueError(
-                f"latents must be continuous; site {name!r} is discrete; leave it out of latents=[...] to have it "
-                "integrated out"
-            )
-        if shapes != {tuple(sites[0]["fn"].event_shape)}:
-            raise ValueError(
-                f"latents must be outside plates; site {name!r} has shape {shapes.pop()} and event shape "
-                f"{tuple(sites[0]['fn'].event_shape)}; use .expand([d]).to_event(1) for a vector"
-            )
-        found = {_latent(name, site) for site in sites}
-        if len(found) > 1:
-            raise ValueError(
-                f"latents must have one support; that of site {name!r} varies from run to run; sample a standardised "
-                "latent and transform it"
-            )
-        return found.pop()
-
-    def _draw(self, num_datasets: int, num_trials: int, mode: str) -> Simulations:
-        if mode == "loop":
-            inputs = [self.inputs(num_trials) for _ in range(num_datasets)]
-            traces = [self._run(x) for x in inputs]
-            x = torch.stack(inputs)
-        else:
-            one = mode == "datasets" or num_datasets == 1
-            x = torch.stack([self.inputs(num_trials) for _ in range(1 if one else num_datasets)])
-            traces = [self._run(x[0] if mode == "datasets" else x, num_datasets)]
-            x = x.expand(num_datasets, -1, -1)
+    def _simulate(self, x: Tensor, mode: Mode) -> Simulations:
+        """Data sets with inputs `(B, n, D_x)`, which must be the same for all in mode "datasets"."""
+        together = x[0] if mode == "datasets" else x
+        traces = [self._run(each) for each in x] if mode == "loop" else [self._run(together, len(x))]
         values = {s: torch.cat([t.nodes[s.name]["value"].reshape(-1, *s.shape) for t in traces]) for s in self.latents}
         latents = [latent.unconstrain(value) for latent, value in values.items()]
-        shape = (-1, num_trials, self.dim_y or 1)
-        y = torch.cat([t.nodes[self.outcome]["value"].reshape(shape) for t in traces])
-        return Simulations(torch.cat(latents, -1).float(), x.float(), y.float())
+        y = torch.cat([t.nodes[self.outcome]["value"].reshape(-1, x.shape[1], self.dim_y or 1) for t in traces])
+        drawn = Simulations(torch.cat(latents, -1).float(), x.float(), y.float())
+        for name, part in drawn._asdict().items():
+            if not bool(torch.isfinite(part).all()):
+                raise ValueError(f"the program must simulate finite numbers; its {name} hold NaN or infinite ones")
+        return drawn
 
-    def _find_mode(self) -> Literal["inputs", "datasets", "loop"]:
+    def _find_mode(self) -> Mode:
         """How many data sets at once: each with its inputs, all with the same inputs, or one by one."""
-        alone = None
-        for mode in ("inputs", "datasets"):
-            num_datasets, num_trials = 11, 1 if self.single else 7
+        num_trials = 1 if self.single else 7
+        modes: tuple[Mode, ...] = ("inputs", "datasets")
+        for mode in modes:
+            x = self._draw_inputs(11, num_trials, "inputs")
             try:
-                x = torch.stack([self.inputs(num_trials) for _ in range(num_datasets)])
-                trace = self._run(x if mode == "inputs" else x[0], num_datasets)
-            except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
+                trace = self._run(x if mode == "inputs" else x[0], 11)
+            except NOT_VECTORISED:
                 continue  # it cannot run this way: any error of the program's own says so
-            lead = (num_datasets, *(1,) * self.nesting)
+            lead = (11, *(1,) * self.nesting)
             event = () if self.dim_y is None else (self.dim_y,)
             expected = {s.name: (*lead, *s.shape) for s in self.latents}
             expected[self.outcome] = (*lead[:-1], num_trials, *event)
-            if any(trace.nodes[n]["value"].shape != shape for n, shape in expected.items() if n in trace.nodes):
+            if any(n not in trace.nodes or trace.nodes[n]["value"].shape != s for n, s in expected.items()):
                 continue
-            alone = alone or self._draw(NUM_COMPARED, num_trials, "loop")
-            if _same_law(alone, self._draw(NUM_COMPARED, num_trials, mode)):
+            x = self._draw_inputs(NUM_COMPARED, num_trials, mode)
+            alone = self._simulate(x, "loop")
+            if mode == "inputs":
+                x = self._draw_inputs(NUM_COMPARED, num_trials, mode)
+            together = self._simulate(x, mode)
+            with seeded(0):
+                runs = [self._simulate(part, mode) for part in x.split(RUN_SIZE)]
+            if _same_law(alone, together) and _independent(runs, alone):
                 return mode
         return "loop"
 
     def _standardise(self) -> tuple[tuple[Latent, ...], tuple[tuple[float, ...], ...]]:
-        """Location and scale of latents, inputs and outcomes under the prior: medians and interquartile ranges."""
+        """Latents with location and scale under the prior; those of inputs (moments) and outcomes (quantiles)."""
         drawn = self.draw(NUM_FOR_SCALES if self.mode != "loop" else NUM_COMPARED, 1 if self.single else 8)
         loc, scale = drawn.latents.mean(0), drawn.latents.std(0)
         latents, first = [], 0
         for latent in self.latents:
             rows = slice(first, first + latent.size)
+            if not bool((scale[rows] > 0).all()):
+                raise ValueError(f"latents must vary under the prior; site {latent.name!r} is constant; fix it instead")
             standard = {"loc": _rounded(loc[rows]), "scale": _rounded(scale[rows])}
             latents.append(dataclasses.replace(latent, **standard))
             first += latent.size
         x, y = drawn.x.flatten(0, 1), drawn.y.flatten(0, 1)
         x_scale = x.std(0)
         x_scale = torch.where(x_scale > 0, x_scale, 1.0)
-        low, middle, high = torch.quantile(y[:50_000], torch.tensor([0.25, 0.5, 0.75]), 0)
+        low, middle, high = torch.quantile(y[:50_000], y.new_tensor([0.25, 0.5, 0.75]), 0)
         y_scale = torch.maximum((high - low) / 1.349, 0.2 * y.std(0))
         y_scale = torch.where(y_scale > 0, y_scale, 1.0)
         scales = (_rounded(x.mean(0)), _rounded(x_scale), _rounded(middle), _rounded(y_scale))
@@ -311,60 +300,45 @@ def _quietly():
         yield
 
 
-def _sites(trace: poutine.Trace) -> list[tuple[str, dict]]:
-    """Sample sites that are no plates."""
-    return [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and not poutine.util.site_is_subsample(s)]
-
-
-def _latent(name: str, site: dict) -> Latent:
-    """The latent that a site's support makes.
-
-    Raises:
-        ValueError: If no unconstrained space is known for the support.
-    """
-    support, shape = site["fn"].support, tuple(site["fn"].event_shape)
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is constraints.real or support is constraints.real_vector:
-        return Latent(name, shape)
-    if isinstance(support, type(constraints.simplex)):
-        return Latent(name, shape, simplex=True)
-    bounds = {
-        bound: getattr(support, f"{bound}_bound") for bound in ("lower", "upper") if hasattr(support, f"{bound}_bound")
-    }
-    values = {bound: torch.as_tensor(value) for bound, value in bounds.items()}
-    if not values or not isinstance(
-        support,
-        constraints.interval
-        | constraints.half_open_interval
-        | constraints.greater_than
-        | constraints.greater_than_eq
-        | constraints.less_than,
-    ):
-        raise ValueError(
-            f"latents must have a real, bounded or simplex support; that of site {name!r} is {support}; transform it, "
-            "or leave it out of latents=[...]"
-        )
-    if any(value.numel() > 1 and len(value.unique()) > 1 for value in values.values()):
-        raise ValueError(f"latents must have the same bounds in all dimensions; those of site {name!r} differ")
-    return Latent(name, shape, **{b: float(f"{float(v.flatten()[0]):.6g}") for b, v in values.items()})
+def _summaries(drawn: Simulations, like: Simulations) -> tuple[Tensor, Tensor]:
+    """Numbers `(B, .)` that tell a data set's latents and outcomes, without heavy tails."""
+    y_loc, theta_loc = like.y.median(), like.latents.median(0).values
+    y_scale, theta_scale = (like.y - y_loc).abs().median(), like.latents.std(0)
+    y = torch.asinh((drawn.y - y_loc) / y_scale.clamp(min=1e-12))  # (B, n, D_y)
+    theta = torch.asinh((drawn.latents - theta_loc) / theta_scale.clamp(min=1e-12))
+    products = torch.einsum("bnx,bny->bxy", drawn.x, y).flatten(1) / y.shape[1]
+    return theta, torch.cat([y.mean(1), (y * y).mean(1), products], -1)
 
 
 def _same_law(a: Simulations, b: Simulations) -> bool:
-    """Whether moments agree within 5 standard errors: of latents, of outcomes within a data set, and of both."""
+    """Whether moments of b are those of a, single runs, within 5 standard errors.
 
-    def features(drawn: Simulations, loc: Tensor, scale: Tensor) -> Tensor:
-        y = torch.asinh((drawn.y - loc) / scale)  # (B, n, D_y); heavy tails have no moments
-        theta = torch.asinh(drawn.latents - a.latents.median(0).values)
-        mean, spread = y.mean(1), (y * y).mean(1)
-        neighbours = (mean[1:] * mean[:-1]).mean(-1, keepdim=True)  # data sets are independent of each other
-        mixed = (theta.unsqueeze(-1) * torch.cat([mean, spread], -1).unsqueeze(-2)).flatten(1)
-        return torch.cat([theta, theta**2, mean, mean**2, spread, mixed], -1)[1:], neighbours
+    Of latents and outcomes of a data set, and of what is left of the outcomes after a's regression on latents and
+    inputs.
+    """
 
-    scale = (a.y - a.y.median()).abs().median().clamp(min=1e-12)
-    loc = a.y.median()
-    for one, other in zip(features(a, loc, scale), features(b, loc, scale), strict=True):
-        error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
-        if bool(((one.mean(0) - other.mean(0)).abs() > 5 * error + 1e-6).any()):
-            return False
-    return True
+    def regressors(drawn: Simulations) -> Tensor:
+        theta = _summaries(drawn, a)[0]
+        return torch.cat([torch.ones_like(theta[:, :1]), theta, drawn.x.mean(1)], -1)
+
+    slopes = torch.linalg.lstsq(regressors(a), _summaries(a, a)[1], driver="gelsd").solution
+
+    def features(drawn: Simulations) -> Tensor:
+        theta, outcome = _summaries(drawn, a)
+        given = regressors(drawn)
+        rest = outcome - given @ slopes
+        mixed = (given.unsqueeze(-1) * rest.unsqueeze(-2)).flatten(1)
+        return torch.cat([theta, theta**2, outcome, outcome**2, rest**2, mixed], -1)
+
+    one, other = features(a), features(b)
+    error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
+    return bool(((one.mean(0) - other.mean(0)).abs() <= 5 * error + 1e-6).all())
+
+
+def _independent(runs: list[Simulations], like: Simulations) -> bool:
+    """Whether data sets of one run are uncorrelated: the mean product of two of them, within 5 standard errors."""
+    z = torch.stack([torch.cat(_summaries(run, like), -1) for run in runs])  # (runs, B, .)
+    z = (z - z.mean((0, 1))) / z.std((0, 1)).clamp(min=1e-6)
+    pairs = z.shape[1] * (z.shape[1] - 1)
+    products = (z.sum(1) ** 2 - (z**2).sum(1)) / pairs
+    return bool((products.mean(0).abs() <= 5 * (2 / pairs / len(runs)) ** 0.5).all())

@@ -140,8 +140,8 @@ def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[
         parts.append(latent.unconstrain(value))
     if not parts:
         return weight.new_zeros(0).detach(), ()
-    shape = broadcast_batches({f"latents[{n!r}]": p.shape[:-1] for n, p in zip(latents, parts, strict=True)})
     names = tuple(latent.name for latent in known if latent.name in latents)
+    shape = broadcast_batches({f"latents[{n!r}]": p.shape[:-1] for n, p in zip(names, parts, strict=True)})
     return torch.cat([part.expand(*shape, -1) for part in parts], -1), names
 
 

@@ -2,6 +2,9 @@
 
 It reads a model's weights by name and imports nothing of the package: not its masks, attention, blocks or heads. All
 sequences are `(*batch, T, .)`, outcomes always with their feature dimension, everything in the dtype of the weights.
+
+A model with latents has inputs with one more column, their location (DESIGN section 7). Where a model standardises, its
+constants stand beside the weights: "x_loc" and "x_scale" `(D_x,)`, "y_loc" and "y_scale" `(P + 1, D_y)` by location.
 """
 
 import math
@@ -78,10 +81,14 @@ def predictive(
     w = weights
     lead = torch.broadcast_shapes(*(t.shape[:-2] for t in (x_context, y_context, x_buffer, y_buffer, x_target)))
     num_buffer, num_targets = x_buffer.shape[-2], x_target.shape[-2]
-    context = _embed_x(w, x_context) + _embed_y(w, y_context) + w["embedder.role"][0]
+    context = _embed_x(w, x_context) + _embed_y(w, x_context, y_context) + w["embedder.role"][0]
+    if "embedder.latent" in w:
+        count = (_locations(w, x_context) == 0).sum(-1)[..., None, None].to(context.dtype) + 1
+        context = context + _linear(w, "embedder.count_skip", torch.cat([count.log() - 3, count**-0.5], -1))
     if context.shape[-2] == 0:
         context = w["embedder.empty_context"][None]
-    buffer = _embed_x(w, x_buffer) + _embed_y(w, y_buffer) + w["embedder.role"][1] + w["embedder.slot"][:num_buffer]
+    buffer = _embed_x(w, x_buffer) + _embed_y(w, x_buffer, y_buffer) + w["embedder.role"][1]
+    buffer = buffer + w["embedder.slot"][:num_buffer]
     target = _embed_x(w, x_target) + w["embedder.role"][2]
     tokens = torch.cat([t.expand(*lead, *t.shape[-2:]) for t in (context, buffer, target)], -2)
     mask = dense_mask(context.shape[-2], num_buffer, prefix_len)
@@ -89,12 +96,37 @@ def predictive(
     while f"backbone.blocks.{layer}.query.weight" in w:
         tokens = _block(w, f"backbone.blocks.{layer}.", num_heads, tokens, mask)
         layer += 1
-    features = _layer_norm(tokens[..., tokens.shape[-2] - num_targets :, :], w["head.norm.weight"])
-    raw = _linear(w, "head.out", _gelu(_linear(w, "head.hidden", features)))
-    dim_y = w["embedder.y_in.weight"].shape[1]
+    features = tokens[..., tokens.shape[-2] - num_targets :, :]
+    mixture = _head(w, "head", features, y_context.shape[-1])
+    location = _locations(w, x_target).expand(features.shape[:-1])
+    if "embedder.latent" in w:
+        mixture = _at_latents(mixture, _head(w, "latent_head", features, 1), location > 0)
+    if "y_loc" not in w:
+        return mixture
+    loc, scale = w["y_loc"][location][..., None], w["y_scale"][location][..., None]
+    return Mixture(mixture.weights, mixture.means * scale + loc, mixture.sds * scale)
+
+
+def _head(w: Weights, name: str, features: Tensor, dim_y: int) -> Mixture:
+    features = _layer_norm(features, w[f"{name}.norm.weight"])
+    raw = _linear(w, f"{name}.out", _gelu(_linear(w, f"{name}.hidden", features)))
     raw = raw.reshape(*raw.shape[:-1], 3, dim_y, raw.shape[-1] // (3 * dim_y))
     logits, means, scales = raw[..., 0, :, :], raw[..., 1, :, :], raw[..., 2, :, :]
     return Mixture(_softmax(logits), means, torch.log1p(torch.exp(scales)) + 1e-3)
+
+
+def _at_latents(observed: Mixture, latent: Mixture, at_latent: Tensor) -> Mixture:
+    """The outcome's mixture, but at latents the latent's in dimension 0, and log density 0 at 0 in all others."""
+    shape = (*observed.means.shape[:-1], latent.means.shape[-1])
+    weights, means = torch.zeros(shape, dtype=latent.means.dtype), torch.zeros(shape, dtype=latent.means.dtype)
+    sds = torch.full(shape, 1 / math.sqrt(2 * math.pi), dtype=latent.means.dtype)
+    num_components = observed.means.shape[-1]  # 1 for a Gaussian head: the others have weight 0
+    for mine, theirs, others in zip((weights, means, sds), observed, latent, strict=True):
+        if mine is weights:
+            mine[at_latent] = 1 / shape[-1]
+        mine[~at_latent, :, :num_components] = theirs[~at_latent]
+        mine[at_latent, 0] = others[at_latent, 0]
+    return Mixture(weights, means, sds)
 
 
 def chain(
@@ -213,15 +245,55 @@ def _softmax(scores: Tensor) -> Tensor:
     return exponentials / exponentials.sum(-1, keepdim=True)
 
 
+def _locations(w: Weights, x: Tensor) -> Tensor:
+    return x[..., -1].long() if "embedder.latent" in w else torch.zeros(x.shape[:-1], dtype=torch.int64)
+
+
 def _embed_x(w: Weights, x: Tensor) -> Tensor:
+    location = _locations(w, x)
+    if "embedder.latent" in w:
+        x = x[..., :-1]
+    if "x_loc" in w:
+        x = (x - w["x_loc"]) / w["x_scale"]
+    embedded = _embed_observed_x(w, x).clone()
+    for p in range(1, int(location.max()) + 1 if location.numel() else 0):
+        embedded[location == p] = w["embedder.latent"][p - 1]
+    return embedded
+
+
+def _embed_observed_x(w: Weights, x: Tensor) -> Tensor:
     phase = x @ w["embedder.frequencies"].T
     features = torch.cat([x, torch.sin(phase), torch.cos(phase)], -1)
     hidden = _gelu(_linear(w, "embedder.x_in", features))
     return _linear(w, "embedder.x_out", hidden) + _linear(w, "embedder.x_skip", features)
 
 
-def _embed_y(w: Weights, y: Tensor) -> Tensor:
-    return _linear(w, "embedder.y_out", _gelu(_linear(w, "embedder.y_in", y))) + _linear(w, "embedder.y_skip", y)
+def _embed_y(w: Weights, x: Tensor, y: Tensor) -> Tensor:
+    location = _locations(w, x).expand(y.shape[:-1])
+    if "y_loc" in w:
+        y = (y - w["y_loc"][location]) / w["y_scale"][location]
+    embedded = _embed_outcome(w, "embedder.y", _outcome_features(w, y))
+    if "embedder.latent" in w:
+        num_latents = len(w["embedder.latent"])
+        for p in range(1, num_latents + 1):
+            features = torch.zeros(*y.shape[:-1], 2 * num_latents, dtype=y.dtype)
+            features[..., p - 1], features[..., num_latents + p - 1] = y[..., 0], 1.0
+            own = _embed_outcome(w, "embedder.latent", features)
+            embedded = torch.where((location == p)[..., None], own, embedded)
+    return embedded
+
+
+def _outcome_features(w: Weights, y: Tensor) -> Tensor:
+    if "embedder.y_frequencies" not in w:
+        return y
+    squashed = torch.asinh(y)
+    phase = squashed @ w["embedder.y_frequencies"].T
+    return torch.cat([y, squashed, torch.sin(phase), torch.cos(phase)], -1)
+
+
+def _embed_outcome(w: Weights, name: str, features: Tensor) -> Tensor:
+    hidden = _gelu(_linear(w, f"{name}_in", features))
+    return _linear(w, f"{name}_out", hidden) + _linear(w, f"{name}_skip", features)
 
 
 def _block(w: Weights, name: str, num_heads: int, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -52,3 +52,27 @@ def test_functions_of_quality_are_the_same_every_time(benchmark):
     quality = benchmark("quality")
     first, again = (quality.draw_functions("gp-1d", 3, 4, 2) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_c2st_is_half_for_one_law_and_one_for_disjoint_ones(benchmark):
+    sbi = benchmark("sbi")
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 200, 2)
+    assert abs(sbi.c2st(a, b) - 0.5) < 0.1
+    assert sbi.c2st(a, b + 20) > 0.99
+
+
+@pytest.mark.slow
+def test_sbi_prints_a_table_and_one_line_of_json(benchmark, capsys):
+    benchmark("sbi").main("gaussian", num_sets=2)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    assert set(json.loads(line)) == {"benchmark", "c2st", "evidence_rmse", "gap"}
+    assert sum(row.startswith("| ") for row in table) >= 10
+
+
+def test_reference_of_sbi_is_complete(benchmark):
+    table = benchmark("pandas").read_csv(FOLDER / "multisensory_evidence.csv")
+    names = ["multisensory-rho1", "multisensory-rho43"]
+    assert set(table.model) == set(table.simulated_from) == set(names)
+    assert len(table) == len(table.drop_duplicates(["simulated_from", "index", "model"])) == 60
+    assert (table.standard_error < 0.1).all() and (table.k_hat < 0.7).all()

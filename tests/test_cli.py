@@ -116,6 +116,54 @@ def test_evaluate_scores_as_training_does(run: Callable[..., None], capsys: pyte
     assert score == pytest.approx(json.loads(Path("trained/training.json").read_text())["validation"], abs=2e-4)
 
 
+# Priors that are programs
+
+
+@pytest.fixture(autouse=True)
+def _small_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.PROGRAMS, "two-moons", cli.PROGRAMS["two-moons"]._replace(num_simulations=60))
+
+
+@pytest.mark.parametrize("prior", ["gaussian", "two-moons"])
+def test_train_knows_programs(prior: str, run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
+    train(run, prior=prior)
+    assert sorted(path.name for path in Path("trained").iterdir()) == FILES
+    config, recipe = load("trained").config, cli.PROGRAMS[prior]
+    assert config.prior == prior and config.num_context == recipe.num_context and config.num_latents >= 2
+    assert config.width == 12 and config.num_layers == 1 and config.num_heads == 2
+    record = json.loads(Path("trained/training.json").read_text())
+    capsys.readouterr()
+    run("evaluate", "trained")
+    scores, line = capsys.readouterr().out.splitlines()
+    assert scores.endswith("nats per target") and len(scores.split()) == (6 if prior == "two-moons" else 9)
+    assert json.loads(line)["validation"] == pytest.approx(record["validation"], abs=2e-4)
+
+
+def test_program_s_network_has_its_own_default_sizes(run: Callable[..., None]) -> None:
+    run("train", "gaussian", "--output", "trained", "--steps", "1", "--batch-size", "2", "--width", "12")
+    config = load("trained").config
+    assert config.num_layers == 4 and config.num_heads == 4
+
+
+def test_training_on_a_program_resumes_and_warm_starts(run: Callable[..., None]) -> None:
+    train(run, prior="gaussian")
+    run("train", "gaussian", "--output", "trained", "--steps", "6", *SIZES, "--resume")
+    assert json.loads(Path("trained/training.json").read_text())["steps"] == 6
+    # A learning rate that ruins the weights: what was given stays the best.
+    warm = ["--from", "trained", "--steps", "2", *SIZES, "--learning-rate", "9"]
+    run("train", "gaussian", "--output", "warm", *warm)
+    given, kept = load("trained"), load("warm")
+    assert kept.config == given.config
+    assert all(torch.equal(value, given.state_dict()[name]) for name, value in kept.state_dict().items())
+    with pytest.raises(
+        SystemExit, match=r"a model of the prior 'ddm' must have dim_x = 1, dim_y = None, latents .*drift"
+    ):
+        run("train", "ddm", "--output", "other", *warm)
+    with pytest.raises(SystemExit, match=r"a model of the prior 'gp-1d' must have .* latents \[\]; trained has"):
+        run("evaluate", "trained", "--prior", "gp-1d")
+    assert not Path("other").exists()
+
+
 def test_models_lists_the_shipped_ones(
     run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -160,7 +208,9 @@ MISTAKES = {
     "no_state": (["train", "gp-1d", "--output", "o", "--steps", "1", "--resume"], "there is none at runs/o/state"),
     "no_weights": (["train", "gp-1d", "--output", "o", "--steps", "1", "--from", "nowhere"], "known models"),
     "unknown_model": (["evaluate", "nowhere"], "known models"),
-    "prior_not_known": (["evaluate", "saved"], "--prior must be one of gp-1d, gp-1d-noisy, sawtooth"),
+    "prior_not_known": (["evaluate", "saved"], "--prior must be one of gp-1d, gp-1d-noisy, sawtooth, gaussian, ddm"),
+    "no_latents": (["evaluate", "saved", "--prior", "gaussian"], "a model of the prior 'gaussian' must have dim_x = 1"),
+    "from_other": (["train", "two-moons", "--output", "o", "--steps", "1", "--from", "saved"], "saved has dim_x = 1"),
 }
 
 

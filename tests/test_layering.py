@@ -40,6 +40,7 @@ ORDER = [
     "loo",
     "fits",
     "datatree",
+    "program_sites",
     "simulation",
     "programs",
     "roles",

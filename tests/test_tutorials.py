@@ -5,14 +5,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("[0-9]*.py"))
+FOLDER = Path(__file__).parent.parent / "tutorials"
+TUTORIALS = sorted(FOLDER.glob("[0-9]*.py"))
+
+
+def run(path: Path, **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "SHAMS_AV"}
+    environment |= {"SMOKE_TEST": "1"} | variables
+    done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(path):
-    environment = os.environ | {"SMOKE_TEST": "1"}
-    done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "figure:" in done.stdout
+    assert "figure:" in run(path)
+
+
+def test_multisensory_tutorial_reads_human_data(tmp_path):
+    path, generator = tmp_path / "reports.csv", np.random.default_rng(0)
+    locations = generator.choice([-12.995, -6.5819, 0.0, 6.5819, 12.995], (375, 2))
+    reported = np.arange(375) % 2
+    y = np.where(reported == 1, locations[:, 0], locations[:, 1]) + generator.normal(0, 3, 375)
+    ones, zeros = np.ones(375), np.zeros(375)
+    table = np.column_stack([ones, reported, locations, y, ones, zeros])
+    np.savetxt(path, table, "%g", delimiter=",", header="subject,r_type,s_A,s_V,y,bisensory,split", comments="")
+    printed = run(FOLDER / "05_model_comparison_multisensory.py", SHAMS_AV=str(path))
+    assert "observer 1 " in printed
+    assert "1 observers: log evidence" in printed

@@ -1,0 +1,192 @@
+"""amortize on tiny networks: weights, state, folder and report."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from program_cases import inputs, line, lone_line, one_vector, sampled_line
+
+import pyro_arbuf
+from pyro_arbuf import amortization
+from pyro_arbuf.amortization import amortize, training_report
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.training import TrainingState, fit, read_record
+
+SIZES = {"width": 12, "num_layers": 1, "num_heads": 2, "mlp_width": 14, "embedding_width": 10, "num_frequencies": 3}
+SIZES |= {"head_width": 13, "num_components": 3, "num_y_frequencies": 2, "buffer_size": 4, "batch_size": 2}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> Iterator[None]:
+    """accelerate keeps one state per process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _small_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amortization, "REPORT_DATASETS", 20)
+
+
+def tiny(program: Callable = line, steps: int | None = 3, **options: object) -> ArBufferModel:
+    return amortize(program, inputs, **{"num_context": (0, 5), "steps": steps, "report": False} | SIZES | options)
+
+
+def weights(net: ArBufferModel) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in net.state_dict().values()])
+
+
+def test_network_is_frozen_in_eval_mode_and_knows_its_program() -> None:
+    net = tiny()
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+    assert net.simulator.program is line and net.simulator.inputs is inputs
+    assert net.latents == ("slope", "noise") and net.config.outcome == "y" and net.config.prior == "line"
+    assert net.config.num_context == (0, 5) and net.config.width == 12 and net.config.buffer_size == 4
+    assert net.config.y_loc == net.simulator.y_loc and net.config.latents == net.simulator.latents
+
+
+def test_network_conditions_samples_and_scores() -> None:
+    net = tiny()
+    drawn = net.simulator.draw(1, 5)
+    posterior = pyro_arbuf.ArBufferPosterior(net.condition(drawn.x[0], drawn.y[0, :, 0]))
+    sites = posterior.sites(posterior.sample((3,)))
+    assert sites["noise"].shape == (3,) and (sites["noise"] > 0).all()
+    likelihood = pyro_arbuf.ArBufferMarginals(net.condition(latents=sites), drawn.x[0])
+    assert torch.isfinite(likelihood.log_prob(drawn.y[0, :, 0])).all()
+
+
+def test_chosen_latents_are_all_that_is_learned() -> None:
+    assert tiny(steps=1, latents=["noise"]).latents == ("noise",)
+
+
+@pytest.mark.parametrize("program", [lone_line, sampled_line], ids=["one by one", "without density"])
+def test_any_program_that_can_be_run_can_be_amortised(program: Callable) -> None:
+    assert torch.isfinite(weights(tiny(program, steps=2, num_context=(0, 2)))).all()
+
+
+def test_seed_makes_the_weights() -> None:
+    first, again, other = (weights(tiny(seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.isclose(first, other).all()
+
+
+def test_best_weights_are_returned_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(model: ArBufferModel, *arguments: object, **options: object) -> TrainingState:
+        state = fit(model, *arguments, **options)
+        model.requires_grad_(False).embedder.role.zero_()
+        return state
+
+    expected = weights(tiny())
+    monkeypatch.setattr(amortization, "fit", spoil)
+    assert torch.equal(weights(tiny()), expected)
+
+
+def test_no_global_randomness_is_used(capsys: pytest.CaptureFixture) -> None:
+    state = torch.get_rng_state()
+    tiny(report=True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_network_in_the_folder_is_not_replaced(tmp_path: Path) -> None:
+    first = weights(tiny(folder=tmp_path))
+    with pytest.raises(ValueError, match="folder must hold no network yet"):
+        tiny(folder=tmp_path)
+    assert torch.equal(weights(pyro_arbuf.load(tmp_path)), first)
+
+
+def test_folder_holds_a_loadable_network_and_the_state_of_the_run(tmp_path: Path) -> None:
+    net = tiny(folder=tmp_path / "line")
+    found = sorted(path.name for path in (tmp_path / "line").iterdir())
+    assert found == ["config.json", "model.safetensors", "state.safetensors"]
+    loaded = pyro_arbuf.load(tmp_path / "line")
+    assert loaded.config == net.config and torch.equal(weights(loaded), weights(net))
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_resumed_run_goes_on_with_its_weights(tmp_path: Path) -> None:
+    first = weights(tiny(folder=tmp_path))
+    assert torch.equal(weights(tiny(folder=tmp_path, resume=True)), first)  # no step is left
+    tiny(folder=tmp_path, steps=6, resume=True)
+    record = read_record(tmp_path / "state.safetensors")
+    assert record["step"] == 6 and [entry["step"] for entry in record["history"]] == [3, 6]
+
+
+def test_resume_of_another_program_is_refused(tmp_path: Path) -> None:
+    tiny(folder=tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        tiny(sampled_line, folder=tmp_path, resume=True)
+
+
+def test_fixed_simulations_are_simulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    draw = pyro_arbuf.Simulator.draw
+
+    def counted(self: pyro_arbuf.Simulator, num_datasets: int, num_trials: int):
+        sizes.append((num_datasets, num_trials))
+        return draw(self, num_datasets, num_trials)
+
+    monkeypatch.setattr(pyro_arbuf.Simulator, "draw", counted)
+    tiny(num_simulations=60)
+    assert sizes == [(2048, 8), (256, 8), (60, 5 + 4 + amortization.TARGETS)]
+
+
+def test_program_of_one_observation() -> None:
+    net = amortize(one_vector, num_context=(0, 1), steps=3, num_simulations=60, report=False, **SIZES)
+    assert net.config.num_context == (0, 1) and net.config.dim_y == 2
+    posterior = pyro_arbuf.ArBufferPosterior(net.condition(torch.zeros(1, 1), torch.zeros(1, 2)))
+    assert posterior.sample((3,)).shape == (3, 2)
+
+
+@pytest.mark.parametrize(("program", "num_context"), [(line, (0, 5)), (line, (0, 2)), (one_vector, (0, 1))])
+def test_report_holds_validation_calibration_and_self_consistency(
+    program: Callable, num_context: tuple[int, int], capsys: pytest.CaptureFixture
+) -> None:
+    amortize(program, inputs, num_context=num_context, steps=2, **SIZES)
+    head, calibrated, consistent, *gap = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{program.__name__}: 2 steps, validation density -?\d+\.\d{{3}} nats per target", head)
+    assert re.fullmatch(rf"calibration, 20 data sets of {num_context[1]}: p = \d\.\d+ \(Bonferroni\), .*", calibrated)
+    assert re.fullmatch(r"self-consistency on one of them: log p\(y\) = -?[\d.]+, sd [\d.]+ nats .*", consistent)
+    assert len(gap) == (num_context[1] >= 4) and all(line.startswith("subset gap: ") for line in gap)
+
+
+def test_report_can_be_made_again_and_is_the_same() -> None:
+    net = tiny()
+    assert training_report(net, -1.0, 3) == training_report(net, -1.0, 3)
+
+
+def test_without_a_limit_training_takes_the_default_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amortization, "DEFAULT_MINUTES", 1e-4)
+    assert torch.isfinite(weights(tiny(steps=None))).all()
+
+
+def no_outcome(x: torch.Tensor) -> None:
+    pass
+
+
+MISTAKES = {
+    "no_outcome": ({"program": no_outcome}, "outcome must be a sample site of every run of the program; got 'y'"),
+    "latents": ({"latents": ["tau"]}, "latents must be latent sites of every run of the program; got 'tau'"),
+    "from_one": ({"num_context": (1, 5)}, "num_context must be (0, n) with n >= 1; got (1, 5)"),
+    "no_trial": ({"num_context": (0, 0)}, "num_context must be (0, n) with n >= 1; got (0, 0)"),
+    "a_number": ({"num_context": 100}, "num_context must be (0, n) with n >= 1; got 100"),
+    "a_fraction": ({"num_context": (0, 2.5)}, "num_context must be (0, n) with n >= 1; got (0, 2.5)"),
+    "one": ({"program": one_vector}, "num_context must be (0, 1) for a program of one observation; got (0, 5)"),
+    "resume": ({"resume": True}, "resume=True needs the folder of the run; got folder=None"),
+    "steps": ({"steps": 0}, "steps must be positive; got 0"),
+    "minutes": ({"minutes": -1.0}, "minutes must be positive; got -1.0"),
+    "batch": ({"batch_size": 0}, "batch_size must be positive; got 0"),
+    "bank": ({"num_simulations": 1}, "num_simulations must be at least 2, one of them held out; got 1"),
+    "buffer": ({"buffer_size": 1}, "buffer_size must hold all 2 latent numbers; got 1"),
+    "width": ({"width": 13}, "width must be a multiple of num_heads = 2; got 13"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake_is_explained_before_any_training(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, message = MISTAKES[case]
+    monkeypatch.setattr(ArBufferModel, "forward", None)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny(**options)

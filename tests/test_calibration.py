@@ -1,0 +1,153 @@
+"""Calibration of posteriors that are exact, or wrong on purpose: the conjugate Gaussian in place of a network's."""
+
+import dataclasses
+
+import gaussian_net
+import pytest
+import torch
+from gaussian_net import FIELDS
+from latent_nets import LATENTS, P
+
+from pyro_arbuf import calibration
+from pyro_arbuf.calibration import LEVELS, _coverage, _uniformity, calibrate
+from pyro_arbuf.priors.gaussian import exact_posterior
+from pyro_arbuf.simulation import Simulations
+
+D, NUM_TRIALS = 400, 8
+
+
+@pytest.fixture(scope="module")
+def net(build_model):
+    return gaussian_net.wide(build_model(**FIELDS))
+
+
+class ExactPosterior:
+    """Draws of the exact posterior of the conjugate Gaussian, moved and stretched about their mean."""
+
+    stretch, shift = 1.0, 0.0
+
+    def __init__(self, context, orders=None):
+        _, y, _ = context.observations
+        self.law = exact_posterior(y.squeeze(-1))
+
+    def sample(self, shape):
+        draws = self.law.sample(shape)
+        u = torch.stack([draws["tau"].log(), draws["mu"]], -1)
+        return u.mean(0) + self.stretch * (u - u.mean(0)) + self.shift
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    monkeypatch.setattr(calibration, "ArBufferPosterior", ExactPosterior)
+    return ExactPosterior
+
+
+def coverage_error(result):
+    return (result.coverage - torch.tensor(result.levels)[:, None]).abs().max().item()
+
+
+def test_exact_posterior_is_calibrated(net, exact):
+    result = calibrate(net, D, num_trials=NUM_TRIALS)
+    assert result.names == ["tau", "mu"] and result.ranks.shape == (D, 2) and result.num_draws == 99
+    assert result.p_value > 0.01
+    assert coverage_error(result) < 4 * 0.5 / D**0.5
+    assert abs(result.ranks.double().mean() - 49.5) < 5 * 28.9 / (2 * D) ** 0.5
+
+
+@pytest.mark.parametrize(("stretch", "shift"), [(0.5, 0.0), (2.0, 0.0), (1.0, 0.4)])
+def test_wrong_posteriors_are_found(net, exact, monkeypatch, stretch, shift):
+    monkeypatch.setattr(exact, "stretch", stretch)
+    monkeypatch.setattr(exact, "shift", shift)
+    result = calibrate(net, D, num_trials=NUM_TRIALS)
+    assert result.p_value < 1e-6
+    middle = result.coverage[LEVELS.index(0.5)]
+    assert (middle < 0.4).all() if stretch < 1 else (middle > 0.6).all() if stretch > 1 else (middle < 0.5).all()
+
+
+def test_ranks_count_the_draws_below_the_truth(net, monkeypatch):
+    class Fixed:
+        def __init__(self, context, orders=None):
+            self.batch = context.batch_shape
+
+        def sample(self, shape):
+            ladder = torch.arange(shape[0], dtype=torch.float64) - 0.5
+            return ladder[:, None, None].expand(*shape, *self.batch, 2)
+
+    def simulate(num_datasets, num_trials):
+        latents = torch.tensor([[0.0, 3.0], [-1.0, 20.0]]).repeat(num_datasets // 2, 1)
+        return Simulations(latents, torch.zeros(num_datasets, num_trials, 1), torch.zeros(num_datasets, num_trials, 1))
+
+    monkeypatch.setattr(calibration, "ArBufferPosterior", Fixed)
+    monkeypatch.setattr(calibration, "find_simulator", lambda *args: type("", (), {"draw": staticmethod(simulate)}))
+    result = calibrate(net, 4, num_draws=19, num_trials=2)
+    assert result.ranks.tolist() == [[1, 4], [0, 19]] * 2 and result.num_draws == 19
+
+
+def test_network_is_calibrated_against_its_program(net):
+    result = calibrate(net, 30, num_draws=19, num_trials=2, num_orders=2)
+    assert result.ranks.shape == (30, 2)
+    assert result.ranks.min() >= 0 and result.ranks.max() <= 19
+    assert result.coverage.shape == (len(LEVELS), 2) and (result.coverage.diff(dim=0) >= 0).all()
+
+
+def test_calibration_is_a_function_of_its_seed(net):
+    state = torch.get_rng_state()
+    first, again, other = (calibrate(net, 5, 9, 2, seed=seed).ranks for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_vector_latents_have_a_name_per_number(build_model, monkeypatch):
+    net = build_model(latents=LATENTS)
+
+    def simulate(num_datasets, num_trials):
+        return Simulations(torch.zeros(num_datasets, P), *(torch.zeros(num_datasets, num_trials, n) for n in (2, 1)))
+
+    monkeypatch.setattr(calibration, "find_simulator", lambda *args: type("", (), {"draw": staticmethod(simulate)}))
+    names = calibrate(net, 2, 9, 3).names
+    assert names == ["rate", "shift[0]", "shift[1]", "share", "mix[0]", "mix[1]"]
+
+
+@pytest.mark.parametrize("num_draws", [5, 19, 50, 99])
+def test_uniform_ranks_cover_every_level_exactly_and_pass(num_draws):
+    ranks = torch.arange(num_draws + 1).repeat(20)[:, None]
+    torch.testing.assert_close(_coverage(ranks, num_draws)[:, 0], torch.tensor(LEVELS).double(), rtol=0, atol=1e-6)
+    assert _uniformity(ranks, num_draws).item() > 0.999
+
+
+def test_p_values_are_those_of_the_chi_squared_test():
+    stats = pytest.importorskip("scipy.stats")
+    generator = torch.Generator().manual_seed(0)
+    ranks = torch.randint(100, (300, 3), generator=generator)
+    for got, column in zip(_uniformity(ranks, 99), ranks.T, strict=True):
+        counts = torch.bincount(column // 5, minlength=20).numpy()
+        assert got.item() == pytest.approx(stats.chisquare(counts).pvalue)
+
+
+def test_p_value_is_corrected_for_the_number_of_latents(net, exact):
+    result = calibrate(net, 40, 19, 2)
+    assert result.p_value == pytest.approx(min(1.0, 2 * result.p_values.min().item()))
+    many = result._replace(p_values=torch.tensor([0.9, 0.8]))
+    assert many.p_value == 1.0
+
+
+def test_plot_has_a_panel_per_latent_and_one_of_coverage(net, exact):
+    figure = calibrate(net, 40, 19, 2).plot()
+    assert [ax.get_title().split(" ")[0] for ax in figure.axes] == ["tau", "mu", "coverage"]
+    assert sum(patch.get_height() for patch in figure.axes[0].patches[1:]) == 40
+    assert len(figure.axes[-1].lines) == 3
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize("name", ["num_datasets", "num_draws", "num_trials"])
+def test_numbers_below_one_are_refused(net, name):
+    with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
+        calibrate(net, **{name: 0})
+
+
+def test_network_without_a_known_program_is_refused(net, scalar_model):
+    with pytest.raises(ValueError, match="net must have latents"):
+        calibrate(scalar_model)
+    unknown = type(net)(dataclasses.replace(net.config, prior=""))
+    with pytest.raises(ValueError, match=r"program of this network is not known"):
+        calibrate(unknown)

@@ -1,0 +1,232 @@
+"""Evidence, its comparison and the two consistency checks, each against its definition computed by other means."""
+
+import copy
+import dataclasses
+import math
+
+import gaussian_net
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from gaussian_net import FIELDS
+from latent_nets import VECTOR
+from samples import draw
+from torch.testing import assert_close
+
+from pyro_arbuf.distributions import ArBufferJoint
+from pyro_arbuf.evidence import NOT_RESOLVED, compare_evidence, log_evidence, self_consistency, subset_gap
+from pyro_arbuf.marginals import ArBufferMarginals
+from pyro_arbuf.orders import random_orders
+from pyro_arbuf.posteriors import ArBufferPosterior
+from pyro_arbuf.priors.gaussian import gaussian
+
+N, R, B = 7, 5, 2
+X, Y = torch.zeros(N, 1, dtype=torch.float64), draw(N, seed=1)
+
+
+@pytest.fixture(scope="module")
+def net(build_model):
+    return gaussian_net.wide(build_model(**FIELDS))
+
+
+@pytest.fixture(scope="module")
+def vector_net(build_model):
+    return build_model(**VECTOR)
+
+
+def measured(net, rmse, shift=0.0):
+    """A copy whose evidence is off by `rmse`, as its card says, and whose outcomes have another location."""
+    other = copy.deepcopy(net)
+    other.config = dataclasses.replace(net.config, evidence_rmse=rmse)
+    if shift:
+        with torch.no_grad():
+            other.head.out.bias.view(3, -1)[1] += shift
+    return other
+
+
+def density_of(net, x, y, order, buffer_size=None):
+    """Log density of the targets one after the other in an order, empty context."""
+    factors = ArBufferJoint(net.condition(), x[order], torch.arange(len(order))[None], buffer_size)
+    return factors.log_prob_factors(y[order]).sum(-1)
+
+
+# Evidence
+
+
+@pytest.mark.parametrize("buffer_size", [None, 2])
+def test_evidence_is_the_mixture_of_the_densities_of_random_orders(net, buffer_size):
+    got = log_evidence(net, X, Y, R, buffer_size, seed=3)
+    orders = random_orders(N, R, 3)
+    densities = torch.stack([density_of(net, X, Y, order, buffer_size) for order in orders])
+    assert_close(got.value, torch.logsumexp(densities, 0) - math.log(R))
+    relative = (densities - got.value).exp()
+    assert_close(got.standard_error, relative.std() / math.sqrt(R))
+    assert not got.value.requires_grad
+
+
+def test_evidence_of_vector_outcomes_and_of_a_batch(vector_net):
+    x, y = draw(N, 2), draw(B, N, 3, seed=2)
+    got = log_evidence(vector_net, x, y, R)
+    assert got.value.shape == got.standard_error.shape == (B,)
+    alone = [log_evidence(vector_net, x, row, R) for row in y]
+    assert_close(got.value, torch.stack([evidence.value for evidence in alone]))
+    assert_close(got.standard_error, torch.stack([evidence.standard_error for evidence in alone]))
+
+
+def test_evidence_is_a_function_of_its_seed(net):
+    state = torch.get_rng_state()
+    first, again, other = (log_evidence(net, X, Y, R, seed=seed).value for seed in (0, 0, 1))
+    assert torch.equal(first, again) and first != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_order_has_no_standard_error(net):
+    message = "num_orders must be at least 2, for a standard error; got 1"
+    with pytest.raises(ValueError, match=message):
+        log_evidence(net, X, Y, 1)
+    with pytest.raises(ValueError, match=message):
+        compare_evidence({"a": measured(net, 0.1), "b": measured(net, 0.1)}, X, Y, 1)
+
+
+# Comparison
+
+
+def compare(rmse_a, rmse_b, shift, net):
+    return compare_evidence({"a": measured(net, rmse_a), "b": measured(net, rmse_b, shift)}, X, Y, R, seed=2)
+
+
+def test_comparison_holds_the_evidence_of_each_in_the_same_orders(net):
+    result = compare(0.1, 0.2, 1.5, net)
+    a, b = (log_evidence(measured(net, 0.0, shift), X, Y, R, seed=2) for shift in (0.0, 1.5))
+    assert_close(result.evidence["a"].value, a.value)
+    assert_close(result.evidence["b"].standard_error, b.standard_error)
+    best, other = ("a", "b") if a.value > b.value else ("b", "a")
+    assert result.difference[best] == 0 and result.error[best] == 0
+    assert result.difference[other] == pytest.approx(abs(a.value - b.value).item())
+
+
+def test_error_combines_the_paired_orders_and_both_networks(net):
+    result = compare(0.1, 0.2, 1.5, net)
+    orders = random_orders(N, R, 2)
+    relative = []
+    for shift in (0.0, 1.5):
+        p = torch.stack([density_of(measured(net, 0.0, shift), X, Y, order) for order in orders]).exp()
+        relative.append(p / p.mean())
+    paired = (relative[0] - relative[1]).std().item() / math.sqrt(R)
+    assert max(result.error.values()) == pytest.approx(1.96 * math.sqrt(paired**2 + 0.1**2 + 0.2**2))
+
+
+def test_equal_networks_have_no_paired_error(net):
+    result = compare(0.0, 0.0, 0.0, net)
+    assert max(result.error.values()) == 0 and result.verdict == NOT_RESOLVED
+
+
+def test_verdict_names_the_best_beyond_the_error(net):
+    result = compare(0.0, 0.0, 5.0, net)
+    assert result.difference["b"] > result.error["b"] and result.verdict == "a"
+    turned = compare_evidence({"b": measured(net, 0.0, 5.0), "a": measured(net, 0.0)}, X, Y, R, seed=2)
+    assert turned.verdict == "a" and turned.difference["b"] == pytest.approx(result.difference["b"])
+
+
+def test_verdict_is_not_resolved_within_the_error_of_either_network(net):
+    for rmse in ((1e3, 0.0), (0.0, 1e3)):
+        assert compare(*rmse, 5.0, net).verdict == NOT_RESOLVED == "not resolved"
+
+
+def test_one_rival_within_the_error_leaves_the_verdict_open(net):
+    nets = {"best": measured(net, 0.5), "far": measured(net, 0.0, 8.0), "near": measured(net, 0.5, 0.01)}
+    result = compare_evidence(nets, X, Y, R)
+    best = min(result.difference, key=result.difference.get)
+    assert best in ("best", "near") and result.verdict == NOT_RESOLVED
+    del nets["near"]
+    assert compare_evidence(nets, X, Y, R).verdict == "best"
+
+
+def test_unmeasured_networks_warn_and_are_named(net):
+    with pytest.warns(UserWarning, match=r"the networks \['a'\] do not say how far off") as caught:
+        compare_evidence({"a": net, "b": measured(net, 0.1)}, X, Y, R)
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_one_network_is_not_compared(net):
+    with pytest.raises(ValueError, match=r"at least two models to compare; got \['a'\]"):
+        compare_evidence({"a": net}, X, Y, R)
+
+
+@pytest.mark.parametrize(
+    "check", [lambda net, *data: compare_evidence({"a": net}, *data), self_consistency, subset_gap]
+)
+def test_several_data_sets_at_once_are_refused(net, check):
+    with pytest.raises(ValueError, match=r"inputs \(n, D_x\) of one data set; got \(2, 7, 1\); take one at a time"):
+        check(net, X.expand(B, N, 1), Y.expand(B, N))
+
+
+# Self-consistency
+
+
+def test_self_consistency_is_prior_times_likelihood_over_posterior(net):
+    result = self_consistency(net, X, Y, num_draws=20, program=gaussian, seed=4)
+    pyro.set_rng_seed(4)
+    posterior = ArBufferPosterior(net.condition(X, Y))
+    sites = posterior.sites(posterior.sample((20,)))
+    tau, mu = sites["tau"], sites["mu"]
+    prior = dist.Gamma(2.0, 2.0).log_prob(tau) + dist.Normal(0.0, (0.25 * tau).rsqrt()).log_prob(mu)
+    likelihood = torch.stack(
+        [
+            ArBufferMarginals(net.condition(latents={"tau": t, "mu": m}), X).log_prob(Y)
+            for t, m in zip(tau, mu, strict=True)
+        ]
+    )
+    expected = prior + likelihood - posterior.log_prob_sites(sites)
+    assert_close(result.values, expected)
+    assert result.mean == pytest.approx(expected.mean().item())
+    assert result.standard_deviation == pytest.approx(expected.std().item())
+
+
+def test_self_consistency_leaves_the_random_state_alone(net):
+    state = torch.get_rng_state()
+    first, again = (self_consistency(net, X, Y, 5, gaussian).values for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_self_consistency_knows_shipped_programs_by_name(net, scalar_model):
+    assert_close(self_consistency(net, X, Y, 5).values, self_consistency(net, X, Y, 5, gaussian).values)
+    unknown = copy.deepcopy(net)
+    unknown.config = dataclasses.replace(net.config, prior="mine")
+    with pytest.raises(ValueError, match=r"config.prior = 'mine'.*set net.simulator"):
+        self_consistency(unknown, X, Y)
+    with pytest.raises(ValueError, match="net must have latents"):
+        self_consistency(scalar_model, X, Y)
+    with pytest.raises(ValueError, match="num_draws must be at least 2; got 1"):
+        self_consistency(net, X, Y, num_draws=1)
+
+
+# Consistency of subsets
+
+
+@pytest.mark.parametrize("num_targets", [6, 7])
+def test_subset_gap_is_its_definition(net, num_targets):
+    x, y, splits, half = X[:num_targets], Y[:num_targets], 4, num_targets // 2
+    got = subset_gap(net, x, y, splits, seed=3)
+    dropped, reordered = [], []
+    for order in random_orders(num_targets, splits, 3):
+        a, b = order[:half], order[half:]
+        alone = [density_of(net, x, y, part) for part in (a, b)]
+        after = [density_of(net, x, y, torch.cat(parts)) for parts in ((a, b), (b, a))]
+        b_given_a, a_given_b = after[0] - alone[0], after[1] - alone[1]
+        dropped.append(alone[0] - (alone[1] + a_given_b - b_given_a))
+        reordered.append(alone[0] - density_of(net, x, y, a.flip(0)))
+    for value, gaps in ((got.dropped, dropped), (got.reordered, reordered)):
+        assert value == pytest.approx(torch.stack(gaps).square().mean().sqrt().item() / half)
+        assert value > 1e-4
+
+
+def test_subset_gap_of_vector_outcomes(vector_net):
+    gap = subset_gap(vector_net, draw(5, 2), draw(5, 3, seed=2), 2)
+    assert gap.dropped > 0 and gap.reordered > 0
+
+
+def test_subset_gap_needs_two_targets_in_each_half(net):
+    with pytest.raises(ValueError, match="at least 4 targets to be split; got 3"):
+        subset_gap(net, X[:3], Y[:3])
