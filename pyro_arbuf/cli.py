@@ -96,7 +96,7 @@ def train(
     else:
         trained = load(from_, trainable=True)
         _check_fits(trained.config, config, from_)
-        names = ["prior", "x_range", "y_range", "num_targets"]
+        names = ["prior", "x_range", "y_range", "num_targets", "evidence_rmse"]
         names += ["latents", "num_context", "x_loc", "x_scale", "y_loc", "y_scale"] if prior in PROGRAMS else []
         model = ArBufferModel(replace(trained.config, **{name: getattr(config, name) for name in names}))
         model.load_state_dict(trained.state_dict())
