@@ -111,6 +111,8 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     num_latents = drawn.latents.shape[1]
     spread = (drawn.y - drawn.y.median()).abs().max().item()
     middle = drawn.y.median().item()
+    low, high = drawn.x.min().item(), drawn.x.max().item()
+    margin = 0.01 * (high - low)  # so that the ends of the inputs' range do not lie outside by chance
     fields = SIZES | {"buffer_size": max(16, num_latents)} | sizes
     if fields["buffer_size"] < num_latents:
         raise ValueError(f"buffer_size must hold all {num_latents} latent numbers; got {fields['buffer_size']}")
@@ -118,7 +120,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
         dim_x=simulator.dim_x,
         dim_y=simulator.dim_y,
         prior=prior,
-        x_range=(drawn.x.min().item(), drawn.x.max().item()),
+        x_range=(float(f"{low - margin:.4g}"), float(f"{high + margin:.4g}")),
         y_range=(float(f"{middle - 2 * spread:.3g}"), float(f"{middle + 2 * spread:.3g}")),
         num_context=num_context,
         num_targets=(1, num_context[1]),

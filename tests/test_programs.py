@@ -73,7 +73,7 @@ def test_configuration_holds_what_the_simulator_measured(simulator: Simulator) -
 def test_ranges_are_those_of_simulations_outcomes_with_room(simulator: Simulator) -> None:
     config = program_config(simulator, (0, 30))
     drawn = simulator.draw(2000, 8)
-    assert 0 <= config.x_range[0] < 0.01 and 0.99 < config.x_range[1] <= 1
+    assert -0.01 <= config.x_range[0] <= 0 and 1 <= config.x_range[1] <= 1.01
     inside = (drawn.y > config.y_range[0]) & (drawn.y < config.y_range[1])
     assert inside.all() and config.y_range[1] - config.y_range[0] < 6 * (drawn.y.max() - drawn.y.min())
 

@@ -12,8 +12,8 @@ all responses with an empty context.
 Simulated data sets come first: their exact evidence is known (benchmarks/multisensory_evidence.csv). Human data are not
 distributed here, as they have no licence: Continuous_SP_2.csv of github.com/evans1112/bcitoolbox, read as 14 observers,
 with one row per report and the columns subject, r_type (0 = the flash was asked for, 1 = the sound), s_A, s_V, y
-(degrees), bisensory (1 = sound and flash) and split (0, 1: two halves of the reports). The exact evidence of theirs is
-in data/shams_av_evidence.csv.
+(degrees), bisensory (1 = sound and flash) and split (0, 1: two halves of the reports). Their exact evidence is in
+data/shams_av_evidence.csv; observers without one are left out.
 """
 
 # %% Two programs, two networks, and data sets simulated from either
@@ -105,9 +105,9 @@ if HUMAN is None:
     print("No human data: set the environment variable SHAMS_AV to their file (see above). This part is skipped.\n")
 else:
     exact = pd.read_csv(EXACT_HUMAN).pivot_table("log_evidence", "subject", "model")
-    exact = exact[list(FILES.values())].set_axis(list(FILES), axis=1)
+    exact = exact.dropna()[list(FILES.values())].set_axis(list(FILES), axis=1)
     reports = pd.read_csv(HUMAN)
-    reports = reports[(reports.bisensory == 1) & (reports.split == 0)]
+    reports = reports[(reports.bisensory == 1) & (reports.split == 0) & reports.subject.isin(exact.index)]
     for subject, rows in list(reports.groupby("subject"))[:NUM_SUBJECTS]:
         locations = SCALE * rows[["s_A", "s_V"]].to_numpy()
         x = np.column_stack([rows.r_type, locations, np.full(len(rows), LEVEL)])
