@@ -88,7 +88,7 @@ def stack(sites: dict[str, Tensor], names: tuple[str, ...]) -> Tensor:
 def mean_se(values: list[float] | Tensor) -> tuple[float, float]:
     """Mean and its standard error."""
     values = torch.as_tensor(values, dtype=torch.float64)
-    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+    return values.mean().item(), values.std(correction=min(1, len(values) - 1)).item() / math.sqrt(len(values))
 
 
 def shown(values: list[float] | Tensor, digits: int = 3) -> str:

@@ -143,7 +143,7 @@ def fit(
     mixed_precision: Literal["no", "bf16"] = "no",
     origin: dict[str, Any] | None = None,
     on_checkpoint: Callable[["TrainingState"], None] | None = None,
-    draw: Callable[..., Batch] = draw_batch,
+    draw: Callable[..., Batch] | None = None,
     tasks: list[Task] | None = None,
 ) -> TrainingState:
     """Trains a model on tasks of a prior until `steps` or `minutes` are used up.
@@ -168,7 +168,7 @@ def fit(
         origin: Of a warm start: "started_from", and the "steps" and "minutes" its weights had; kept in the state. The
             data stream goes on from there.
         on_checkpoint: Called by the main process whenever the state has been written.
-        draw: Draws the batch of a step, called like `draw_batch`.
+        draw: Draws the batch of a step, called like `draw_batch`; `None` = that.
         tasks: The validation set; `None` = `validation_tasks` of the prior.
 
     Returns:
@@ -249,7 +249,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * learning_rate_factor(done)
         stream = seed + record["origin"]["steps"]
-        task, targets = draw(
+        task, targets = (draw or draw_batch)(
             prior, model.config, batch_size, num_targets, stream, record["step"], accelerator.process_index
         )
         batch = [t.to(accelerator.device, non_blocking=True) for t in (*task[:4], *targets)]
