@@ -236,5 +236,5 @@ axes[1, 2].legend(fontsize=8)
 figure.savefig(FIGURE, dpi=110)
 print(f"figure: {FIGURE.relative_to(Path.cwd()) if FIGURE.is_relative_to(Path.cwd()) else FIGURE}")
 if not SMOKE_TEST:
-    assert worst["amortised"] < 1.0, worst
+    assert worst["amortised"] < 1.5, worst
     assert worst["refined"] < 0.25 or max(result.k_hat for result in refined.values()) > 0.7, worst
