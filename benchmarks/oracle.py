@@ -1,4 +1,4 @@
-r"""The ceiling of SPEC section 9: Bayes-optimal joint predictive log densities of three priors.
+r"""The ceiling: Bayes-optimal joint predictive log densities of three priors.
 
 For a prior with hyperparameters $\theta$ the best possible joint prediction of M targets is
 $$\log p(y^* \mid x^*, C) = \log Z(y_C, y^*) - \log Z(y_C), \qquad Z(y) = \int p(y \mid \theta) p(\theta) d\theta,$$

@@ -1,4 +1,4 @@
-"""One softmax over [context | buffer], with the context shared by all draws and never copied (DESIGN section 3).
+"""One softmax over [context | buffer], with the context shared by all draws and never copied.
 
 Three bodies behind `attend`, equal to rounding and tested so:
 - `attend_plain`: exact, differentiable, any number of draws; the definition.

@@ -1,4 +1,4 @@
-"""The transformer: one kind of block and two directions of information, `encode_context` and `read` (DESIGN section 2).
+"""The transformer: one kind of block and two directions of information, `encode_context` and `read`.
 
 `encode_context` never receives buffer or targets (R1, R3); in `read` targets are never projected to keys (R4), buffer
 tokens are, and they see slots up to their own (R2). Training, density and decoding all go through these two functions.

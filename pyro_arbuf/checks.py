@@ -1,4 +1,4 @@
-"""A linter for Pyro models: finds what Pyro accepts and is wrong nevertheless (PYRO.md, "Silent misuse")."""
+"""A linter for Pyro models: finds what Pyro accepts and is wrong nevertheless."""
 
 import warnings
 from collections.abc import Callable, Iterator

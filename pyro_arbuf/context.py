@@ -1,4 +1,4 @@
-"""Context: observations encoded once; an object the user holds (PYRO.md, "Contexts and caches").
+"""Context: observations encoded once; an object the user holds.
 
 Knows nothing of how a model embeds or reads, nor of a user's arguments.
 """

@@ -1,4 +1,4 @@
-"""Draws, data and densities of a Pyro model as an xarray DataTree, for either line of ArviZ (PYRO.md, "ArviZ").
+"""Draws, data and densities of a Pyro model as an xarray DataTree, for either line of ArviZ.
 
 A chain factor p(y_k | y_<k) never gets into `log_likelihood`; joint scores have a group of their own.
 """

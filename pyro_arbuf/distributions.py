@@ -1,4 +1,4 @@
-"""ArBufferJoint, the joint predictive as a Pyro distribution (PYRO.md, "The distribution")."""
+"""ArBufferJoint, the joint predictive as a Pyro distribution."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""A simulator's parameters as extra, scalar input locations (DESIGN section 7).
+"""A simulator's parameters as extra, scalar input locations.
 
 A site of event shape `shape` becomes as many locations as its unconstrained value has numbers. Inside a model with
 latents every input has one more column, its location: 0 for an observation, p = 1..P for the p-th latent number; the

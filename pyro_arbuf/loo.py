@@ -1,4 +1,4 @@
-"""Leave-one-out densities: exact for data in the context, full conditionals for data that Pyro fits (PYRO.md, "ArviZ").
+"""Leave-one-out densities: exact for data in the context, full conditionals for data that Pyro fits.
 
 A chain factor p(y_k | y_<k) is not a leave-one-out density and never becomes one here.
 """

@@ -1,4 +1,4 @@
-"""What joint and marginals share as Pyro distributions, and ArBufferMarginals (PYRO.md, "The distribution")."""
+"""What joint and marginals share as Pyro distributions, and ArBufferMarginals."""
 
 import warnings
 from typing import Literal

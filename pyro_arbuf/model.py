@@ -1,4 +1,4 @@
-"""ArBufferModel = Embedder + Backbone + head; what a user conditions becomes a Context (DESIGN sections 1, 6 and 7b).
+"""ArBufferModel = Embedder + Backbone + head; what a user conditions becomes a Context.
 
 Knows nothing of orders, of blocks of targets, or of Pyro.
 """

@@ -1,4 +1,4 @@
-"""Orders of targets: pure functions, shared by sampling and density (DESIGN 7b).
+"""Orders of targets: pure functions, shared by sampling and density.
 
 An order is a row of a `(R, M)` int64 tensor: `orders[r, k]` is the index of the target that is placed k-th.
 """

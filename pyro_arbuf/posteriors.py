@@ -1,4 +1,4 @@
-"""ArBufferPosterior: the joint prediction at a program's latents, which is their amortised posterior (DESIGN 7)."""
+"""ArBufferPosterior: the joint prediction at a program's latents, which is their amortised posterior."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Posterior predictive in chunks, with the draws left of all plates (PYRO.md, "Working with Pyro's inference").
+"""Posterior predictive in chunks, with the draws left of all plates.
 
 Works for any Pyro model; knows nothing of contexts and buffers.
 """

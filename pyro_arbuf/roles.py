@@ -1,4 +1,4 @@
-"""Training batches of a program: which latents and trials are context, buffer and targets (DESIGN section 7).
+"""Training batches of a program: which latents and trials are context, buffer and targets.
 
 Three kinds of batches, by what is asked: the posterior (latents are the chain), the likelihood (all latents are
 context), the data (trials are the chain). In each a random subset of the latents may be given. Knows nothing of models.

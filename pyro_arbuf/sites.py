@@ -1,4 +1,4 @@
-"""Sites of a Pyro model at given latents: which hold data, which of their densities are pointwise (PYRO.md, "ArviZ").
+"""Sites of a Pyro model at given latents: which hold data, which of their densities are pointwise.
 
 Knows nothing of xarray and ArviZ.
 """

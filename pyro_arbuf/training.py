@@ -1,4 +1,4 @@
-"""Loss, `fit` and the state of a run (paper, section 3 and appendix; DESIGN 7b).
+"""Loss, `fit` and the state of a run (paper, section 3 and appendix).
 
 The batch of a step is a function of (seed, step), the learning rate of progress = max(step / steps, time / minutes).
 The whole state of a run is one safetensors file, replaced atomically, so a run killed at any moment resumes with the

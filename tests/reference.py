@@ -1,9 +1,9 @@
-"""An independent oracle: one dense masked transformer, written from SPEC.md sections 2, 3 and 5 in plain loops.
+"""An independent oracle: one dense masked transformer, written from the method in plain loops.
 
 It reads a model's weights by name and imports nothing of the package: not its masks, attention, blocks or heads. All
 sequences are `(*batch, T, .)`, outcomes always with their feature dimension, everything in the dtype of the weights.
 
-A model with latents has inputs with one more column, their location (DESIGN section 7). Where a model standardises, its
+A model with latents has inputs with one more column, their location. Where a model standardises, its
 constants stand beside the weights: "x_loc" and "x_scale" `(D_x,)`, "y_loc" and "y_scale" `(P + 1, D_y)` by location.
 """
 

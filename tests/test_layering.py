@@ -1,4 +1,4 @@
-"""One direction of imports, small modules, no work at import (DESIGN section 4, CONVENTIONS)."""
+"""One direction of imports, small modules, no work at import."""
 
 import ast
 import re

@@ -1,4 +1,8 @@
-"""Priors: functions `(batch_size, num_context, num_buffer, num_targets, generator) -> Task`."""
+"""Priors: functions `(batch_size, num_context, num_buffer, num_targets, generator) -> Task`, and Pyro programs.
+
+The programs with their exact densities are in modules of their own: `ddm`, `gaussian`, `gaussian_linear`,
+`multisensory`, `two_moons`.
+"""
 
 from pyro_arbuf.priors.gp import gp_1d, gp_1d_noisy
 from pyro_arbuf.priors.sawtooth import sawtooth

@@ -1,4 +1,4 @@
-r"""Causal inference in audio-visual localisation, as two Pyro programs (SPEC section 6).
+r"""Causal inference in audio-visual localisation, as two Pyro programs.
 
 An observer hears a sound at s_A and sees a flash at s_V, infers from two noisy percepts whether they had one cause, and
 reports where one of them was. The two programs differ in rho, the factor by which the auditory percept is stretched,
@@ -237,7 +237,7 @@ def multisensory_rho1(x: Tensor) -> Tensor:
         ValueError: If x has another shape.
 
     Source:
-        SPEC section 6.
+        Hassan et al. (2026), the multisensory task; after Koerding et al. (2007).
     """
     return _program(x, 1.0)
 
@@ -257,7 +257,7 @@ def multisensory_rho43(x: Tensor) -> Tensor:
         ValueError: If x has another shape.
 
     Source:
-        SPEC section 6.
+        Hassan et al. (2026), the multisensory task; after Koerding et al. (2007).
     """
     return _program(x, 4.0 / 3.0)
 
