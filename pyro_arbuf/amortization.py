@@ -129,7 +129,7 @@ def training_report(net: ArBufferModel, validation: float, steps: int) -> str:
     ]
     with seeded(0):
         drawn = net.simulator.draw(1, num_trials)
-    y = drawn.y[0] if net.config.dim_y is not None else drawn.y[0, :, 0]
+    y = net.config.squeeze_outcome(drawn.y[0])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*outside the trained range.*")
         consistency = self_consistency(net, drawn.x[0], y)

@@ -105,8 +105,7 @@ def calibrate(
         for start in tqdm(range(0, num_datasets, BATCH), desc="calibration", leave=False):
             drawn = simulator.draw(min(BATCH, num_datasets - start), num_trials)
             drawn = Simulations(*(part.to(device) for part in drawn))
-            y = drawn.y if net.config.dim_y is not None else drawn.y.squeeze(-1)
-            posterior = ArBufferPosterior(net.condition(drawn.x, y), orders)
+            posterior = ArBufferPosterior(net.condition(drawn.x, net.config.squeeze_outcome(drawn.y)), orders)
             ranks.append((posterior.sample((num_draws,)) < drawn.latents).sum(0).cpu())
     ranks = torch.cat(ranks)  # (D, P)
     names = [

@@ -31,7 +31,9 @@ PriorName = Literal[
 ]
 BANK_SEED = 1
 PRIORS = {"gp-1d": gp_1d, "gp-1d-noisy": gp_1d_noisy, "sawtooth": sawtooth}
-_GP = ModelConfig(prior="gp-1d", x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128))
+_GP = ModelConfig(
+    num_layers=6, num_heads=2, prior="gp-1d", x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128)
+)
 CONFIGS = {
     "gp-1d": _GP,
     "gp-1d-noisy": replace(_GP, prior="gp-1d-noisy"),
@@ -90,8 +92,7 @@ def train(
     origin = None
     config, source, options = _setup(prior)
     if from_ is None:
-        default = (4, 4) if prior in PROGRAMS else (6, 2)
-        sizes = {"num_layers": num_layers or default[0], "num_heads": num_heads or default[1]}
+        sizes = {"num_layers": num_layers or config.num_layers, "num_heads": num_heads or config.num_heads}
         model = ArBufferModel(replace(config, width=width, **sizes))
     else:
         trained = load(from_, trainable=True)
@@ -144,7 +145,7 @@ def _setup(prior: str) -> tuple[ModelConfig, Any, dict[str, Any]]:
     if prior in PRIORS:
         return CONFIGS[prior], PRIORS[prior], {}
     recipe, simulator = PROGRAMS[prior], simulator_of(prior)
-    config = program_config(simulator, recipe.num_context, prior, **recipe.sizes)
+    config = program_config(simulator, recipe.num_context, prior)
     source = simulator
     if recipe.num_simulations is not None:
         source = make_bank(simulator, recipe.num_simulations, max(1, recipe.num_context[1]), BANK_SEED)

@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from pyro_arbuf.latents import Latent
 
 
@@ -106,6 +108,10 @@ class ModelConfig:
     def num_latents(self) -> int:
         """Latent locations P."""
         return sum(latent.size for latent in self.latents)
+
+    def squeeze_outcome(self, y: Tensor) -> Tensor:
+        """Outcomes `(*batch, T, D_y)` as users have them: `(*batch, T)` for a scalar outcome."""
+        return y.squeeze(-1) if self.dim_y is None else y
 
     def to_json(self) -> str:
         """The configuration as JSON text."""

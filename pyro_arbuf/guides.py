@@ -132,8 +132,7 @@ def refine(
     model = context.model
     posterior = ArBufferPosterior(context, orders)
     x, y, length = (None if part is None else part[0] for part in context.observations)
-    x, y = x[:length], y[:length]
-    y = y if model.config.dim_y is not None else y.squeeze(-1)
+    x, y = x[:length], model.config.squeeze_outcome(y[:length])
 
     def inputs(num_trials: int) -> Tensor:
         return x[torch.arange(num_trials) % len(x)]

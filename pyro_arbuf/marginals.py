@@ -161,7 +161,7 @@ class ArBufferDistribution(TorchDistribution):
         return result.expand(*torch.broadcast_shapes(self.batch_shape, shape), *result.shape[len(shape) :])
 
     def _squeeze(self, y: Tensor) -> Tensor:
-        return y.squeeze(-1) if self.context.model.config.dim_y is None else y
+        return self.context.model.config.squeeze_outcome(y)
 
 
 class ArBufferMarginals(ArBufferDistribution):

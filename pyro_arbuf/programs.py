@@ -25,14 +25,12 @@ class Recipe(NamedTuple):
         inputs: Draws its inputs; `None` = it has none.
         num_context: Range of the number of trials.
         num_simulations: Size of a fixed set of simulations; `None` = new ones in every step.
-        sizes: Fields of the configuration that differ from the default.
     """
 
     program: Callable[[Tensor], Any]
     inputs: Callable[[int], Tensor] | None
     num_context: tuple[int, int]
     num_simulations: int | None = None
-    sizes: dict[str, Any] = {}
 
 
 PROGRAMS = {

@@ -46,7 +46,7 @@ def test_every_shipped_program_is_vectorised_and_has_its_density(name: str) -> N
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_every_shipped_program_has_a_configuration(name: str) -> None:
     recipe = PROGRAMS[name]
-    config = program_config(simulator_of(name), recipe.num_context, name, **recipe.sizes)
+    config = program_config(simulator_of(name), recipe.num_context, name)
     assert config.prior == name and config.num_context == recipe.num_context and config.num_latents >= 2
 
 

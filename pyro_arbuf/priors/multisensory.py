@@ -243,22 +243,7 @@ def multisensory_rho1(x: Tensor) -> Tensor:
 
 
 def multisensory_rho43(x: Tensor) -> Tensor:
-    """Pyro program: observer whose auditory percept is stretched by rho = 4/3 without his knowing.
-
-    Sites: the latents of `PRIOR`, then the response "y" in the plate "trials".
-
-    Args:
-        x: `(*batch, n, 4)`, columns r_type, s_A, s_V, V_level; see `draw_trials`.
-
-    Returns:
-        `(*batch, n)`, responses in degrees.
-
-    Raises:
-        ValueError: If x has another shape.
-
-    Source:
-        Hassan et al. (2026), the multisensory task; after Koerding et al. (2007).
-    """
+    """`multisensory_rho1` with an auditory percept that is stretched by rho = 4/3 without the observer's knowing."""
     return _program(x, 4.0 / 3.0)
 
 
