@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,7 +150,8 @@ def _setup(prior: str) -> tuple[ModelConfig, Any, dict[str, Any]]:
     source = simulator
     if recipe.num_simulations is not None:
         source = make_bank(simulator, recipe.num_simulations, max(1, recipe.num_context[1]), BANK_SEED)
-    return config, source, {"draw": draw_program_batch, "tasks": program_validation(source, config)}
+    draw = partial(draw_program_batch, posterior_share=recipe.posterior_share)
+    return config, source, {"draw": draw, "tasks": program_validation(source, config)}
 
 
 def _check_fits(config: ModelConfig, wanted: ModelConfig, name: str) -> None:

@@ -25,17 +25,19 @@ class Recipe(NamedTuple):
         inputs: Draws its inputs; `None` = it has none.
         num_context: Range of the number of trials.
         num_simulations: Size of a fixed set of simulations; `None` = new ones in every step.
+        posterior_share: Of the batches; `None` = the default.
     """
 
     program: Callable[[Tensor], Any]
     inputs: Callable[[int], Tensor] | None
     num_context: tuple[int, int]
     num_simulations: int | None = None
+    posterior_share: float | None = None
 
 
 PROGRAMS = {
     "gaussian": Recipe(gaussian, None, (0, 100)),
-    "ddm": Recipe(ddm, draw_coherence, (0, 400)),
+    "ddm": Recipe(ddm, draw_coherence, (0, 400), posterior_share=0.7),
     "multisensory-rho1": Recipe(multisensory_rho1, draw_trials, (0, 400)),
     "multisensory-rho43": Recipe(multisensory_rho43, draw_trials, (0, 400)),
     "two-moons": Recipe(two_moons, None, (0, 1), 100_000),

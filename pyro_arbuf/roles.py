@@ -17,7 +17,8 @@ from pyro_arbuf.simulation import Simulations, Simulator
 from pyro_arbuf.tasks import EMPTY_CONTEXT_SHARE, VALIDATION_SEED, Batch, Task, curriculum, draw_num_context, mixed_seed
 from pyro_arbuf.visibility import chain_prefix_len
 
-POSTERIOR_SHARE, LIKELIHOOD_SHARE = 0.5, 0.2  # of the batches; the rest asks for data
+POSTERIOR_SHARE, SINGLE_POSTERIOR_SHARE = 0.5, 0.8  # of the batches, the second for one observation per data set
+LIKELIHOOD_SHARE = 0.4  # of the other batches; the rest asks for data
 SOME_GIVEN_SHARE = 0.3  # of the posterior and data batches
 LIKELIHOOD_BATCH = 4  # times the batch size: such a context holds P tokens only
 VALIDATION_DATASETS = 128
@@ -69,8 +70,11 @@ def draw_program_batch(
     seed: int,
     step: int,
     process: int = 0,
+    posterior_share: float | None = None,
 ) -> Batch:
     """Draws the batch of a step from a program; called as `tasks.draw_batch` is.
+
+    `posterior_share` of the batches ask for the posterior; `None` = 0.5, and 0.8 for one observation per data set.
 
     Returns:
         Coded tasks (inputs with their location column) and their targets with prefix lengths.
@@ -81,15 +85,12 @@ def draw_program_batch(
     num_context = int(empty >= EMPTY_CONTEXT_SHARE) if single else draw_num_context(config.num_context[1], sizes)
     num_given = 1 + int(share * (num_latents - 1)) if some < SOME_GIVEN_SHARE and num_latents > 1 else 0
     with seeded(mixed_seed(seed, step, process + 1)):
-        if single:
-            likelihood_share = 0.5 * LIKELIHOOD_SHARE
-            posterior_share = 1 - 2 * likelihood_share
-        else:
-            posterior_share, likelihood_share = POSTERIOR_SHARE, LIKELIHOOD_SHARE
+        if posterior_share is None:
+            posterior_share = SINGLE_POSTERIOR_SHARE if single else POSTERIOR_SHARE
         if kind < posterior_share:
             drawn = draw_simulations(source, batch_size, max(num_context, 1))
             return _posterior_batch(drawn, config, num_context, num_given)
-        if kind < posterior_share + likelihood_share:
+        if kind < posterior_share + LIKELIHOOD_SHARE * (1 - posterior_share):
             size = 1 if single else config.buffer_size + num_targets
             return _data_batch(draw_simulations(source, LIKELIHOOD_BATCH * batch_size, size), config, 0, num_latents, 0)
         if single:

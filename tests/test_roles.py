@@ -30,7 +30,7 @@ def numbered(num_datasets: int, num_trials: int, num_latents: int = P, first: in
 SOURCE = Bank(numbered(50, LARGEST + K + M), numbered(9, LARGEST + K + M, first=50))
 
 
-def draw(step: int, config: ModelConfig = CONFIG, source: Bank = SOURCE, **options: int):
+def draw(step: int, config: ModelConfig = CONFIG, source: Bank = SOURCE, **options: float):
     return draw_program_batch(source, config, B, M, **{"seed": 1, "step": step} | options)
 
 
@@ -58,6 +58,11 @@ def decode(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def test_all_kinds_of_batches_occur() -> None:
     shares = {name: len(batches) / len(BATCHES) for name, batches in KINDS.items()}
     assert abs(shares["posterior"] - 0.5) < 0.2 and abs(shares["likelihood"] - 0.2) < 0.15 and shares["data"] > 0.1
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, {"likelihood", "data"}), (1.0, {"posterior"})])
+def test_share_of_the_posterior_can_be_chosen(share: float, expected: set[str]) -> None:
+    assert {kind(draw(step, posterior_share=share)[0]) for step in STEPS} == expected
 
 
 @EACH_KIND
