@@ -6,6 +6,7 @@ The latents are written as $z \in R^7$ with a standard normal prior (each is its
 $$p(y \mid x) = \int \prod_i p(y_i \mid x_i, \theta(z)) N(z; 0, I) dz$$
 is estimated by importance sampling. The proposal, a mixture of Student-t distributions, is refitted to weighted draws
 of tempered posteriors until the posterior itself is reached; only fresh draws of the last proposal enter the estimate.
+Where the weights of these are not good enough, proposal and draws are made again, with finer grids for the proposal.
 The integral over percepts takes as many grid points at each draw as the motor noise needs; the factor on their numbers
 grows until a refinement changes no log likelihood of some draws by more than 1e-3 nats.
 Rows go to multisensory_evidence.csv as they are made.
@@ -47,7 +48,9 @@ TOLERANCE = 1e-3  # nats per data set
 NUM_CHECKED = 16  # draws
 MAX_ROUNDS = 30  # of the proposal
 ROUND_DRAWS = 400
-COARSE = {"resolution": 0.6, "most": 41}  # grids of the proposal
+COARSE = 0.6  # factor on the grids of the proposal
+MOST = (41, 121, 241)  # their grid points one way, of the first attempt, the second, ...
+GOOD_ERROR, GOOD_K_HAT = 0.1, 0.7  # end the attempts
 TEMPERED_SIZE = 150  # effective draws that set the temperature
 ENOUGH = 1000  # effective draws to end with
 DEGREES_OF_FREEDOM = 8.0
@@ -175,12 +178,12 @@ def fitted_mixture(z: Tensor, log_weights: Tensor) -> torch.distributions.Mixtur
     )
 
 
-def adapted_proposal(x: Tensor, y: Tensor, rho: float) -> tuple[torch.distributions.Distribution, Tensor]:
-    """A proposal near the posterior of z, and `(S, 7)` posterior draws by resampling."""
+def adapted_proposal(x: Tensor, y: Tensor, rho: float, most: int) -> tuple[torch.distributions.Distribution, Tensor]:
+    """A proposal near the posterior of z, from grids of `most` points, and `(S, 7)` posterior draws by resampling."""
     prior = torch.distributions.MultivariateNormal(torch.zeros(7).double(), torch.eye(7).double())
     proposals, draws, densities = [prior], [prior.sample((2 * ROUND_DRAWS,))], []
     for _ in range(MAX_ROUNDS):
-        densities.append(log_likelihood(draws[-1], x, y, rho, **COARSE))
+        densities.append(log_likelihood(draws[-1], x, y, rho, COARSE, most))
         z, density = torch.cat(draws), torch.cat(densities)
         sizes = torch.tensor([float(len(part)) for part in draws]).double()
         log_mixture = torch.stack([law.log_prob(z) for law in proposals], -1) + (sizes / sizes.sum()).log()
@@ -205,15 +208,18 @@ def log_evidence(x: Tensor, y: Tensor, rho: float, num_draws: int = 1000) -> Evi
     Returns:
         The estimate with its diagnostics.
     """
-    proposal, posterior = adapted_proposal(x, y, rho)
-    resolution = checked_resolution(posterior, x, y, rho)
-    z = proposal.sample((num_draws,))
-    log_prior = -0.5 * z.square().sum(-1) - 3.5 * math.log(2.0 * math.pi)
-    log_weights = log_prior + log_likelihood(z, x, y, rho, resolution) - proposal.log_prob(z)
-    relative = (log_weights - log_weights.max()).exp()
-    error = relative.std() / relative.mean() / math.sqrt(num_draws)
-    k_hat = float(arviz.psislw(log_weights.numpy())[1])
-    return Evidence(log_weights.logsumexp(0).item() - math.log(num_draws), error.item(), k_hat, num_draws)
+    for most in MOST:
+        proposal, posterior = adapted_proposal(x, y, rho, most)
+        resolution = checked_resolution(posterior, x, y, rho)
+        z = proposal.sample((num_draws,))
+        log_prior = -0.5 * z.square().sum(-1) - 3.5 * math.log(2.0 * math.pi)
+        log_weights = log_prior + log_likelihood(z, x, y, rho, resolution) - proposal.log_prob(z)
+        relative = (log_weights - log_weights.max()).exp()
+        error = (relative.std() / relative.mean()).item() / math.sqrt(num_draws)
+        k_hat = float(arviz.psislw(log_weights.numpy())[1])
+        if error <= GOOD_ERROR and k_hat < GOOD_K_HAT:
+            break
+    return Evidence(log_weights.logsumexp(0).item() - math.log(num_draws), error, k_hat, num_draws)
 
 
 def main(num_sets: int = 15, num_trials: int = 400, num_draws: int = 1000, table: Path = TABLE) -> None:

@@ -38,8 +38,8 @@ class Recipe(NamedTuple):
 PROGRAMS = {
     "gaussian": Recipe(gaussian, None, (0, 100)),
     "ddm": Recipe(ddm, draw_coherence, (0, 400), posterior_share=0.7),
-    "multisensory-rho1": Recipe(multisensory_rho1, draw_trials, (0, 400)),
-    "multisensory-rho43": Recipe(multisensory_rho43, draw_trials, (0, 400)),
+    "multisensory-rho1": Recipe(multisensory_rho1, draw_trials, (0, 400), posterior_share=0.3),
+    "multisensory-rho43": Recipe(multisensory_rho43, draw_trials, (0, 400), posterior_share=0.3),
     "two-moons": Recipe(two_moons, None, (0, 1), 100_000),
     "gaussian-linear": Recipe(gaussian_linear, None, (0, 1), 100_000),
 }

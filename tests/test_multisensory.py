@@ -299,6 +299,20 @@ def test_evidence_agrees_with_draws_from_the_prior(evidence):
     assert value.standard_error < 0.05 and value.k_hat < 0.7 and value.num_draws == 400
 
 
+def test_evidence_is_tried_again_until_its_weights_are_good(evidence, monkeypatch):
+    torch.manual_seed(1)
+    x, y, _ = evidence.simulated_sets("multisensory-rho1", 1, 4)[0]
+    tried, plain = [], evidence.adapted_proposal
+    monkeypatch.setattr(evidence, "adapted_proposal", lambda *args: tried.append(args[-1]) or plain(*args))
+    monkeypatch.setattr(evidence, "MOST", (21, 31))
+    monkeypatch.setattr(evidence, "GOOD_K_HAT", math.inf)
+    for enough, expected in ((math.inf, [21]), (0.0, [21, 31])):
+        tried.clear()
+        monkeypatch.setattr(evidence, "GOOD_ERROR", enough)
+        assert evidence.log_evidence(x, y, 1.0, num_draws=100).num_draws == 100
+        assert tried == expected
+
+
 def test_evidence_goes_on_where_it_stopped(evidence, monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(
