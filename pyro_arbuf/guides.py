@@ -135,7 +135,7 @@ def refine(
     x, y = x[:length], model.config.squeeze_outcome(y[:length])
 
     def inputs(num_trials: int) -> Tensor:
-        return x[torch.arange(num_trials) % len(x)]
+        return x[torch.arange(num_trials) % len(x)].to(torch.get_default_device())
 
     simulator = Simulator(program, inputs, model.latents, model.config.outcome)
     given, log_weights = _given(context), []
@@ -188,7 +188,7 @@ def smooth_weights(log_weights: Tensor) -> tuple[Tensor, float]:
     k, sigma = fit_generalized_pareto(excess)  # with the weak prior of the paper
     if not math.isfinite(k):
         return log_weights, math.inf
-    quantile = (torch.arange(tail, dtype=log_weights.dtype) + 0.5) / tail
+    quantile = (torch.arange(tail, dtype=log_weights.dtype, device=log_weights.device) + 0.5) / tail
     fitted = -torch.log1p(-quantile) if abs(k) < 1e-6 else torch.expm1(-k * torch.log1p(-quantile)) / k
     smoothed = shifted.clone()
     smoothed[order[-tail:]] = (cutoff + sigma * fitted).log().clamp(max=0.0)

@@ -171,16 +171,18 @@ class Simulator:
 
     @torch.no_grad()
     def _log_density(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor | None) -> Tensor:
-        given = {} if y is None else {self.outcome: y[0] if self.single else y}
-        values = {latent.name: values[latent.name] for latent in self.latents}
-        num_draws = len(next(iter(values.values())))
+        home = torch.get_default_device()  # where the program makes its tensors
+        x, given = x.to(home), {} if y is None else {self.outcome: (y[0] if self.single else y).to(home)}
+        device, num_draws = values[self.latents[0].name].device, len(values[self.latents[0].name])
+        values = {latent.name: values[latent.name].to(home) for latent in self.latents}
         if self.mode == "loop":
             runs = [{name: value[i] for name, value in values.items()} for i in range(num_draws)]
-            return torch.cat([self._total(self._run(x, given=run | given), [*run, *given], 1) for run in runs])
+            totals = [self._total(self._run(x, given=run | given), [*run, *given], 1) for run in runs]
+            return torch.cat(totals).to(device)
         ones = (1,) * self.nesting
         shaped = {name: value.reshape(num_draws, *ones, *value.shape[1:]) for name, value in values.items()}
         x = x.expand(num_draws, *x.shape) if self.mode == "inputs" else x
-        return self._total(self._run(x, num_draws, shaped | given), [*shaped, *given], num_draws)
+        return self._total(self._run(x, num_draws, shaped | given), [*shaped, *given], num_draws).to(device)
 
     def _total(self, trace: poutine.Trace, names: list[str], num_draws: int) -> Tensor:
         """Sum `(S,)` of the log densities of some sites."""

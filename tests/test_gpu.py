@@ -3,9 +3,24 @@
 import pytest
 import torch
 
-from pyro_arbuf import ArBufferJoint, ArBufferModel, ModelConfig, random_orders
+from pyro_arbuf import (
+    ArBufferJoint,
+    ArBufferMarginals,
+    ArBufferModel,
+    ArBufferPosterior,
+    ModelConfig,
+    Simulator,
+    calibrate,
+    log_evidence,
+    random_orders,
+    refine,
+    self_consistency,
+)
 from pyro_arbuf.attention import attend, attend_plain
 from pyro_arbuf.priors import gp_1d
+from pyro_arbuf.priors.gaussian import gaussian
+from pyro_arbuf.programs import program_config
+from pyro_arbuf.roles import draw_program_batch, program_validation
 from pyro_arbuf.training import fit
 
 pytestmark = [
@@ -92,6 +107,48 @@ def test_sampling_on_cuda_has_the_moments_of_the_cpu(net):
     moments = ArBufferJoint(net.condition(), x_new.cuda()).moments(20_000)
     torch.testing.assert_close(moments.mean.cpu(), expected.mean, atol=0.05, rtol=0)
     torch.testing.assert_close(moments.covariance.cpu(), expected.covariance, atol=0.1, rtol=0.05)
+
+
+@pytest.fixture
+def program_net():
+    torch.manual_seed(0)
+    simulator = Simulator(gaussian)
+    sizes = {"width": 32, "num_layers": 2, "num_heads": 2, "mlp_width": 48, "buffer_size": 4}
+    net = ArBufferModel(program_config(simulator, (0, 20), **sizes)).eval().requires_grad_(False)
+    net.simulator = simulator
+    return net
+
+
+def test_inference_on_cuda_equals_inference_on_cpu(program_net):
+    x, y, latents = torch.zeros(9, 1), torch.randn(9), torch.randn(7, 2)
+
+    def answers(device):
+        net, at, data = program_net.to(device), x.to(device), y.to(device)
+        posterior = ArBufferPosterior(net.condition(at, data))
+        sites = posterior.sites(latents.to(device))
+        likelihood = ArBufferMarginals(net.condition(latents=sites), at).log_prob(data)
+        evidence = log_evidence(net, at, data, num_orders=4).value
+        return [part.cpu() for part in (posterior.log_prob(latents.to(device)), likelihood, evidence)]
+
+    for on_cpu, on_cuda in zip(answers("cpu"), answers("cuda"), strict=True):
+        torch.testing.assert_close(on_cuda, on_cpu, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:k-hat")
+def test_checks_of_a_network_on_cuda_run_its_program(program_net):
+    net, x, y = program_net.cuda(), torch.zeros(9, 1).cuda(), torch.randn(9).cuda()
+    assert torch.isfinite(self_consistency(net, x, y, num_draws=5).values).all()
+    assert calibrate(net, num_datasets=8, num_draws=9).ranks.shape == (8, 2)
+    refined = refine(gaussian, net.condition(x, y), 200, 50, seed=0)
+    assert refined.draws["mu"].shape == (50,) and refined.weights.device.type == "cuda"
+
+
+def test_training_of_a_program_runs_on_cuda(program_net, tmp_path):
+    config, simulator = program_net.config, program_net.simulator
+    program = {"draw": draw_program_batch, "tasks": program_validation(simulator, config)}
+    path = tmp_path / "state.safetensors"
+    net = program_net.requires_grad_(True)
+    assert fit(net, simulator, path, steps=3, batch_size=4, num_targets=5, **program).steps == 3
 
 
 def test_training_runs_on_cuda(net, tmp_path):
