@@ -1,5 +1,6 @@
 """amortize: a Pyro program to one trained network of its posterior, likelihood, predictive and evidence."""
 
+import dataclasses
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from pyro_arbuf.calibration import calibrate
 from pyro_arbuf.checkpoint import CONFIG, save
+from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.evidence import self_consistency, subset_gap
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.predictive import seeded
-from pyro_arbuf.programs import program_config
+from pyro_arbuf.programs import PROGRAM_FIELDS, PROGRAMS, program_config
 from pyro_arbuf.roles import draw_program_batch, make_bank, program_validation
 from pyro_arbuf.simulation import Program, Simulator
 from pyro_arbuf.training import TrainingState, fit
@@ -22,6 +24,7 @@ from pyro_arbuf.training import TrainingState, fit
 DEFAULT_MINUTES = 8.0
 REPORT_DATASETS = 200
 TARGETS = 32  # fresh trials per data set and step
+STATE = "state.safetensors"
 
 
 def amortize(
@@ -80,8 +83,15 @@ def amortize(
         )
     if minutes is None and steps is None:
         minutes = DEFAULT_MINUTES
+    _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if resume and not (Path(folder) / STATE).exists():
+            raise ValueError(f"resume=True needs the state of a run; there is none in {folder}; start without resume")
     simulator = Simulator(program, inputs, latents, outcome)
     name = getattr(program, "__name__", type(program).__name__)
+    if name in PROGRAMS and PROGRAMS[name].program is not program:
+        name = f"{getattr(program, '__module__', 'user')}.{name}"  # a shipped network's program it is not
     config = program_config(simulator, num_context, name, **sizes)
     source = simulator
     if num_simulations is not None:
@@ -99,7 +109,7 @@ def amortize(
         state = fit(
             model,
             source,
-            Path(folder or scratch) / "state.safetensors",
+            Path(folder or scratch) / STATE,
             minutes=minutes,
             steps=steps,
             batch_size=(128 if simulator.single else 32) if batch_size is None else batch_size,
@@ -117,27 +127,63 @@ def amortize(
     return model
 
 
+def _check_arguments(
+    program: object,
+    inputs: object,
+    minutes: object,
+    steps: object,
+    num_simulations: object,
+    seed: object,
+    batch_size: object,
+    sizes: dict[str, Any],
+) -> None:
+    """Raises ValueError before any simulation."""
+    for name, value in {"program": program, "inputs": inputs}.items():
+        if not callable(value) and not (name == "inputs" and value is None):
+            raise ValueError(f"{name} must be a function; got {type(value).__name__}")
+    if minutes is not None and (not isinstance(minutes, int | float) or not minutes > 0):
+        raise ValueError(f"minutes must be a positive number; got {minutes!r}")
+    least = {"steps": (steps, 1), "num_simulations": (num_simulations, 2), "batch_size": (batch_size, 1)}
+    for name, (value, low) in (least | {"seed": (seed, 0)}).items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            raise ValueError(f"{name} must be an integer of at least {low}; got {value!r}")
+    free = {field.name for field in dataclasses.fields(ModelConfig)} - PROGRAM_FIELDS
+    if not set(sizes) <= free:
+        raise ValueError(f"sizes must be among {sorted(free)}; got {sorted(set(sizes) - free)}")
+
+
 def training_report(net: ArBufferModel, validation: float, steps: int) -> str:
     """Validation density, calibration and self-consistency of a network with a simulator, as a few lines of text."""
     num_trials = max(1, net.config.num_context[1])
-    checked = calibrate(net, REPORT_DATASETS)
-    worst = (checked.coverage - torch.tensor(checked.levels)[:, None]).abs().max().item()
-    lines = [
-        f"{net.config.prior}: {steps} steps, validation density {validation:.3f} nats per target",
-        f"calibration, {REPORT_DATASETS} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage "
-        f"off by at most {worst:.3f}",
-    ]
-    with seeded(0):
-        drawn = net.simulator.draw(1, num_trials)
-    y = net.config.squeeze_outcome(drawn.y[0])
+
+    def calibration() -> str:
+        checked = calibrate(net, REPORT_DATASETS)
+        worst = (checked.coverage - torch.tensor(checked.levels)[:, None]).abs().max().item()
+        return (
+            f", {REPORT_DATASETS} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage off by "
+            f"at most {worst:.3f}"
+        )
+
+    def consistency() -> str:
+        with seeded(0):
+            drawn = net.simulator.draw(1, num_trials)
+        x, y = drawn.x[0], net.config.squeeze_outcome(drawn.y[0])
+        found = self_consistency(net, x, y)
+        text = (
+            f" on one of them: log p(y) = {found.mean:.2f}, sd {found.standard_deviation:.2f} nats over posterior "
+            "draws (0 if exact)"
+        )
+        if num_trials < 4:
+            return text
+        gap = subset_gap(net, x, y)
+        return f"{text}\nsubset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target"
+
+    lines = [f"{net.config.prior}: {steps} steps, validation density {validation:.3f} nats per target"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*outside the trained range.*")
-        consistency = self_consistency(net, drawn.x[0], y)
-        lines.append(
-            f"self-consistency on one of them: log p(y) = {consistency.mean:.2f}, sd "
-            f"{consistency.standard_deviation:.2f} nats over posterior draws (0 if exact)"
-        )
-        if num_trials >= 4:
-            gap = subset_gap(net, drawn.x[0], y)
-            lines.append(f"subset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target")
+        for name, measure in {"calibration": calibration, "self-consistency": consistency}.items():
+            try:
+                lines.append(f"{name}{measure()}")
+            except ValueError as error:  # the trained network must not be lost with its report
+                lines.append(f"{name} not available: {error}")
     return "\n".join(lines)

@@ -32,7 +32,10 @@ def make_context(
     check_mode(model)
     tracked = any(isinstance(t, Tensor) and t.requires_grad for v in (x, y) for t in (v if _is_list(v) else (v,)))
     if (x is None) != (y is None):
-        raise ValueError("x and y must be given together; got one of them; condition() without both is N = 0")
+        raise ValueError(
+            "x and y must be given together; got one of them; condition() without both is N = 0, and a program without "
+            "inputs has x = torch.zeros(n, 1)"
+        )
     if x is None:
         weight = next(model.parameters())
         x = weight.new_zeros(0, config.dim_x)

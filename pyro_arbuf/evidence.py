@@ -103,14 +103,18 @@ def log_evidence(
 def _joint_of_orders(
     net: ArBufferModel, x: Tensor, num_orders: int, buffer_size: int | None, seed: int
 ) -> ArBufferJoint:
-    if num_orders < 2:
-        raise ValueError(f"num_orders must be at least 2, for a standard error; got {num_orders}")
+    if not isinstance(num_orders, int) or num_orders < 2:
+        raise ValueError(f"num_orders must be an integer of at least 2, for a standard error; got {num_orders!r}")
+    if not isinstance(x, Tensor) or x.dim() < 2:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a tensor (*batch, n, {net.config.dim_x}); got {got}")
     return ArBufferJoint(net.condition(), x, random_orders(x.shape[-2], num_orders, seed), buffer_size)
 
 
 def _check_one_data_set(x: Tensor) -> None:
-    if x.dim() != 2:
-        raise ValueError(f"x must be the inputs (n, D_x) of one data set; got {tuple(x.shape)}; take one at a time")
+    if not isinstance(x, Tensor) or x.dim() != 2:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be the inputs (n, D_x) of one data set, a tensor; got {got}; take one at a time")
 
 
 @torch.no_grad()
@@ -133,13 +137,18 @@ def compare_evidence(
         ValueError: If there are fewer than two models, x has a batch, or an argument breaks its rule.
     """
     _check_one_data_set(x)
-    if len(nets) < 2:
-        raise ValueError(f"nets must hold at least two models to compare; got {list(nets)}")
+    if not isinstance(nets, Mapping) or len(nets) < 2:
+        got = list(nets) if isinstance(nets, Mapping) else type(nets).__name__
+        raise ValueError(f"nets must be a dict of at least two models to compare, by name; got {got}")
+    sizes = {name: (net.config.dim_x, net.config.dim_y) for name, net in nets.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"nets must be of the same data, one (dim_x, dim_y); got {sizes}")
     unmeasured = [name for name, net in nets.items() if net.config.evidence_rmse is None]
     if unmeasured:
         warnings.warn(
             f"the networks {unmeasured} do not say how far off their evidence is (config.evidence_rmse); the error "
-            "holds the spread over orders only",
+            "holds the spread over orders only; measure it on simulated data sets of known evidence, then set "
+            "net.config = dataclasses.replace(net.config, evidence_rmse=...)",
             stacklevel=3,  # behind torch.no_grad
         )
     spreads = {n: _joint_of_orders(net, x, num_orders, None, seed).order_spread(y) for n, net in nets.items()}
@@ -188,10 +197,12 @@ def self_consistency(
     simulator = find_simulator(net, program)
     posterior = ArBufferPosterior(net.condition(x, y))
     with seeded(seed):
-        sites = posterior.sites(posterior.sample((num_draws,)))
+        draws = posterior.sample((num_draws,))
+        sites = posterior.sites(draws)
         log_prior = simulator.log_prior(sites)  # runs the program, which draws outcomes
     likelihood = ArBufferMarginals(net.condition(latents=sites), x).log_prob(y)
-    values = log_prior + likelihood - posterior.log_prob_sites(sites)
+    jacobian = sum(jacobian for _, jacobian in posterior.sites_and_jacobians(draws).values())
+    values = log_prior + likelihood - posterior.log_prob(draws) + jacobian
     return SelfConsistency(values, values.mean().item(), values.std().item())
 
 

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from pyro_arbuf.context import Context
 from pyro_arbuf.posteriors import ArBufferPosterior
 from pyro_arbuf.predictive import seeded
+from pyro_arbuf.programs import check_program
 from pyro_arbuf.simulation import Program, Simulator
 
 MAX_K_HAT = 0.7  # beyond it, importance sampling is not to be trusted
@@ -122,6 +123,8 @@ def refine(
     Source:
         Vehtari et al. (2024), "Pareto smoothed importance sampling".
     """
+    if not isinstance(context, Context):
+        raise ValueError(f"context must be what net.condition(x, y) returns; got {type(context).__name__}")
     if context.batch_shape or context.num_context == 0:
         got = f"batch shape {tuple(context.batch_shape)} and {context.num_context} observations"
         raise ValueError(f"context must hold the observations of one data set; got {got}")
@@ -138,6 +141,7 @@ def refine(
         return x[torch.arange(num_trials) % len(x)].to(torch.get_default_device())
 
     simulator = Simulator(program, inputs, model.latents, model.config.outcome)
+    check_program(simulator, model.config)
     given, log_weights = _given(context), []
     with seeded(seed):
         draws = posterior.sample((num_draws,))
@@ -151,6 +155,12 @@ def refine(
             log_weights.append((density - posterior.log_prob(chunk)).double())
     proposals = posterior.sites(draws)
     log_weights = torch.cat(log_weights)
+    undefined = int(log_weights.isnan().sum())
+    if undefined:
+        at = {name: value[log_weights.isnan()][0].tolist() for name, value in proposals.items()}
+        raise ValueError(
+            f"the program's density must be a number; got NaN at {undefined} of {num_draws} draws, as {at}"
+        )
     if not bool((log_weights > -math.inf).any()):
         raise ValueError("the program's density is 0 at every draw: the data are impossible under it")
     smoothed, k_hat = smooth_weights(log_weights)
@@ -185,7 +195,11 @@ def smooth_weights(log_weights: Tensor) -> tuple[Tensor, float]:
     order = shifted.argsort()
     cutoff = shifted[order[-tail - 1]].exp()
     excess = shifted[order[-tail:]].exp() - cutoff
-    k, sigma = fit_generalized_pareto(excess)  # with the weak prior of the paper
+    if excess[-1] == 0:
+        return log_weights, -math.inf  # all the large weights are equal
+    if excess[int(tail / 4 - 0.5)] <= 0:
+        return log_weights, math.inf  # most of the tail is nothing beside its largest
+    k, sigma = fit_generalized_pareto(excess.cpu())  # with the weak prior of the paper
     if not math.isfinite(k):
         return log_weights, math.inf
     quantile = (torch.arange(tail, dtype=log_weights.dtype, device=log_weights.device) + 0.5) / tail

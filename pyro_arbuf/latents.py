@@ -128,6 +128,18 @@ def standardisation(
     return loc, scale
 
 
+def rounded(value: float, scale: float, digits: int = 3) -> float:
+    """A number to some significant digits, or to as many more as tell hundredths of its scale apart.
+
+    Example:
+        >>> rounded(0.123456, 1.0), rounded(2019.987, 0.2)
+        (0.123, 2019.987)
+    """
+    if value and scale:
+        digits = max(digits, 2 + math.ceil(math.log10(abs(value / scale))))
+    return float(f"{value:.{digits}g}")
+
+
 UNIT_SD = 1 / math.sqrt(2 * math.pi)  # of the Gaussian whose log density at its mean is 0
 
 

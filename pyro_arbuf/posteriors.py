@@ -11,6 +11,7 @@ from pyro_arbuf.context import Context
 from pyro_arbuf.distributions import ArBufferJoint
 from pyro_arbuf.latents import Locations, latent_locations, pad_outcome
 from pyro_arbuf.marginals import RealEvent
+from pyro_arbuf.validation import check_latent, check_tensor
 
 
 class ArBufferPosterior(TorchDistribution):
@@ -169,15 +170,14 @@ class ArBufferPosterior(TorchDistribution):
             values: `(*batch, *shape)` for every free latent.
 
         Raises:
-            ValueError: If a latent is missing or unknown, or a shape is wrong.
+            ValueError: If a latent is missing or unknown, its shape wrong, or a value outside its support.
         """
         names = [latent.name for latent in self.latents]
         if set(values) != set(names):
             raise ValueError(f"values must hold exactly the free latents {names}; got {sorted(values)}")
         for latent in self.latents:
-            shape = tuple(values[latent.name].shape)
-            if shape[max(len(shape) - len(latent.shape), 0) :] != latent.shape:
-                raise ValueError(f"values[{latent.name!r}] must have shape (*batch, *{latent.shape}); got {shape}")
+            name, value = f"values[{latent.name!r}]", values[latent.name]
+            check_latent(name, latent, check_tensor(name, value, self.context.model))
         parts = [latent.unconstrain(values[latent.name]) for latent in self.latents]
         shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return torch.cat([part.expand(*shape, -1) for part in parts], -1)
@@ -192,7 +192,7 @@ class ArBufferPosterior(TorchDistribution):
             `(*batch,)` nats.
 
         Raises:
-            ValueError: If a latent is missing or unknown, or a shape is wrong.
+            ValueError: If a latent is missing or unknown, its shape wrong, or a value outside its support.
         """
         unconstrained = self.unconstrain(values)
         jacobian = sum(jacobian for _, jacobian in self.sites_and_jacobians(unconstrained).values())

@@ -60,7 +60,7 @@ def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int
     if any(outcome not in program_sites(trace) for trace in traces):
         raise ValueError(
             f"outcome must be a sample site of every run of the program; got {outcome!r}; it has "
-            f"{list(program_sites(traces[0]))}"
+            f"{list(program_sites(traces[0]))}; name it with outcome=..., and draw it by pyro.sample"
         )
     sites = [trace.nodes[outcome] for trace in traces]
     if any(_is_discrete(site) for site in sites):
@@ -84,19 +84,25 @@ def continuous_latents(outcome: str, trace: Trace) -> list[str]:
     """Names of all continuous sites outside plates but the outcome.
 
     Raises:
-        ValueError: If one outside plates is discrete and not marked to be enumerated.
+        ValueError: If there is none, or one outside plates is discrete and not marked to be enumerated.
     """
-    names = []
+    names, inside = [], []
     for name, site in program_sites(trace).items():
         if name == outcome or any(frame.vectorized for frame in site["cond_indep_stack"]):
+            inside += [name] if name != outcome else []
             continue
         if not _is_discrete(site):
             names.append(name)
         elif site["infer"].get("enumerate") is None:
             raise ValueError(
                 f"latents must be continuous; site {name!r} is discrete: mark it with infer={{'enumerate': "
-                "'parallel'}}, or leave it out of latents=[...], to have it integrated out"
+                "'parallel'}, or leave it out of latents=[...], to have it integrated out"
             )
+    if not names:
+        raise ValueError(
+            f"the program must have a continuous latent outside plates; got none, and {inside} inside plates; use "
+            ".expand([d]).to_event(1) for a vector of latents"
+        )
     return names
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pyro_arbuf.config import ModelConfig
+from pyro_arbuf.latents import rounded
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.predictive import seeded
 from pyro_arbuf.priors.ddm import ddm, draw_coherence
@@ -43,6 +44,8 @@ PROGRAMS = {
     "two-moons": Recipe(two_moons, None, (0, 1), 100_000),
     "gaussian-linear": Recipe(gaussian_linear, None, (0, 1), 100_000),
 }
+PROGRAM_FIELDS = {"dim_x", "dim_y", "prior", "x_range", "y_range", "num_context", "num_targets", "latents", "outcome"}
+PROGRAM_FIELDS |= {"x_loc", "x_scale", "y_loc", "y_scale", "evidence_rmse"}  # not for the user to choose
 SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "num_y_frequencies": 16, "max_frequency": 8.0}
 
 
@@ -79,6 +82,12 @@ def find_simulator(net: ArBufferModel, program: Program | None = None) -> Simula
             f"the program of this network is not known (config.prior = {config.prior!r}); set net.simulator = "
             "pyro_arbuf.Simulator(program, inputs)"
         )
+    check_program(simulator, config)
+    return simulator
+
+
+def check_program(simulator: Simulator, config: ModelConfig) -> None:
+    """Raises ValueError if a program's latents, inputs or outcome are not those of a network."""
     got, want = ([replace(latent, loc=None, scale=None) for latent in each.latents] for each in (simulator, config))
     if got != want or (simulator.dim_x, simulator.dim_y) != (config.dim_x, config.dim_y):
         raise ValueError(
@@ -86,7 +95,6 @@ def find_simulator(net: ArBufferModel, program: Program | None = None) -> Simula
             f"got {got}, {simulator.dim_x} and {simulator.dim_y}; for its inputs set net.simulator = "
             "pyro_arbuf.Simulator(program, inputs)"
         )
-    return simulator
 
 
 def program_config(simulator: Simulator, num_context: tuple[int, int], prior: str = "", **sizes: Any) -> ModelConfig:
@@ -113,6 +121,8 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     middle = drawn.y.median().item()
     low, high = drawn.x.min().item(), drawn.x.max().item()
     margin = 0.01 * (high - low)  # so that the ends of the inputs' range do not lie outside by chance
+    x_range = tuple(rounded(end, high - low, 4) for end in (low - margin, high + margin))
+    y_range = tuple(rounded(end, spread) for end in (middle - 2 * spread, middle + 2 * spread))
     fields = SIZES | {"buffer_size": max(16, num_latents)} | sizes
     if fields["buffer_size"] < num_latents:
         raise ValueError(f"buffer_size must hold all {num_latents} latent numbers; got {fields['buffer_size']}")
@@ -120,8 +130,8 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
         dim_x=simulator.dim_x,
         dim_y=simulator.dim_y,
         prior=prior,
-        x_range=(float(f"{low - margin:.4g}"), float(f"{high + margin:.4g}")),
-        y_range=(float(f"{middle - 2 * spread:.3g}"), float(f"{middle + 2 * spread:.3g}")),
+        x_range=x_range,
+        y_range=y_range,
         num_context=num_context,
         num_targets=(1, num_context[1]),
         latents=simulator.latents,

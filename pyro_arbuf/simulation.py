@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -17,9 +17,10 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_arbuf.latents import Latent
+from pyro_arbuf.latents import Latent, rounded
 from pyro_arbuf.predictive import seeded
 from pyro_arbuf.program_sites import check_observed, continuous_latents, program_sites, read_latent, read_outcome
+from pyro_arbuf.same_law import Simulations, independent, same_law
 
 Program = Callable[[Tensor], Any]
 Mode = Literal["inputs", "datasets", "loop"]
@@ -27,21 +28,7 @@ PROBES = (3, 4, 5, 3, 4, 5, 3, 4)  # numbers of trials of the runs that tell wha
 NUM_COMPARED, RUN_SIZE = 256, 16
 NUM_FOR_SCALES = 2048
 PLATE = "_datasets"
-NOT_VECTORISED = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError, NotImplementedError)
-
-
-class Simulations(NamedTuple):
-    """Data sets drawn from a program.
-
-    Attributes:
-        latents: `(B, P)`, unconstrained.
-        x: `(B, n, D_x)` inputs.
-        y: `(B, n, D_y)` outcomes, D_y = 1 for a scalar outcome.
-    """
-
-    latents: Tensor
-    x: Tensor
-    y: Tensor
+MOST_REDRAWN = 0.01  # of the data sets of a draw, or one
 
 
 class Simulator:
@@ -89,8 +76,8 @@ class Simulator:
             frames = [frame for _, site in sites for frame in site["cond_indep_stack"]]
             self.nesting = max([1] + [-frame.dim for frame in frames if frame.vectorized])
             names = continuous_latents(outcome, traces[0]) if latents is None else list(latents)
-            if not names or len(set(names)) < len(names):
-                raise ValueError(f"latents must name different sites, at least one; got {names}")
+            if not names or len(set(names)) < len(names) or isinstance(latents, str):
+                raise ValueError(f"latents must be a list of different sites, at least one; got {latents!r}")
             self.latents = tuple(read_latent(name, outcome, traces) for name in names)
             self.integrated_out = tuple(dict.fromkeys(name for name, _ in sites if name not in (*names, outcome)))
             self.mode: Mode = self._find_mode()
@@ -224,17 +211,29 @@ class Simulator:
         x = torch.stack([self.inputs(num_trials) for _ in range(1 if one else num_datasets)])
         return x.expand(num_datasets, -1, -1)
 
-    def _simulate(self, x: Tensor, mode: Mode) -> Simulations:
-        """Data sets with inputs `(B, n, D_x)`, which must be the same for all in mode "datasets"."""
+    def _simulate(self, x: Tensor, mode: Mode, tries: int = 3) -> Simulations:
+        """Data sets with inputs `(B, n, D_x)`, which must be the same for all in mode "datasets".
+
+        A few with numbers that are not finite, such as a latent that rounds to the bound of its support, are replaced.
+        """
         together = x[0] if mode == "datasets" else x
         traces = [self._run(each) for each in x] if mode == "loop" else [self._run(together, len(x))]
         values = {s: torch.cat([t.nodes[s.name]["value"].reshape(-1, *s.shape) for t in traces]) for s in self.latents}
         latents = [latent.unconstrain(value) for latent, value in values.items()]
         y = torch.cat([t.nodes[self.outcome]["value"].reshape(-1, x.shape[1], self.dim_y or 1) for t in traces])
         drawn = Simulations(torch.cat(latents, -1).float(), x.float(), y.float())
-        for name, part in drawn._asdict().items():
-            if not bool(torch.isfinite(part).all()):
-                raise ValueError(f"the program must simulate finite numbers; its {name} hold NaN or infinite ones")
+        bad = {name: ~torch.isfinite(part).flatten(1).all(1) for name, part in drawn._asdict().items()}
+        rows = torch.stack(list(bad.values())).any(0)
+        count = int(rows.sum())
+        if count > max(1, MOST_REDRAWN * len(x)) or (count and not tries):
+            got = ", ".join(f"{name} of {int(part.sum())}" for name, part in bad.items() if bool(part.any()))
+            raise ValueError(
+                f"the program must simulate finite numbers; got NaN or infinite ones in {got} of {len(x)} data sets; "
+                "bound the prior, or clamp what the program returns"
+            )
+        if count:
+            again = self._simulate(x[rows], mode, tries - 1)
+            drawn = Simulations(*(part.index_put((rows,), new) for part, new in zip(drawn, again, strict=True)))
         return drawn
 
     def _find_mode(self) -> Mode:
@@ -245,8 +244,8 @@ class Simulator:
             x = self._draw_inputs(11, num_trials, "inputs")
             try:
                 trace = self._run(x if mode == "inputs" else x[0], 11)
-            except NOT_VECTORISED:
-                continue  # it cannot run this way: any error of the program's own says so
+            except Exception:
+                continue  # it runs alone, so it cannot run this way: any error of the program's own says so
             lead = (11, *(1,) * self.nesting)
             event = () if self.dim_y is None else (self.dim_y,)
             expected = {s.name: (*lead, *s.shape) for s in self.latents}
@@ -260,7 +259,7 @@ class Simulator:
             together = self._simulate(x, mode)
             with seeded(0):
                 runs = [self._simulate(part, mode) for part in x.split(RUN_SIZE)]
-            if _same_law(alone, together) and _independent(runs, alone):
+            if same_law(alone, together) and independent(runs, alone):
                 return mode
         return "loop"
 
@@ -273,7 +272,7 @@ class Simulator:
             rows = slice(first, first + latent.size)
             if not bool((scale[rows] > 0).all()):
                 raise ValueError(f"latents must vary under the prior; site {latent.name!r} is constant; fix it instead")
-            standard = {"loc": _rounded(loc[rows]), "scale": _rounded(scale[rows])}
+            standard = {"loc": _rounded(loc[rows], scale[rows]), "scale": _rounded(scale[rows])}
             latents.append(dataclasses.replace(latent, **standard))
             first += latent.size
         x, y = drawn.x.flatten(0, 1), drawn.y.flatten(0, 1)
@@ -282,7 +281,7 @@ class Simulator:
         low, middle, high = torch.quantile(y[:50_000], y.new_tensor([0.25, 0.5, 0.75]), 0)
         y_scale = torch.maximum((high - low) / 1.349, 0.2 * y.std(0))
         y_scale = torch.where(y_scale > 0, y_scale, 1.0)
-        scales = (_rounded(x.mean(0)), _rounded(x_scale), _rounded(middle), _rounded(y_scale))
+        scales = (_rounded(x.mean(0), x_scale), _rounded(x_scale), _rounded(middle, y_scale), _rounded(y_scale))
         return tuple(latents), scales
 
 
@@ -290,8 +289,10 @@ def _no_inputs(num_trials: int) -> Tensor:
     return torch.zeros(num_trials, 1)
 
 
-def _rounded(values: Tensor) -> tuple[float, ...]:
-    return tuple(float(f"{value:.3g}") for value in values.tolist())
+def _rounded(values: Tensor, scales: Tensor | None = None) -> tuple[float, ...]:
+    """Few digits, of locations as many as their scales need."""
+    scales = values if scales is None else scales
+    return tuple(rounded(value, scale) for value, scale in zip(values.tolist(), scales.tolist(), strict=True))
 
 
 @contextlib.contextmanager
@@ -300,47 +301,3 @@ def _quietly():
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _summaries(drawn: Simulations, like: Simulations) -> tuple[Tensor, Tensor]:
-    """Numbers `(B, .)` that tell a data set's latents and outcomes, without heavy tails."""
-    y_loc, theta_loc = like.y.median(), like.latents.median(0).values
-    y_scale, theta_scale = (like.y - y_loc).abs().median(), like.latents.std(0)
-    y = torch.asinh((drawn.y - y_loc) / y_scale.clamp(min=1e-12))  # (B, n, D_y)
-    theta = torch.asinh((drawn.latents - theta_loc) / theta_scale.clamp(min=1e-12))
-    products = torch.einsum("bnx,bny->bxy", drawn.x, y).flatten(1) / y.shape[1]
-    return theta, torch.cat([y.mean(1), (y * y).mean(1), products], -1)
-
-
-def _same_law(a: Simulations, b: Simulations) -> bool:
-    """Whether moments of b are those of a, single runs, within 5 standard errors.
-
-    Of latents and outcomes of a data set, and of what is left of the outcomes after a's regression on latents and
-    inputs.
-    """
-
-    def regressors(drawn: Simulations) -> Tensor:
-        theta = _summaries(drawn, a)[0]
-        return torch.cat([torch.ones_like(theta[:, :1]), theta, drawn.x.mean(1)], -1)
-
-    slopes = torch.linalg.lstsq(regressors(a), _summaries(a, a)[1], driver="gelsd").solution
-
-    def features(drawn: Simulations) -> Tensor:
-        theta, outcome = _summaries(drawn, a)
-        given = regressors(drawn)
-        rest = outcome - given @ slopes
-        mixed = (given.unsqueeze(-1) * rest.unsqueeze(-2)).flatten(1)
-        return torch.cat([theta, theta**2, outcome, outcome**2, rest**2, mixed], -1)
-
-    one, other = features(a), features(b)
-    error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
-    return bool(((one.mean(0) - other.mean(0)).abs() <= 5 * error + 1e-6).all())
-
-
-def _independent(runs: list[Simulations], like: Simulations) -> bool:
-    """Whether data sets of one run are uncorrelated: the mean product of two of them, within 5 standard errors."""
-    z = torch.stack([torch.cat(_summaries(run, like), -1) for run in runs])  # (runs, B, .)
-    z = (z - z.mean((0, 1))) / z.std((0, 1)).clamp(min=1e-6)
-    pairs = z.shape[1] * (z.shape[1] - 1)
-    products = (z.sum(1) ** 2 - (z**2).sum(1)) / pairs
-    return bool((products.mean(0).abs() <= 5 * (2 / pairs / len(runs)) ** 0.5).all())

@@ -218,7 +218,7 @@ def fit(
     model = accelerator.unwrap_model(wrapped)
     tasks = validation_tasks(prior, model.config) if tasks is None else tasks
     started = time.monotonic() - record["seconds"]
-    saved = time.monotonic()
+    saved = validated = time.monotonic()
     running = torch.zeros((), device=accelerator.device)
     bar = tqdm(total=100, unit="%", disable=not accelerator.is_main_process, bar_format="{l_bar}{bar}|{postfix}")
 
@@ -262,7 +262,9 @@ def fit(
         record["step"] += 1
         running += loss.detach()
         done = progress()
-        if record["step"] % validate_every == 0 or done >= 1:
+        bar.update(min(100 * done, 100) - bar.n)
+        late = time.monotonic() - validated > 60 * checkpoint_minutes > 0  # slow steps
+        if record["step"] % validate_every == 0 or done >= 1 or late:
             last = record["history"][-1]["step"] if record["history"] else 0
             mean_loss = running.item() / (record["step"] - last)
             if not math.isfinite(mean_loss):
@@ -272,7 +274,7 @@ def fit(
                 )
             check_point(mean_loss)
             running.zero_()
-            bar.update(min(100 * done, 100) - bar.n)
+            validated = time.monotonic()
             if done >= 1 or time.monotonic() - saved > 60 * checkpoint_minutes:
                 saved = time.monotonic()
                 record["seconds"] = saved - started

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.latents import Locations
+from pyro_arbuf.latents import Latent, Locations
 
 if TYPE_CHECKING:
     from pyro_arbuf.model import ArBufferModel
@@ -116,12 +116,25 @@ def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> 
     return y.unsqueeze(-1) if dim_y is None else y
 
 
+def check_latent(name: str, latent: Latent, value: Tensor) -> None:
+    """Checks shape `(*batch, *shape)` and support of a latent's values."""
+    if value.shape[max(value.dim() - len(latent.shape), 0) :] != latent.shape:
+        want = ", ".join(["*batch", *map(str, latent.shape)])
+        raise ValueError(f"{name} must have shape ({want}); got {tuple(value.shape)}")
+    if may_look_at(value) and not bool(latent.support.check(value).all()):
+        outside = ~latent.support.check(value)
+        got = value[outside].flatten()[:4].tolist()
+        raise ValueError(f"{name} must lie in its support, {latent.support}; got {got} among its values")
+
+
 def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[Tensor, tuple[str, ...]]:
     """Checks values of latents; returns them unconstrained, `(*batch, P')`, and their names, in the model's order."""
     known = model.config.latents
+    have = f"the model's latents are {list(model.latents)}" if known else "the model has none"
+    if not isinstance(latents, Mapping):
+        raise ValueError(f"latents must be a dict of the model's latents; got {type(latents).__name__}; {have}")
     unknown = [name for name in latents if name not in model.latents]
     if unknown:
-        have = f"the model's latents are {list(model.latents)}" if known else "the model has none"
         raise ValueError(f"latents must be a dict of the model's latents; got {unknown[0]!r}; {have}")
     weight = next(model.parameters())
     parts = []
@@ -132,11 +145,7 @@ def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[
         if isinstance(value, int | float):
             value = torch.tensor(float(value), device=weight.device)
         value = check_tensor(name, value, model)
-        if value.shape[max(value.dim() - len(latent.shape), 0) :] != latent.shape:
-            raise ValueError(f"{name} must have shape (*batch, *{latent.shape}); got {tuple(value.shape)}")
-        if may_look_at(value) and not bool(latent.support.check(value).all()):
-            got = value.flatten()[:4].tolist()
-            raise ValueError(f"{name} must lie in its support, {latent.support}; got {got} and others")
+        check_latent(name, latent, value)
         parts.append(latent.unconstrain(value))
     if not parts:
         return weight.new_zeros(0).detach(), ()

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -152,6 +154,41 @@ def test_report_holds_validation_calibration_and_self_consistency(
     assert len(gap) == (num_context[1] >= 4) and all(line.startswith("subset gap: ") for line in gap)
 
 
+def hierarchy(x: torch.Tensor) -> torch.Tensor:
+    """The latent's prior depends on a site that is integrated out, so it has no density."""
+    middle = pyro.sample("middle", dist.Normal(0.0, 1.0))
+    theta = pyro.sample("theta", dist.Normal(middle, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        return pyro.sample("y", dist.Normal(theta, x.new_ones(x.shape[:-1])))
+
+
+def test_network_survives_a_report_that_is_not_available(capsys: pytest.CaptureFixture) -> None:
+    net = amortize(hierarchy, inputs, ["theta"], num_context=(0, 5), steps=2, **SIZES)
+    _, calibrated, consistent = capsys.readouterr().out.splitlines()
+    assert net.latents == ("theta",) and calibrated.startswith("calibration, 20 data sets")
+    assert consistent.startswith("self-consistency not available: the prior of the latents must not depend on sites")
+
+
+def gaussian(x: torch.Tensor) -> torch.Tensor:
+    """Has the name of a shipped program, and its sites, but another prior."""
+    tau = pyro.sample("tau", dist.Gamma(200.0, 20.0))
+    mu = pyro.sample("mu", dist.Normal(50.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        return pyro.sample("y", dist.Normal(mu, tau**-0.5 * x.new_ones(x.shape[:-1])))
+
+
+def test_program_named_like_a_shipped_one_is_not_taken_for_it(tmp_path: Path) -> None:
+    net = amortize(gaussian, num_context=(0, 5), steps=2, report=False, folder=tmp_path / "mine", **SIZES)
+    assert net.config.prior == "test_amortization.gaussian"
+    with pytest.raises(ValueError, match="the program of this network is not known"):
+        pyro_arbuf.calibrate(pyro_arbuf.load(tmp_path / "mine"), 5)
+
+
+def test_resuming_what_was_never_begun_is_explained_before_any_simulation(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resume=True needs the state of a run; there is none in"):
+        tiny(no_outcome, folder=tmp_path, resume=True)
+
+
 def test_report_can_be_made_again_and_is_the_same() -> None:
     net = tiny()
     assert training_report(net, -1.0, 3) == training_report(net, -1.0, 3)
@@ -175,10 +212,16 @@ MISTAKES = {
     "a_fraction": ({"num_context": (0, 2.5)}, "num_context must be (0, n) with n >= 1; got (0, 2.5)"),
     "one": ({"program": one_vector}, "num_context must be (0, 1) for a program of one observation; got (0, 5)"),
     "resume": ({"resume": True}, "resume=True needs the folder of the run; got folder=None"),
-    "steps": ({"steps": 0}, "steps must be positive; got 0"),
-    "minutes": ({"minutes": -1.0}, "minutes must be positive; got -1.0"),
-    "batch": ({"batch_size": 0}, "batch_size must be positive; got 0"),
-    "bank": ({"num_simulations": 1}, "num_simulations must be at least 2, one of them held out; got 1"),
+    "text": ({"steps": "200"}, "steps must be an integer of at least 1; got '200'"),
+    "float": ({"num_simulations": 1e5}, "num_simulations must be an integer of at least 2; got 100000.0"),
+    "seed": ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
+    "misspelt": ({"widht": 3}, "sizes must be among ["),
+    "not_free": ({"dim_x": 3}, "got ['dim_x']"),
+    "a_string": ({"latents": "slope"}, "latents must be a list of different sites, at least one; got 'slope'"),
+    "steps": ({"steps": 0}, "steps must be an integer of at least 1; got 0"),
+    "minutes": ({"minutes": -1.0}, "minutes must be a positive number; got -1.0"),
+    "batch": ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
+    "bank": ({"num_simulations": 1}, "num_simulations must be an integer of at least 2; got 1"),
     "buffer": ({"buffer_size": 1}, "buffer_size must hold all 2 latent numbers; got 1"),
     "width": ({"width": 13}, "width must be a multiple of num_heads = 2; got 13"),
 }

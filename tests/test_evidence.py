@@ -82,7 +82,7 @@ def test_evidence_is_a_function_of_its_seed(net):
 
 
 def test_one_order_has_no_standard_error(net):
-    message = "num_orders must be at least 2, for a standard error; got 1"
+    message = "num_orders must be an integer of at least 2, for a standard error; got 1"
     with pytest.raises(ValueError, match=message):
         log_evidence(net, X, Y, 1)
     with pytest.raises(ValueError, match=message):
@@ -150,15 +150,29 @@ def test_unmeasured_networks_warn_and_are_named(net):
 
 
 def test_one_network_is_not_compared(net):
-    with pytest.raises(ValueError, match=r"at least two models to compare; got \['a'\]"):
+    with pytest.raises(ValueError, match=r"at least two models to compare, by name; got \['a'\]"):
         compare_evidence({"a": net}, X, Y, R)
+
+
+def test_networks_of_different_data_are_not_compared(net, vector_net):
+    with pytest.raises(ValueError, match=r"nets must be of the same data, .*'a': \(1, None\), 'b': \(2, "):
+        compare_evidence({"a": net, "b": vector_net}, X, Y, R)
+    with pytest.raises(ValueError, match="nets must be a dict of at least two models to compare, by name; got list"):
+        compare_evidence([net, net], X, Y, R)
+
+
+def test_inputs_that_are_no_tensor_are_refused(net):
+    with pytest.raises(ValueError, match=r"x must be a tensor \(\*batch, n, 1\); got ndarray"):
+        log_evidence(net, X.numpy(), Y)
+    with pytest.raises(ValueError, match="one data set, a tensor; got ndarray"):
+        self_consistency(net, X.numpy(), Y)
 
 
 @pytest.mark.parametrize(
     "check", [lambda net, *data: compare_evidence({"a": net}, *data), self_consistency, subset_gap]
 )
 def test_several_data_sets_at_once_are_refused(net, check):
-    with pytest.raises(ValueError, match=r"inputs \(n, D_x\) of one data set; got \(2, 7, 1\); take one at a time"):
+    with pytest.raises(ValueError, match=r"\(n, D_x\) of one data set, a tensor; got \(2, 7, 1\); take one at a time"):
         check(net, X.expand(B, N, 1), Y.expand(B, N))
 
 

@@ -287,6 +287,46 @@ def test_context_without_one_data_set_is_refused(net):
             refine(gaussian, context)
 
 
+def test_other_program_or_context_is_refused(context):
+    def real_tau(x):
+        tau, mu = pyro.sample("tau", dist.Normal(1.0, 0.1)), pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Normal(mu, tau.abs() * x.new_ones(x.shape[:-1])))
+
+    with pytest.raises(ValueError, match="the program must have the network's latents"):
+        refine(real_tau, context, 200, 50)
+    with pytest.raises(ValueError, match=r"context must be what net.condition\(x, y\) returns; got function"):
+        refine(context, gaussian)
+
+
+def test_density_that_is_nan_is_explained(context):
+    class Broken(dist.Normal):
+        def log_prob(self, value):
+            return super().log_prob(value) * torch.where(self.loc > 0, torch.nan, 1.0)
+
+    def program(x):
+        tau = pyro.sample("tau", dist.Gamma(SHAPE, RATE))
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", Broken(mu * x.new_ones(x.shape[:-1]), tau**-0.5 * x.new_ones(x.shape[:-1])))
+
+    with pytest.raises(ValueError, match=r"density must be a number; got NaN at \d+ of 200 draws, as {'tau': "):
+        refine(program, context, 200, 50, seed=1)
+
+
+EQUAL = torch.zeros(1000, dtype=torch.float64)
+ONE_ABOVE = EQUAL - 2000.0 * (torch.arange(1000) > 0)
+FEW_FINITE = torch.where(torch.arange(1000) < 5, -torch.arange(1000.0, dtype=torch.float64), -math.inf)
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "expected"), [(EQUAL, -math.inf), (ONE_ABOVE, math.inf), (FEW_FINITE, math.inf)]
+)
+def test_weights_without_a_tail_are_told_apart(log_weights, expected):
+    smoothed, k_hat = smooth_weights(log_weights)
+    assert k_hat == expected and torch.equal(smoothed, log_weights)
+
+
 @pytest.mark.parametrize(("size", "shape"), [(200, 3.0), (1000, 1.5), (4000, 0.8)])
 def test_smoothed_weights_are_those_of_arviz(size, shape):
     stats = pytest.importorskip("arviz.stats")

@@ -41,6 +41,7 @@ ORDER = [
     "fits",
     "datatree",
     "program_sites",
+    "same_law",
     "simulation",
     "programs",
     "roles",

@@ -294,8 +294,17 @@ WRONG = {
     "draws": (lambda d: d.sites(draw(P + 1)), r"draws must have shape \(\*batch, 6\); got \(7,\)"),
     "missing_site": (lambda d: d.log_prob_sites({"rate": draw()}), "must hold exactly the free latents"),
     "unknown_site": (lambda d: d.unconstrain(values() | {"speed": draw()}), "must hold exactly the free latents"),
-    "site_shape": (lambda d: d.log_prob_sites(values() | {"shift": draw(3)}), r"\(\*batch, \*\(2,\)\); got \(3,\)"),
-    "simplex_shape": (lambda d: d.unconstrain(values() | {"mix": draw(2)}), r"\(\*batch, \*\(3,\)\); got \(2,\)"),
+    "site_shape": (lambda d: d.log_prob_sites(values() | {"shift": draw(3)}), r"\(\*batch, 2\); got \(3,\)"),
+    "simplex_shape": (lambda d: d.unconstrain(values() | {"mix": draw(2)}), r"\(\*batch, 3\); got \(2,\)"),
+    "outside": (
+        lambda d: d.log_prob_sites(values() | {"rate": -draw().exp()}),
+        r"values\['rate'\] must lie in its sup",
+    ),
+    "no_simplex": (
+        lambda d: d.log_prob_sites(values() | {"mix": torch.ones(3)}),
+        r"values\['mix'\] must lie in its sup",
+    ),
+    "site_number": (lambda d: d.log_prob_sites(values() | {"rate": 2.0}), r"values\['rate'\] must be a torch.Tensor"),
     "orders": (lambda d: ArBufferPosterior(d.context, torch.arange(P)), "orders must be an int64 tensor of shape"),
     "buffer_size": (lambda d: ArBufferPosterior(d.context, buffer_size=5), r"buffer_size must be an integer in 1..4"),
 }

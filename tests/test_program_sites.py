@@ -216,12 +216,12 @@ ERRORS = {
     "varying_shape": (varying_shape, {}, "must have one shape; that of site 'theta' varies: [(3,), (4,), (5,)]; leave"),
     "varying_support": (varying_support, {}, "latents must have one support; that of site 'theta' varies"),
     "varying_names": (varying_names, {}, UNKNOWN + "'theta3'"),
-    "discrete": (discrete, {}, "latents must be continuous; site 'kind' is discrete: mark it with"),
+    "discrete": (discrete, {}, "site 'kind' is discrete: mark it with infer={'enumerate': 'parallel'}, or"),
     "named_discrete": (discrete, {"latents": ["kind"]}, "latents must be continuous; site 'kind' is discrete; leave"),
     "in_plate": (in_plate, {"latents": ["theta"]}, "latents must be outside plates, without batch dimensions; site"),
-    "only_in_plate": (in_plate, {}, "latents must name different sites, at least one; got []"),
+    "only_in_plate": (in_plate, {}, "must have a continuous latent outside plates; got none, and ['theta'] inside"),
     "batched": (batched, {}, "has shape (3,) and event shape (); use .expand([d]).to_event(1)"),
-    "no_latents": (no_latents, {}, "latents must name different sites, at least one; got []"),
+    "no_latents": (no_latents, {}, "must have a continuous latent outside plates; got none, and [] inside plates"),
     "twice": (LINE, {"latents": ["slope", "slope"]}, "different sites, at least one; got ['slope', 'slope']"),
     "unknown": (LINE, {"latents": ["tau"]}, UNKNOWN + "'tau'; it has ['slope', 'noise']"),
     "outcome_as_latent": (LINE, {"latents": ["y"]}, UNKNOWN + "'y'"),
@@ -255,7 +255,7 @@ ERRORS = {
     ),
     "different_bounds": (different_bounds, {}, "same bounds in all dimensions; those of site 'theta' differ; make it"),
     "constant": (constant, {}, "latents must vary under the prior; site 'theta' is constant"),
-    "not_finite": (not_finite, {}, "the program must simulate finite numbers; its y hold NaN or infinite ones"),
+    "not_finite": (not_finite, {}, "the program must simulate finite numbers; got NaN or infinite ones in y of"),
 }
 
 

@@ -1,5 +1,6 @@
 """Simulations of programs in all three ways of running them, and the densities of programs."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from pyro import poutine
 from samples import draw
 
 from pyro_arbuf.priors.two_moons import TwoMoons, two_moons
+from pyro_arbuf.programs import program_config
 from pyro_arbuf.simulation import Simulator
 
 MODES = pytest.mark.parametrize("mode", LINES)
@@ -87,6 +89,58 @@ def test_latents_are_standardised_by_prior_draws(mode, simulators):
     assert abs(slope.loc[0]) < 5 / size**0.5 and abs(noise.loc[0] + 1) < 5 * 0.25 / size**0.5
     assert abs(slope.scale[0] - 1) < 5 / (2 * size) ** 0.5 + 5e-3
     assert abs(noise.scale[0] / 0.25 - 1) < 5 / (2 * size) ** 0.5 + 5e-3
+
+
+def test_locations_far_from_zero_are_as_exact_as_their_scales():
+    def program(x):
+        shift = pyro.sample("shift", dist.Normal(1000.3, 0.01))
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Normal(10132.5 + 0 * x[..., 0] + shift - 1000.3, 1.0))
+
+    simulator = Simulator(program, lambda n: 2019.6 + 0.8 * torch.rand(n, 1))
+    (shift,) = simulator.latents
+    assert shift.loc == pytest.approx((1000.3,), abs=0.002) and simulator.y_loc == pytest.approx((10132.5,), abs=0.1)
+    assert simulator.x_loc == pytest.approx((2020.0,), abs=0.02)
+    config = program_config(simulator, (0, 10))
+    assert config.x_range == pytest.approx((2019.592, 2020.408), abs=0.01)
+    assert 10120 < config.y_range[0] < 10129 and 10136 < config.y_range[1] < 10145
+
+
+def rarely(number):
+    """A line whose outcomes are, in one of 400 data sets, some other number."""
+
+    def program(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        broken = torch.where(slope > 2.807, number, 0.0)
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Normal(slope * x[..., 0] + broken, 1.0))
+
+    return program
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf])
+def test_rare_simulations_that_are_not_finite_are_drawn_anew(number):
+    simulator = Simulator(rarely(number), inputs)
+    drawn = [simulator.draw(400, 3) for _ in range(10)]
+    assert all(torch.isfinite(part).all() for simulations in drawn for part in simulations)
+    assert max(simulations.latents.max() for simulations in drawn) <= 2.807
+
+
+def test_frequent_ones_are_explained():
+    simulator = Simulator(rarely(math.inf), inputs)
+    simulator.program = lambda x: rarely(math.inf)(x * torch.nan)
+    with pytest.raises(ValueError, match="got NaN or infinite ones in y of 40 of 40 data sets; bound the prior, or"):
+        simulator.draw(40, 3)
+
+
+def test_program_that_looks_its_values_up_is_run_one_by_one():
+    def program(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        sign = {True: 1.0, False: -1.0}[(slope > 0).tolist() if slope.dim() == 0 else "many"]
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Normal(sign * x[..., 0], 1.0))
+
+    assert Simulator(program, inputs).mode == "loop"
 
 
 def test_inputs_and_outcomes_are_standardised_by_simulations(simulators):
