@@ -55,6 +55,12 @@ class Latent:
             base = constraints.real
         return constraints.independent(base, len(self.shape)) if self.shape else base
 
+    def contains(self, value: Tensor) -> Tensor:
+        """Whether values `(*batch, *shape)` lie in the support, `(*batch,)`; the sum of a simplex up to rounding."""
+        if self.simplex:
+            return (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < 1e-5)
+        return self.support.check(value)
+
     @functools.cached_property
     def transform(self) -> Transform:
         """From unconstrained values to the support, of `len(shape)` event dimensions."""

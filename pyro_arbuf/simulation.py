@@ -36,7 +36,8 @@ class Simulator:
 
     The program takes inputs x `(n, D_x)`, samples its latents, then the outcome of n exchangeable trials: inside a
     plate of n, or, for one observation per data set, without a plate. It is run for many data sets at once inside an
-    outer plate where that gives the right shapes and the moments of single runs; one by one otherwise.
+    outer plate where that gives the right shapes and the moments of single runs; one by one otherwise. Data sets with a
+    number that is not finite are drawn anew while they are at most one, or 1 %, of those asked for.
 
     Args:
         program: The program.

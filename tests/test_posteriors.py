@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from pyro_arbuf import distributions
 from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.latents import Locations
+from pyro_arbuf.latents import Latent, Locations
 from pyro_arbuf.marginals import ArBufferMarginals
 from pyro_arbuf.orders import random_orders
 from pyro_arbuf.posteriors import ArBufferPosterior
@@ -279,6 +279,13 @@ def test_posterior_with_nothing_free_is_refused(net, scalar_model):
         ArBufferPosterior(scalar_model.condition())
     with pytest.raises(ValueError, match=r"context must be a Context; got ArBufferModel; make one with net.condition"):
         ArBufferPosterior(net)
+
+
+def test_draws_of_a_large_simplex_can_be_scored_in_single_precision(build_model):
+    config = {"dim_x": 2, "latents": (Latent("mix", (20,), simplex=True),), "buffer_size": 19}
+    posterior = ArBufferPosterior(build_model(**SCALAR | config).float().condition())
+    draws = posterior.sample((50,))
+    assert torch.isfinite(posterior.log_prob_sites(posterior.sites(draws))).all()
 
 
 WRONG = {
