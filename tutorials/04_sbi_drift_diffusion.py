@@ -2,7 +2,7 @@
 
 The model is an ordinary Pyro program. One line turns it into a network, trained on nothing but its simulations:
 
-    net = pyro_arbuf.amortize(drift_diffusion, inputs=draw_coherence, num_context=(0, 400), minutes=60)
+    net = pyro_arbuf.amortize(drift_diffusion, inputs=draw_coherence, num_context=(0, 400), minutes=150)
 
 From then on the posterior of any animal takes a fraction of a second. A density of the program is not needed. Here
 there is one, so that every answer can be checked: against NUTS, and by importance sampling, which also corrects it.

@@ -13,7 +13,7 @@ Simulated data sets come first: their exact evidence is known (benchmarks/multis
 distributed here, as they have no licence: Continuous_SP_2.csv of github.com/evans1112/bcitoolbox, read as 14 observers,
 with one row per report and the columns subject, r_type (0 = the flash was asked for, 1 = the sound), s_A, s_V, y
 (degrees), bisensory (1 = sound and flash) and split (0, 1: two halves of the reports). Their exact evidence is in
-data/shams_av_evidence.csv; observers without one are left out.
+data/shams_av_evidence.csv.
 """
 
 # %% Two programs, two networks, and data sets simulated from either
