@@ -128,11 +128,14 @@ def run_nuts(model: Callable, num_warmup: int, num_draws: int, *args: object, ji
 
 
 def consistency_rows(net: ArBufferModel, x: Tensor, y: Tensor) -> list[Row]:
-    """The two checks without a reference, over data sets `(D, n, .)`."""
+    """The two checks without a reference, over data sets `(D, n, .)`; of one observation there is no subset."""
     spread = [self_consistency(net, a, b).standard_deviation for a, b in zip(x, y, strict=True)]
+    rows = [("self-consistency, sd over posterior draws (nats)", shown(spread, 2), "0")]
+    if x.shape[1] == 1:
+        return rows
     gaps = [subset_gap(net, a, b) for a, b in zip(x, y, strict=True)]
     return [
-        ("self-consistency, sd over posterior draws (nats)", shown(spread, 2), "0"),
+        *rows,
         ("subset gap, dropped (nats per target)", shown([gap.dropped for gap in gaps], 4), "0"),
         ("subset gap, reordered (nats per target)", shown([gap.reordered for gap in gaps], 4), "0"),
     ]
@@ -294,6 +297,9 @@ def bench_multisensory(nets: dict[str, ArBufferModel], num_sets: int) -> tuple[l
         ("verdicts against the exact evidence", f"{wrong} of {int(resolved.sum())} resolved", "0"),
         ("seconds per data set, both models, 64 orders", f"{seconds / len(ours):.1f}", ""),
     ]
+    for name, net in nets.items():
+        drawn = draw_sets(net, 5, 400)
+        rows += [(f"{name}, {check}", *figures) for check, *figures in consistency_rows(net, drawn.x, drawn.y[..., 0])]
     summary = {"evidence_rmse": dict(zip(names, rmse.tolist(), strict=True)), "difference rmse": difference}
     return rows, summary | {"wrong": wrong, "resolved": int(resolved.sum()), "sets": len(ours)}
 
@@ -317,6 +323,8 @@ def bench_sbibm(net: ArBufferModel, reference: Path, aim: float) -> tuple[list[R
         scores.append(c2st(stack(draws, net.latents), exact))
     rows = [("posterior C2ST, sbibm's ten observations", shown(scores), f"<= {aim}")]
     rows.append(("of each", " ".join(f"{score:.2f}" for score in scores), ""))
+    drawn = draw_sets(net, 10, 1)
+    rows += consistency_rows(net, drawn.x, drawn.y)
     return rows, {"c2st": mean_se(scores)}
 
 
