@@ -87,15 +87,16 @@ def calibrate(
         Ranks, p-values and coverage; its `plot()` is a figure.
 
     Raises:
-        ValueError: If the network's program is not known, or a number is not positive.
+        ValueError: If the network's program is not known, or a number is no positive integer.
 
     Source:
         Talts et al. (2018), "Validating Bayesian inference algorithms with simulation-based calibration".
     """
     num_trials = max(1, net.config.num_context[1]) if num_trials is None else num_trials
-    for name, value in {"num_datasets": num_datasets, "num_draws": num_draws, "num_trials": num_trials}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be positive; got {value}")
+    numbers = {"num_datasets": num_datasets, "num_draws": num_draws, "num_trials": num_trials, "num_orders": num_orders}
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer; got {value!r}")
     simulator = find_simulator(net, program)
     orders = random_orders(net.config.num_latents, num_orders) if num_orders > 1 else None
     ranks, device = [], next(net.parameters()).device

@@ -128,10 +128,10 @@ def refine(
     if context.batch_shape or context.num_context == 0:
         got = f"batch shape {tuple(context.batch_shape)} and {context.num_context} observations"
         raise ValueError(f"context must hold the observations of one data set; got {got}")
-    if not 1 <= num_resampled <= num_draws or num_draws < 100:
-        raise ValueError(
-            f"num_resampled must be in 1..num_draws, num_draws at least 100; got {num_resampled} and {num_draws}"
-        )
+    integers = isinstance(num_draws, int) and isinstance(num_resampled, int)
+    if not integers or not 1 <= num_resampled <= num_draws or num_draws < 100:
+        got = f"{num_resampled!r} and {num_draws!r}"
+        raise ValueError(f"num_resampled must be an integer in 1..num_draws, num_draws one of at least 100; got {got}")
     model = context.model
     posterior = ArBufferPosterior(context, orders)
     x, y, length = (None if part is None else part[0] for part in context.observations)

@@ -274,7 +274,12 @@ def test_impossible_data_are_refused(net):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((50, 10), "num_draws at least 100"), ((200, 201), "got 201 and 200"), ((200, 0), "got 0 and 200")],
+    [
+        ((50, 10), "num_draws one of at least 100"),
+        ((1e3, 10), "got 10 and 1000.0"),
+        ((200, 201), "got 201 and 200"),
+        ((200, 0), "got 0 and 200"),
+    ],
 )
 def test_wrong_numbers_of_draws_are_refused(context, arguments, message):
     with pytest.raises(ValueError, match=message):
