@@ -139,7 +139,7 @@ def test_plot_has_a_panel_per_latent_and_one_of_coverage(net, exact):
     figure.canvas.draw()
 
 
-@pytest.mark.parametrize("name", ["num_datasets", "num_draws", "num_trials"])
+@pytest.mark.parametrize("name", ["num_datasets", "num_draws", "num_trials", "num_orders"])
 def test_numbers_below_one_are_refused(net, name):
     with pytest.raises(ValueError, match=f"{name} must be a positive integer; got 0"):
         calibrate(net, **{name: 0})
