@@ -212,6 +212,7 @@ def test_gp_has_the_covariance_of_its_kernel(kernel: int, monkeypatch: pytest.Mo
 
 def test_gp_lengthscale_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     scaled = []
+    monkeypatch.setattr(gp, "KERNEL_WEIGHTS", (1.0, 0.0, 0.0))
     monkeypatch.setattr(gp, "correlation", lambda d, kernel: scaled.append(d) or torch.exp(-d))
     x = gp_1d(4000, 0, 2, 1, generator()).x_buffer.double().squeeze(-1)
     lengthscale = (x[:, 0] - x[:, 1]).abs() / scaled[0][:, 0, 1]
@@ -240,6 +241,15 @@ def test_gp_chooses_kernels_by_their_weights(monkeypatch: pytest.MonkeyPatch) ->
     share = torch.tensor(chosen).bincount(minlength=3) / 1500
     expected = torch.tensor([0.4, 0.3, 0.3])
     assert ((share - expected).abs() < 5 * (expected * (1 - expected) / 1500).sqrt()).all()
+
+
+def test_gp_draws_the_kernel_class_of_every_function_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {}
+    monkeypatch.setattr(gp, "correlation", lambda d, kernel: sizes.update({kernel: len(d)}) or torch.exp(-d))
+    gp_1d(3000, 0, 1, 1, generator())
+    assert sum(sizes.values()) == 3000
+    for kernel, weight in enumerate([0.4, 0.3, 0.3]):
+        assert abs(sizes[kernel] / 3000 - weight) < 5 * (weight * (1 - weight) / 3000) ** 0.5
 
 
 def noise_scales(prior: Prior, monkeypatch: pytest.MonkeyPatch) -> Tensor:

@@ -31,14 +31,17 @@ def _uniform(low: float, high: float, batch_size: int, generator: torch.Generato
 def _draw(
     batch_size: int, num_points: int, generator: torch.Generator, log_noise_sd: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    kernel = int(torch.multinomial(torch.tensor(KERNEL_WEIGHTS), 1, generator=generator))
+    kernel = torch.multinomial(torch.tensor(KERNEL_WEIGHTS), batch_size, replacement=True, generator=generator)
     x = X_RANGE[0] + (X_RANGE[1] - X_RANGE[0]) * torch.rand(
         batch_size, num_points, 1, generator=generator, dtype=torch.float64
     )
     variance = _uniform(*VARIANCE, batch_size, generator)
     lengthscale = _uniform(*LENGTHSCALE, batch_size, generator)
     noise_sd = torch.exp(_uniform(*log_noise_sd, batch_size, generator))
-    covariance = variance * correlation((x - x.mT).abs() / lengthscale, kernel)
+    covariance = (x - x.mT).abs() / lengthscale
+    for drawn in kernel.unique().tolist():
+        covariance[kernel == drawn] = correlation(covariance[kernel == drawn], drawn)
+    covariance *= variance
     covariance.diagonal(dim1=-2, dim2=-1).add_(noise_sd[..., 0] ** 2)
     noise = torch.randn(batch_size, num_points, 1, generator=generator, dtype=torch.float64)
     y = torch.linalg.cholesky(covariance) @ noise
@@ -46,13 +49,15 @@ def _draw(
 
 
 def gp_1d(batch_size: int, num_context: int, num_buffer: int, num_targets: int, generator: torch.Generator) -> Task:
-    """Draws tasks of the paper's GP benchmark: kernel class per batch, hyperparameters per function, tiny noise.
+    """Draws tasks of the paper's GP benchmark: kernel class and hyperparameters per function, tiny noise.
+
+    The paper draws the kernel class per batch: the same law of one function, and a noisier gradient.
 
     RBF with probability 0.4, Matern-3/2 0.3, Matern-5/2 0.3; variance U[0.5, 1.5], lengthscale U[0.1, 1]; noise
     variance 1e-5; x iid uniform on [-2, 2].
 
     Args:
-        batch_size: Tasks B, all of one kernel class.
+        batch_size: Tasks B.
         num_context: Context pairs N.
         num_buffer: Buffer pairs K.
         num_targets: Targets M.
