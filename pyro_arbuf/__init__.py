@@ -12,7 +12,7 @@ from pyro_arbuf.checks import ModelCheckWarning, check_model
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context
 from pyro_arbuf.datatree import to_datatree, to_inference_data
-from pyro_arbuf.distributions import ArBufferJoint, Moments, OrderSpread
+from pyro_arbuf.distributions import ArBufferJoint, Moments
 from pyro_arbuf.evidence import (
     Evidence,
     EvidenceComparison,
@@ -27,7 +27,7 @@ from pyro_arbuf.guides import AmortizedGuide, Refined, refine
 from pyro_arbuf.loo import LooConditionals, exact_loo, loo_conditionals, to_elpd_data
 from pyro_arbuf.marginals import ArBufferMarginals, PlateOverTargetsWarning
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders
+from pyro_arbuf.orders import OrderSpread, random_orders
 from pyro_arbuf.posteriors import ArBufferPosterior
 from pyro_arbuf.predictive import predictive
 from pyro_arbuf.simulation import Simulator

@@ -12,7 +12,15 @@ from pyro_arbuf.folding import fold, join_context, unfold
 from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.inference import Noise, grow_context, leave_one_out, rsample_joint, sample_joint, score_joint
 from pyro_arbuf.marginals import ArBufferDistribution, ArBufferMarginals
-from pyro_arbuf.orders import check_index, check_orders, random_orders, restrict_orders
+from pyro_arbuf.orders import (
+    OrderSpread,
+    average_orders,
+    check_index,
+    check_orders,
+    random_orders,
+    restrict_orders,
+    warn_few_orders,
+)
 from pyro_arbuf.validation import broadcast_batches, check_y, inference_scope, warn_outside
 
 
@@ -28,20 +36,6 @@ class Moments(NamedTuple):
     mean: Tensor
     variance: Tensor
     covariance: Tensor
-
-
-class OrderSpread(NamedTuple):
-    """How much a joint log density depends on the order of the targets.
-
-    Attributes:
-        log_prob_orders: `(*batch, R)` nats, the density of each order.
-        log_prob: `(*batch,)` nats, their equal mixture.
-        standard_error: `(*batch,)` nats, of `log_prob` as an estimate of the average over all orders (delta method).
-    """
-
-    log_prob_orders: Tensor
-    log_prob: Tensor
-    standard_error: Tensor
 
 
 class ArBufferJoint(ArBufferDistribution):
@@ -230,24 +224,27 @@ class ArBufferJoint(ArBufferDistribution):
             raise ValueError(f"{name} needs one order; got {count}; build it with orders=orders[:1], or use {instead}")
 
     def order_spread(self, y: Tensor) -> OrderSpread:
-        r"""How much the joint log density depends on the order of the targets.
-
-        With p_r the density of order r and p their mean, the standard error of log p is sd(p_r) / (p sqrt(R)).
+        """How much the joint log density depends on the order of the targets; warns where few orders dominate.
 
         Args:
             y: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
 
+        Returns:
+            Density of every order, their average, its standard error, and how many orders count.
+
         Raises:
             ValueError: If the distribution has one order only, or as `log_prob`.
         """
-        num_orders = len(self.orders)
-        if num_orders < 2:
+        if len(self.orders) < 2:
             raise ValueError("order_spread needs at least 2 orders; got 1; use orders=random_orders(M, 16)")
+        spread = average_orders(self._log_prob_orders(y))
+        warn_few_orders(spread, "the joint log density", stacklevel=2)
+        return spread
+
+    def _log_prob_orders(self, y: Tensor) -> Tensor:
+        """Joint log density in each order, `(*batch, R)` nats."""
         with inference_scope():
-            per_order = self._scores(y, GaussianMixture.log_prob, 0.0).sum((-1, -2))  # (*batch, R)
-        log_prob = self._mixture_of_orders(per_order)
-        relative = torch.exp(per_order - log_prob.unsqueeze(-1))  # p_r / p, of mean 1
-        return OrderSpread(per_order, log_prob, relative.std(-1) / math.sqrt(num_orders))
+            return self._scores(y, GaussianMixture.log_prob, 0.0).sum((-1, -2))
 
     def log_prob_conditionals(self, y: Tensor) -> Tensor:
         """Full conditionals: the set model's log density of every target with all other pairs in the context.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -154,6 +155,12 @@ def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[
     names = tuple(latent.name for latent in known if latent.name in latents)
     shape = broadcast_batches({f"latents[{n!r}]": p.shape[:-1] for n, p in zip(names, parts, strict=True)})
     return torch.cat([part.expand(*shape, -1) for part in parts], -1), names
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Checks that a count is an integer (a float or a bool is none) and large enough."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
 
 
 def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor | Locations:

@@ -398,6 +398,7 @@ def test_order_spread_is_that_of_single_orders(net: ArBufferModel) -> None:
     assert_close(spread.log_prob, joint.log_prob(y), **EXACT)
     density = each.exp()
     assert_close(spread.standard_error, density.std(-1) / density.mean(-1) / math.sqrt(R), **EXACT)
+    assert_close(spread.effective_orders, density.sum(-1) ** 2 / density.square().sum(-1), **EXACT)
 
 
 def test_standard_error_is_the_spread_over_sets_of_orders(scalar_model: ArBufferModel) -> None:
@@ -410,6 +411,14 @@ def test_standard_error_is_the_spread_over_sets_of_orders(scalar_model: ArBuffer
     reported = torch.stack([spread.standard_error for spread in spreads]).mean(0)
     assert over_sets.min() > 0.01  # else the test says nothing
     assert_close(reported, over_sets, rtol=0.3, atol=0.0)
+
+
+def test_order_spread_warns_where_few_orders_dominate(scalar_model: ArBufferModel) -> None:
+    joint = ArBufferJoint(single(scalar_model), draw(M, DIM_X), orders=random_orders(M, 16))
+    with pytest.warns(UserWarning, match=r"joint log density rests on few of its 16 orders, .* Take more") as caught:
+        spread = joint.order_spread(10 + 10 * draw(M))
+    assert [w.filename for w in caught] == [__file__]
+    assert 1 <= spread.effective_orders < 4 and spread.standard_error > 1  # by the delta method at most 1
 
 
 def test_order_spread_needs_several_orders(scalar_model: ArBufferModel) -> None:

@@ -1,10 +1,20 @@
 """Tests of orders of targets."""
 
+import math
+
 import pytest
 import torch
 
 from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.orders import check_index, check_orders, inverse_orders, random_orders, restrict_orders
+from pyro_arbuf.orders import (
+    average_orders,
+    check_index,
+    check_orders,
+    inverse_orders,
+    paired_error,
+    random_orders,
+    restrict_orders,
+)
 
 
 def test_random_orders_are_permutations():
@@ -83,6 +93,55 @@ def test_restriction_to_all_or_one(keep):
     orders = random_orders(4, 3)
     expected = orders if keep.all() else torch.zeros(3, 1, dtype=torch.int64)
     assert torch.equal(restrict_orders(orders, keep), expected)
+
+
+@pytest.mark.parametrize("count", [2.0, True, "2"])
+def test_counts_that_are_no_integers_are_errors(count):
+    with pytest.raises(ValueError, match=f"num_orders must be an integer of at least 1; got {count!r}"):
+        random_orders(3, count)
+    with pytest.raises(ValueError, match=f"num_targets must be an integer of at least 1; got {count!r}"):
+        random_orders(count, 3)
+
+
+@pytest.mark.parametrize("num_orders", [16, 64])
+@pytest.mark.parametrize("sd", [0.3, 3.0, 10.0])
+def test_error_over_orders_covers_the_spread_between_sets_of_orders(sd, num_orders):
+    """Log densities of the orders N(0, sd^2), 400 sets of them: the delta method alone says 1 nat at most."""
+    log_prob_orders = sd * torch.randn(400, num_orders, dtype=torch.float64)
+    spread = average_orders(log_prob_orders)
+    between = spread.log_prob.std()
+    assert 0.85 < spread.standard_error.mean() / between < 2.0
+    both = (spread.standard_error[:200].square() + spread.standard_error[200:].square()).sqrt()
+    inside = (spread.log_prob[:200] - spread.log_prob[200:]).abs() < 1.96 * both
+    assert inside.double().mean() > 0.9
+    assert (spread.effective_orders > num_orders / 4).all() == (sd == 0.3)
+
+
+@pytest.mark.parametrize("num_orders", [16, 64])
+@pytest.mark.parametrize("sd", [0.3, 3.0, 10.0])
+def test_paired_error_covers_the_spread_of_differences(sd, num_orders):
+    shared = sd * torch.randn(400, num_orders, dtype=torch.float64)
+    first, second = (shared + 0.5 * sd * torch.randn(400, num_orders, dtype=torch.float64) for _ in range(2))
+    error = paired_error(first, second)
+    between = (average_orders(first).log_prob - average_orders(second).log_prob).std()
+    assert 0.85 < error.mean() / between < 2.0
+    assert (paired_error(first, first) == 0).all()
+
+
+def test_error_over_even_orders_is_that_of_the_delta_method():
+    log_prob_orders = 0.3 * torch.randn(3, 8, dtype=torch.float64)
+    density = log_prob_orders.exp()
+    spread = average_orders(log_prob_orders)
+    expected = density.std(-1) / density.mean(-1) / math.sqrt(8)
+    torch.testing.assert_close(spread.standard_error, expected)
+    torch.testing.assert_close(spread.effective_orders, density.sum(-1).square() / density.square().sum(-1))
+
+
+@pytest.mark.parametrize("num_orders", [2, 3, 5])
+def test_few_orders_far_apart_have_an_error_that_grows_with_their_distance(num_orders):
+    log_prob_orders = torch.tensor([0.0] + [-30.0] * (num_orders - 1), dtype=torch.float64)
+    errors = [average_orders(scale * log_prob_orders).standard_error for scale in (1, 2)]
+    assert 15 < errors[0] < 30 < errors[1] < 60
 
 
 @pytest.mark.parametrize("index", [[4, 1], (4, 1), torch.tensor([4, 1]), range(4, 0, -3)])
