@@ -64,7 +64,7 @@ def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: in
         latents = {name: torch.stack([t.nodes[name]["value"] for t in draws.exec_traces]) for name in names}
         per_draw = {"log_weight": torch.stack([torch.as_tensor(weight) for weight in draws.log_weights])}
         if num_samples is not None:
-            chosen = _resample(per_draw.pop("log_weight"), num_samples)
+            chosen = systematic_resample(per_draw.pop("log_weight"), num_samples)
             latents = {name: values[chosen] for name, values in latents.items()}
         return Fit(latents, 1, per_draw, {}, *(ran if model is None else (model, args, {})))
     if not isinstance(draws, Mapping):
@@ -87,11 +87,11 @@ def _mcmc_statistics(mcmc: MCMC) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return per_draw, per_chain
 
 
-def _resample(log_weight: Tensor, num_samples: int) -> Tensor:
+def systematic_resample(log_weight: Tensor, num_samples: int) -> Tensor:
     """Systematic resampling: indices `(num_samples,)` int64, in random order."""
     weights = torch.softmax(log_weight.detach().double().cpu(), 0)
     if bool(weights.isnan().any()):
         raise ValueError(f"the log weights must hold a finite one and no NaN to resample; got {log_weight}")
-    points = (torch.arange(num_samples) + torch.rand((), dtype=torch.float64)) / num_samples
-    chosen = torch.searchsorted(weights.cumsum(0), points).clamp(max=len(weights) - 1)
-    return chosen[torch.randperm(num_samples)].to(log_weight.device)
+    points = torch.arange(num_samples, device="cpu") + torch.rand((), dtype=torch.float64, device="cpu")
+    chosen = torch.searchsorted(weights.cumsum(0), points / num_samples).clamp(max=len(weights) - 1)
+    return chosen[torch.randperm(num_samples, device="cpu")].to(log_weight.device)

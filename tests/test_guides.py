@@ -14,7 +14,7 @@ from pyro.infer import SVI, Importance, Predictive, Trace_ELBO, TraceEnum_ELBO, 
 from samples import draw
 from torch.testing import assert_close
 
-from pyro_arbuf.guides import AmortizedGuide, refine, smooth_weights
+from pyro_arbuf.guides import AmortizedGuide, effective_sample_size, refine, resample, smooth_weights
 from pyro_arbuf.posteriors import ArBufferPosterior
 from pyro_arbuf.priors.gaussian import RATE, SHAPE, exact_log_evidence, exact_posterior, gaussian
 
@@ -204,23 +204,82 @@ def test_refined_weights_have_the_moments_of_the_exact_posterior(context):
 
 
 def test_resampled_draws_are_distinct_and_follow_the_weights(context):
-    result = refine(gaussian, context, num_draws=4000, num_resampled=150, seed=1)
+    result = refine(gaussian, context, num_draws=4000, num_resampled=70, seed=1)
     rows = torch.stack([result.draws["tau"], result.draws["mu"]], -1)
-    assert rows.shape == (150, 2) and len(rows.unique(dim=0)) == 150
+    assert rows.shape == (70, 2) and len(rows.unique(dim=0)) == 70
     for name, kept in result.draws.items():
         proposals, w = result.proposals[name], result.weights
         mean = (w * proposals).sum()
         sd = (w * (proposals - mean) ** 2).sum().sqrt()
-        assert abs(kept.mean() - mean) < 5 * sd / math.sqrt(150)
+        assert abs(kept.mean() - mean) < 5 * sd / math.sqrt(70)
         assert 0.75 < kept.std() / sd < 1.35 and proposals.std() / sd > 2  # the heaviest alone: 0.4
+
+
+DIM, SEEDS = 3, 20
+
+
+@pytest.mark.parametrize(
+    ("num_proposals", "sd", "size", "num_draws"),
+    [(1000, 2.96, 100, 1000), (3000, 2.96, 300, 1000), (10_000, 1.97, 3000, 1000), (10_000, 1.97, 3000, 250)],
+)
+def test_resampled_draws_are_as_wide_as_the_exact_posterior(num_proposals, sd, size, num_draws):
+    """Proposals from N(0, sd^2 I), target N(0, I): the sd of draws is 1, whatever the weights are worth."""
+    sds, sizes, k_hats = [], [], []
+    for seed in range(SEEDS):
+        torch.manual_seed(seed)
+        proposals = sd * torch.randn(num_proposals, DIM, dtype=torch.float64)
+        log_weights = 0.5 * ((proposals / sd).square() - proposals.square()).sum(-1)
+        smoothed, k_hat = smooth_weights(log_weights)
+        kept = resample(smoothed, num_draws)
+        assert kept.shape == (num_draws,)
+        sds.append(proposals[kept, 0].std())
+        sizes.append(effective_sample_size(smoothed))
+        k_hats.append(k_hat)
+    assert 0.8 < sum(sizes) / SEEDS / size < 1.25 and max(k_hats) < 0.7
+    sds = torch.stack(sds)
+    assert abs(sds.mean() - 1) < 3 * sds.std() / math.sqrt(SEEDS)
+
+
+def test_few_draws_have_no_duplicates_and_many_repeat_by_their_weight():
+    log_weights = torch.randn(1000, dtype=torch.float64)
+    size = effective_sample_size(log_weights)
+    assert len(resample(log_weights, int(0.1 * size)).unique()) == int(0.1 * size)
+    counts = torch.bincount(resample(log_weights, 900), minlength=1000)
+    assert counts.max() > 1 and ((counts - 900 * log_weights.softmax(0)).abs() < 1).all()
+
+
+def test_refined_draws_are_as_wide_as_the_exact_posterior(context):
+    exact = exact_posterior(Y)
+    sd = (exact.rate / (exact.count * (exact.shape - 1))).sqrt()
+    widths = []
+    for seed in range(4):
+        result = refine(gaussian, context, 4000, 700, seed=seed)
+        assert 700 < result.effective_sample_size < 1000
+        widths.append(result.draws["mu"].std() / sd)
+    assert abs(torch.stack(widths).mean() - 1) < 0.06  # without replacement: 1.2
+
+
+def test_more_draws_than_the_weights_are_worth_warn_once(context):
+    with pytest.warns(
+        UserWarning, match=r"effective sample size of 2\d\d, so the 500 draws .* num_draws = 2\d00"
+    ) as caught:
+        result = refine(gaussian, context, 1000, 500, seed=1)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert len(result.draws["mu"]) == 500 and 150 < result.effective_sample_size < 300
+
+
+def test_refined_posterior_shows_what_it_is_worth(context):
+    result = refine(gaussian, context, 1000, 50, seed=1)
+    assert repr(result).startswith("Refined(sites=['tau', 'mu'], num_draws=1000, k_hat=-0.")
+    assert f"effective_sample_size={result.effective_sample_size:.0f}, log_evidence=-5." in repr(result)
 
 
 def test_refinement_is_a_function_of_its_seed(context):
     state = torch.get_rng_state()
-    first, again = (refine(gaussian, context, 200, 50, seed=7) for _ in range(2))
+    first, again = (refine(gaussian, context, 2000, 50, seed=7) for _ in range(2))
     assert torch.equal(first.draws["mu"], again.draws["mu"]) and first.log_evidence == again.log_evidence
     assert torch.equal(torch.get_rng_state(), state)
-    other = refine(gaussian, context, 200, 50)
+    other = refine(gaussian, context, 2000, 50)
     assert not torch.equal(other.draws["mu"], first.draws["mu"])
 
 
@@ -255,9 +314,9 @@ def test_draws_that_the_program_excludes_are_not_kept(net):
         with pyro.plate("trials", x.shape[-2]):
             return pyro.sample("y", dist.Uniform(mu - 1.2, mu + 1.2, validate_args=False))
 
-    result = refine(bounded, net.condition(X, Y), 1000, 500, seed=1)
+    result = refine(bounded, net.condition(X, Y), 4000, 300, seed=1)
     kept = result.draws["mu"]
-    assert 100 < len(kept) < 500
+    assert (result.weights == 0).sum() > 1000 and len(kept) == 300
     assert ((kept[:, None] - 1.2 < Y) & (kept[:, None] + 1.2 > Y)).all()
 
 
@@ -275,10 +334,12 @@ def test_impossible_data_are_refused(net):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((50, 10), "num_draws one of at least 100"),
-        ((1e3, 10), "got 10 and 1000.0"),
-        ((200, 201), "got 201 and 200"),
-        ((200, 0), "got 0 and 200"),
+        ((50, 10), "num_draws must be an integer of at least 100; got 50"),
+        ((1e3, 10), "num_draws must be an integer of at least 100; got 1000.0"),
+        ((True, 10), "num_draws must be an integer of at least 100; got True"),
+        ((200, 201), "num_resampled must be at most num_draws = 200; got 201; raise num_draws"),
+        ((200, 0), "num_resampled must be an integer of at least 1; got 0"),
+        ((200, 20.0), "num_resampled must be an integer of at least 1; got 20.0"),
     ],
 )
 def test_wrong_numbers_of_draws_are_refused(context, arguments, message):
@@ -302,6 +363,8 @@ def test_other_program_or_context_is_refused(context):
         refine(real_tau, context, 200, 50)
     with pytest.raises(ValueError, match=r"context must be what net.condition\(x, y\) returns; got function"):
         refine(context, gaussian)
+    with pytest.raises(ValueError, match="program must be a Pyro program, a function of x; got NoneType"):
+        refine(None, context)
 
 
 def test_density_that_is_nan_is_explained(context):
