@@ -23,6 +23,7 @@ from pyro_arbuf.evidence import (
     self_consistency,
     subset_gap,
 )
+from pyro_arbuf.evidence_error import EvidenceError, measure_evidence_error
 from pyro_arbuf.guides import AmortizedGuide, Refined, refine
 from pyro_arbuf.loo import LooConditionals, exact_loo, loo_conditionals, to_elpd_data
 from pyro_arbuf.marginals import ArBufferMarginals, PlateOverTargetsWarning
@@ -42,6 +43,7 @@ __all__ = [
     "Context",
     "Evidence",
     "EvidenceComparison",
+    "EvidenceError",
     "LooConditionals",
     "ModelCheckWarning",
     "ModelConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "load",
     "log_evidence",
     "loo_conditionals",
+    "measure_evidence_error",
     "predictive",
     "random_orders",
     "refine",

@@ -42,7 +42,7 @@ class ModelConfig:
         y_loc: Location of every outcome dimension: embedded and predicted are (y - y_loc) / y_scale, so densities stay
             in the user's units; `None` = 0.
         y_scale: Scale of every outcome dimension; `None` = 1.
-        evidence_rmse: Measured error of `log_evidence` at the largest trained N, nats; `None` = not measured.
+        evidence_rmse: Error of `log_evidence` as `measure_evidence_error` found it, nats; `None` = not measured.
 
     Raises:
         ValueError: If a size is no positive integer, `num_heads` does not divide `width`, or the head is unknown.

@@ -3,6 +3,7 @@
 Knows nothing of orders, of blocks of targets, or of Pyro.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,6 +56,16 @@ class ArBufferModel(nn.Module):
     def latents(self) -> tuple[str, ...]:
         """Names of the latents, in the order of their locations; empty for a model without."""
         return tuple(latent.name for latent in self.config.latents)
+
+    def replace_measured(self, **measured: float | None) -> None:
+        """Replaces what was measured of this network, which its configuration carries: `evidence_rmse`.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        if not set(measured) <= {"evidence_rmse"}:
+            raise ValueError(f"only evidence_rmse is measured and may be replaced; got {sorted(measured)}")
+        self.config = dataclasses.replace(self.config, **measured)
 
     def encode(self, x: Tensor, y: Tensor, context_len: Tensor | None = None) -> ContextCache:
         """Encodes contexts; where one has no pair, the empty-context token stands in.

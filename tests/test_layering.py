@@ -48,6 +48,7 @@ ORDER = [
     "posteriors",
     "guides",
     "evidence",
+    "evidence_error",
     "calibration",
     "amortization",
     "cli",
