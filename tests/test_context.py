@@ -190,7 +190,7 @@ def test_wrong_buffer_size_is_refused(buffer_size: object, context: Context, no_
 
 @pytest.mark.parametrize("counts", [(0, 1), (1, 0)])
 def test_random_orders_of_nothing_are_refused(counts: tuple[int, int]) -> None:
-    assert_refused(lambda: random_orders(*counts), "num_targets and num_orders must be at least 1; got")
+    assert_refused(lambda: random_orders(*counts), "must be an integer of at least 1; got 0")
 
 
 VALUE = torch.linspace(0, 1, M)
