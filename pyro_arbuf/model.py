@@ -21,6 +21,8 @@ from pyro_arbuf.heads import GaussianHead, GaussianMixture, GaussianMixtureHead
 from pyro_arbuf.latents import UNIT_SD
 from pyro_arbuf.validation import inference_scope
 
+MEASURED = {"evidence_rmse"}  # fields of a configuration that say what was found, not how the network is built
+
 
 class ArBufferModel(nn.Module):
     """A set model with a causal autoregressive buffer.
@@ -37,7 +39,7 @@ class ArBufferModel(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config = config
+        self.__dict__["config"] = config  # past the property, which cannot be set
         self.simulator: object | None = None
         dim_y = config.dim_y or 1
         self.embedder = Embedder(config)
@@ -53,19 +55,36 @@ class ArBufferModel(nn.Module):
         return self.__dict__ | {"simulator": None}  # programs are often local functions, which cannot be pickled
 
     @property
+    def config(self) -> ModelConfig:
+        """Sizes, head, standardisation and trained ranges: read-only, the weights and buffers were made for them."""
+        return self.__dict__["config"]
+
+    @config.setter
+    def config(self, config: ModelConfig) -> None:
+        raise AttributeError(
+            "net.config is read-only: the network's layers and standardisation were made from it, so a new one would "
+            "be ignored in part. Build a network of the new configuration and give it these weights: "
+            "other = ArBufferModel(config); other.load_state_dict(net.state_dict())"
+        )
+
+    def replace_measured(self, **measured: float | None) -> None:
+        """Stores what was measured on this network in its configuration, which nothing else may change.
+
+        Args:
+            **measured: `evidence_rmse`, nats; `None` = not measured.
+
+        Raises:
+            ValueError: If another field of the configuration is named.
+        """
+        others = sorted(set(measured) - MEASURED)
+        if others:
+            raise ValueError(f"only {sorted(MEASURED)} of a network's configuration can be replaced; got {others}")
+        self.__dict__["config"] = dataclasses.replace(self.config, **measured)
+
+    @property
     def latents(self) -> tuple[str, ...]:
         """Names of the latents, in the order of their locations; empty for a model without."""
         return tuple(latent.name for latent in self.config.latents)
-
-    def replace_measured(self, **measured: float | None) -> None:
-        """Replaces what was measured of this network, which its configuration carries: `evidence_rmse`.
-
-        Raises:
-            ValueError: If it is something else.
-        """
-        if not set(measured) <= {"evidence_rmse"}:
-            raise ValueError(f"only evidence_rmse is measured and may be replaced; got {sorted(measured)}")
-        self.config = dataclasses.replace(self.config, **measured)
 
     def encode(self, x: Tensor, y: Tensor, context_len: Tensor | None = None) -> ContextCache:
         """Encodes contexts; where one has no pair, the empty-context token stands in.

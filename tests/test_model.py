@@ -1,6 +1,8 @@
 """Tests of the model: training, one-pass density and decoding are one function, equal to `reference.py`."""
 
 import copy
+import dataclasses
+import pickle
 
 import pytest
 import reference
@@ -186,3 +188,20 @@ def test_conditioning_encodes_the_observations_once(model, draw_task):
         assert_close(got, tensor, **EXACT)
     assert model.condition().num_context == 0 and model.condition().batch_shape == ()
     assert not hasattr(model, "cache") and all("cache" not in name for name, _ in model.named_buffers())
+
+
+def test_assigning_a_configuration_is_refused(scalar_model):
+    config = scalar_model.config
+    with pytest.raises(AttributeError, match=r"net.config is read-only.*load_state_dict\(net.state_dict\(\)\)"):
+        scalar_model.config = dataclasses.replace(config, x_loc=(5.0, 5.0), x_scale=(2.0, 2.0))
+    assert scalar_model.config is config
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_measured_error_is_stored_and_copied(scalar_model, duplicate):
+    net = copy.deepcopy(scalar_model)
+    net.replace_measured(evidence_rmse=1.2)
+    assert net.config == dataclasses.replace(scalar_model.config, evidence_rmse=1.2)
+    assert duplicate(net).config == net.config and scalar_model.config.evidence_rmse is None
+    with pytest.raises(ValueError, match=r"only \['evidence_rmse'\] of a network's.*got \['num_context', 'x_loc'\]"):
+        net.replace_measured(evidence_rmse=1.0, x_loc=(0.0, 0.0), num_context=(0, 3))
