@@ -1,7 +1,7 @@
 """One softmax over [context | buffer], with the context shared by all draws and never copied.
 
 Three bodies behind `attend`, equal to rounding and tested so:
-- `attend_plain`: exact, differentiable, any number of draws; the definition.
+- `attend_plain`: exact, differentiable, any number of draws; the definition, and what a trace or a transform takes.
 - `attend_stock`: one draw per context (training, encoding): keys concatenated, PyTorch's fused kernel.
 - `attend_merged`: many draws without gradients: fused attention to the shared context, small attention to each draw's
   buffer, merged by log-sum-exp (flash-decoding; Hydragen, Juravsky et al. 2024).
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_arbuf.tracing import is_traced, is_transformed
 from pyro_arbuf.visibility import context_mask, prefix_mask
 
 KeysValues = tuple[Tensor, Tensor]
@@ -41,10 +42,10 @@ def attend(
     Source:
         Hassan et al. (2026), Appendix A.2; log-sum-exp merge as in flash-decoding.
     """
-    if q.shape[1] == 1:
+    if q.shape[1] == 1 and not is_transformed():
         return attend_stock(q, context_kv, buffer_kv, prefix_len, context_len)
     tensors = (q, *context_kv, *(buffer_kv or ()))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if is_traced() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return attend_plain(q, context_kv, buffer_kv, prefix_len, context_len)
     return attend_merged(q, context_kv, buffer_kv, prefix_len, context_len)
 

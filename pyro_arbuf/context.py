@@ -9,11 +9,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.cache import ContextCache
+from pyro_arbuf.tracing import is_traced, unrecorded, unwrapped
 from pyro_arbuf.validation import expanded_shape, inference_scope
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Context:
         self.__dict__.update(state)
         with torch.no_grad(), inference_scope():
             cache = self.model.encode(self.x, self.y, self.context_len)
-        self.__dict__.update(cache=cache, fingerprint=fingerprint(list(self.model.parameters())))
+        self.__dict__.update(cache=cache, fingerprint=fingerprint(constants(self.model)))
 
 
 class _Freed(torch.autograd.Function):
@@ -209,9 +209,9 @@ def encode_pairs(
     with inference_scope():
         cache, graph = model.encode(x, y, context_len), None
     if cache.keys[0].requires_grad:
-        first = cache.keys[0] if torch.jit.is_tracing() else _Freed.apply(cache.keys[0])
+        first = cache.keys[0] if is_traced() else _Freed.apply(cache.keys[0])
         cache, graph = cache._replace(keys=(first, *cache.keys[1:])), first.grad_fn
-    checksum = fingerprint(list(model.parameters()))
+    checksum = fingerprint(constants(model))
     shapes = (task_shape, batch_shape)
     return Context(model, x, y, context_len, *shapes, cache, checksum, latents, tracked, graph)
 
@@ -226,8 +226,8 @@ def check_current(context: Context) -> None:
     remedy = "make it anew with context = model.condition(x, y)"
     inside = "condition inside the function that is differentiated"
     check_mode(context.model)
-    weights = list(context.model.parameters())
-    weight = weights[0]
+    weights = constants(context.model)
+    weight = next(context.model.parameters())
     if (weight.dtype, weight.device) != (context.x.dtype, context.x.device):
         raise RuntimeError(
             f"the model is {weight.dtype} on {weight.device} now, this Context {context.x.dtype} on "
@@ -253,7 +253,7 @@ def check_current(context: Context) -> None:
 
 
 def _is_freed(context: Context) -> bool:
-    if not isinstance(context.graph, torch.autograd.function.BackwardCFunction):  # graph-free, or traced
+    if is_traced() or context.graph is None or context.graph.name() != "_FreedBackward":  # or it was made in a trace
         return False
     try:
         return not context.graph.saved_tensors
@@ -278,10 +278,24 @@ def check_mode(model: ArBufferModel) -> None:
         raise RuntimeError("the model has dropout in training mode, so its densities are random; call model.eval()")
 
 
+def constants(model: ArBufferModel) -> list[Tensor]:
+    """What an encoding depends on besides the data: the weights and the standardisation."""
+    held = (tensor for m in model.modules() for tensor in (*m._parameters.values(), *m._buffers.values()))
+    return [tensor for tensor in held if tensor is not None]
+
+
 @torch.no_grad()
-def fingerprint(weights: Sequence[Tensor]) -> tuple[int]:
-    """A cheap checksum of the weights: the sum of their bits. Version counters miss fused optimisers and `.data`."""
-    with inference_scope():
-        flat = torch.cat([weight.flatten() for weight in weights]).cpu()
+def fingerprint(tensors: Sequence[Tensor]) -> tuple[int]:
+    """A cheap checksum: the bits, summed over the rows of a table, whose columns then count differently.
+
+    Version counters miss fused optimisers and `.data`. The number of columns is prime, so that permuted rows and
+    columns of a weight are seen. Under `torch.func` the bits are those below its wrappers, which can be read.
+    """
+    with unrecorded():
+        columns = 1021
+        flat = [tensor.flatten() for tensor in unwrapped(tensors)]
+        padding = flat[0].new_zeros(-sum(map(len, flat)) % (2 * columns))
+        flat = torch.cat([*flat, padding])
         flat = flat.float() if flat.element_size() < 4 else flat
-        return (int(flat.numpy().view(np.int32).sum(dtype=np.int64)),)
+        sums = flat.view(torch.int64).view(-1, columns).sum(0)
+        return (int((sums * torch.arange(1, 2 * columns, 2, device=sums.device)).sum()),)

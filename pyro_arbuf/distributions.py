@@ -193,8 +193,8 @@ class ArBufferJoint(ArBufferDistribution):
         Raises:
             ValueError: If the distribution has several orders (a mixture has no chain), or as `log_prob`.
         """
-        self._check_one_order("log_prob_factors", "log_prob")
         with inference_scope():
+            self._check_one_order("log_prob_factors", "log_prob")
             return self._scores(y, GaussianMixture.log_prob, 0.0).squeeze(-3).sum(-1)
 
     def pit(self, y: Tensor) -> Tensor:
@@ -214,8 +214,8 @@ class ArBufferJoint(ArBufferDistribution):
         Source:
             Rosenblatt (1952), "Remarks on a multivariate transformation".
         """
-        self._check_one_order("pit", "one order at a time")
         with inference_scope():
+            self._check_one_order("pit", "one order at a time")
             return self._squeeze(self._scores(y, GaussianMixture.cdf, math.nan).squeeze(-3))
 
     def _check_one_order(self, name: str, instead: str) -> None:

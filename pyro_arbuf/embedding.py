@@ -97,7 +97,7 @@ class Embedder(nn.Module):
             if not self.num_latents:
                 return observed
             location = self.location(embedded_x)
-            which = F.one_hot(location, self.num_latents + 1)[..., 1:].to(y.dtype)
+            which = (location.unsqueeze(-1) == torch.arange(1, self.num_latents + 1, device=y.device)).to(y.dtype)
             which = which.expand(*y.shape[:-1], -1)
             features = torch.cat([which * y[..., :1], which], -1)
             latent = self.latent_out(F.gelu(self.latent_in(features))) + self.latent_skip(features)

@@ -60,7 +60,7 @@ class GaussianMixture(Distribution):
                 middle = 0.5 * (low + high)
                 below = self.cdf(middle) < value
                 low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-            return 0.5 * (low + high)
+            return 0.5 * (low + high).detach()  # a trace forgets no_grad
 
     @property
     def mean(self) -> Tensor:
@@ -113,7 +113,7 @@ class GaussianMixture(Distribution):
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
             noise = torch.rand(shape, dtype=self.means.dtype, device=self.means.device)
-            return self.expand(shape).draw(noise, torch.randn_like(noise))
+            return self.expand(shape).draw(noise, torch.randn_like(noise)).detach()  # a trace forgets no_grad
 
 
 class GaussianMixtureHead(nn.Module):

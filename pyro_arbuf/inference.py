@@ -81,7 +81,7 @@ def sample_joint(
             placed_x = place(pick(x[b], s), order)
             y = _sample_chunk(context, b, placed_x, placed, buffer_size, piece, buffer, GaussianMixture.draw)
             out[b, s] = place(y, inverse_orders(order))
-    return out
+    return out.detach()  # a trace forgets no_grad
 
 
 def rsample_joint(context: Context, x: Tensor, orders: Tensor, buffer_size: int, noise: Noise) -> Tensor:

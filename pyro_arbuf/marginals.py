@@ -10,10 +10,11 @@ from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from pyro_arbuf.context import Context
-from pyro_arbuf.folding import fold, unfold
+from pyro_arbuf.folding import chunks, fold, unfold
 from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.inference import predict_marginals
 from pyro_arbuf.latents import code
+from pyro_arbuf.tracing import is_traced
 from pyro_arbuf.validation import (
     broadcast_batches,
     check_targets,
@@ -132,7 +133,7 @@ class ArBufferDistribution(TorchDistribution):
 
     def _warn_plate_over_targets(self, value_batch: Size) -> None:
         num_targets = self._num_targets
-        if num_targets == 1 or torch.jit.is_tracing():
+        if num_targets == 1 or is_traced():
             return
         lead = len(self.batch_shape)
         own, given = ((1,) * (lead - len(shape)) + tuple(shape) for shape in (self._own_shape, value_batch[-lead:]))
@@ -233,6 +234,7 @@ class ArBufferMarginals(ArBufferDistribution):
             shape = torch.broadcast_shapes(self.batch_shape, density.shape[:-1])
             return density.expand(*shape, -1).to(torch.promote_types(y.dtype, torch.float32))
 
+    @inference_scope()
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         """Draws every target independently of the others.
 
@@ -250,10 +252,12 @@ class ArBufferMarginals(ArBufferDistribution):
             normal = torch.randn_like(uniform)
             draws = torch.empty_like(uniform)
             chunk = max(1, MAX_COMPONENTS // max(1, mixture.means.numel()))  # draws at a time: fixed memory
-            flat = (t.view(sample_shape.numel(), *mixture.batch_shape).split(chunk) for t in (draws, uniform, normal))
-            for out, u, n in zip(*flat, strict=True):
-                out.copy_(mixture.expand(u.shape).draw(u, n))
-        return self._squeeze(draws)
+            flat = (t.view(sample_shape.numel(), *mixture.batch_shape) for t in (draws, uniform, normal))
+            draws_flat, *noise = flat
+            for part in chunks(sample_shape.numel(), chunk):
+                u, n = (t[part] for t in noise)
+                draws_flat[part] = mixture.expand(u.shape).draw(u, n)
+        return self._squeeze(draws).detach()  # a trace forgets no_grad
 
     @property
     def mean(self) -> Tensor:
@@ -265,6 +269,7 @@ class ArBufferMarginals(ArBufferDistribution):
         """Variance of every target, units of y squared."""
         return self._squeeze(self._mixture.variance).expand(self.batch_shape + self.event_shape)
 
+    @inference_scope()
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function of every target, elementwise.
 
@@ -279,6 +284,7 @@ class ArBufferMarginals(ArBufferDistribution):
         """
         return self._full(self._squeeze(self._mixture.cdf(self._check_value(value))))
 
+    @inference_scope()
     def icdf(self, value: Tensor | float) -> Tensor:
         """Quantiles of every target, elementwise.
 
@@ -295,7 +301,7 @@ class ArBufferMarginals(ArBufferDistribution):
         event = tuple(self.event_shape)
         if value.dim() and tuple(value.shape[-len(event) :]) != event:
             raise ValueError(f"value must be one number or have shape (*batch, *{event}); got {tuple(value.shape)}")
-        if self._validate_args and not bool(((value > 0) & (value < 1)).all()):
+        if self._validate_args and may_look_at(value) and not bool(((value > 0) & (value < 1)).all()):
             raise ValueError("value must hold probabilities strictly between 0 and 1; got others")
         if value.dim() and self.context.model.config.dim_y is None:
             value = value.unsqueeze(-1)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_arbuf.validation import check_count, inference_scope
+from pyro_arbuf.tracing import unrecorded
+from pyro_arbuf.validation import check_count
 
 NUM_GROUPS = 4  # of orders, in a division
 NUM_DIVISIONS = 16  # averaged over, as the groups are few
@@ -60,8 +61,7 @@ def random_orders(num_targets: int, num_orders: int, seed: int = 0) -> Tensor:
         check_count("num_targets", num_targets)
     check_count("num_orders", num_orders)
     generator = torch.Generator().manual_seed(seed)
-    with inference_scope():
-        # Through a list: a trace would record randperm itself and draw other orders on every call.
+    with unrecorded():  # a trace would record randperm itself and draw other orders on every call
         return torch.tensor([torch.randperm(num_targets, generator=generator).tolist() for _ in range(num_orders)])
 
 

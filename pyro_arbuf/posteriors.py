@@ -11,7 +11,7 @@ from pyro_arbuf.context import Context
 from pyro_arbuf.distributions import ArBufferJoint
 from pyro_arbuf.latents import Locations, latent_locations, pad_outcome
 from pyro_arbuf.marginals import RealEvent
-from pyro_arbuf.validation import check_latent, check_tensor
+from pyro_arbuf.validation import check_latent, check_tensor, inference_scope
 
 
 class ArBufferPosterior(TorchDistribution):
@@ -136,14 +136,15 @@ class ArBufferPosterior(TorchDistribution):
             ValueError: If shape, dtype or device is wrong.
             RuntimeError: If the context is not current.
         """
-        if not isinstance(value, Tensor) or value.shape[-1:] != self.event_shape:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"value must be a tensor (*batch, {self.event_shape[0]}), unconstrained; got {got}; for sites in their "
-                "own supports use log_prob_sites"
-            )
-        dim_y = self.context.model.config.dim_y
-        return self._joint.log_prob(value if dim_y is None else pad_outcome(value, dim_y))
+        with inference_scope():
+            if not isinstance(value, Tensor) or value.shape[-1:] != self.event_shape:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"value must be a tensor (*batch, {self.event_shape[0]}), unconstrained; got {got}; for sites in "
+                    "their own supports use log_prob_sites"
+                )
+            dim_y = self.context.model.config.dim_y
+            return self._joint.log_prob(value if dim_y is None else pad_outcome(value, dim_y))
 
     def sites(self, draws: Tensor) -> dict[str, Tensor]:
         """Draws as named sites in their own supports.

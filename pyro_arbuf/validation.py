@@ -15,6 +15,7 @@ import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.latents import Latent, Locations
+from pyro_arbuf.tracing import is_traced
 
 if TYPE_CHECKING:
     from pyro_arbuf.model import ArBufferModel
@@ -39,7 +40,7 @@ def inference_scope() -> Iterator[None]:
 
 def may_look_at(value: Tensor) -> bool:
     """Whether values may decide anything: those of data, not of latents (an exception kills a chain) or a trace."""
-    return not (value.requires_grad or torch.jit.is_tracing())
+    return not (value.requires_grad or is_traced())
 
 
 def expanded_shape(name: str, shape: Size, new_shape: Sequence[int]) -> Size:
@@ -182,7 +183,7 @@ def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor
 
 def warn_outside(name: str, value: Tensor | int, trained: tuple[float, float] | None, stacklevel: int) -> None:
     """Warns where something lies outside the range it had in training (`trained = None`: nothing is known)."""
-    if torch.jit.is_tracing() or trained is None or (isinstance(value, Tensor) and value.numel() == 0):
+    if is_traced() or trained is None or (isinstance(value, Tensor) and value.numel() == 0):
         return
     low, high = (value, value) if isinstance(value, int) else (float(t) for t in torch.aminmax(value.detach()))
     if low < trained[0] or high > trained[1]:

@@ -13,6 +13,7 @@ import pyro_arbuf
 
 PACKAGE = Path(pyro_arbuf.__file__).parent
 ORDER = [
+    "tracing",
     "visibility",
     "attention",
     "cache",
