@@ -21,7 +21,7 @@ from pyro_arbuf.orders import (
     restrict_orders,
     warn_few_orders,
 )
-from pyro_arbuf.validation import broadcast_batches, check_y, inference_scope, warn_outside
+from pyro_arbuf.validation import broadcast_batches, check_y, inference_scope, may_look_at, warn_outside
 
 
 class Moments(NamedTuple):
@@ -150,7 +150,7 @@ class ArBufferJoint(ArBufferDistribution):
 
     def _scores(self, y: Tensor, score: Callable[[GaussianMixture, Tensor], Tensor], missing_score: float) -> Tensor:
         """`(*batch, R, M, D_y)`, in at least float32, targets in the user's indexing."""
-        values, missing = self._split_missing(self._check_value(y))
+        values, missing = self._split_missing(self._check_outcomes(y, stacklevel=4))
         self._warn_plate_over_targets(values.shape[:-2])
         shape, folded = self._fold_values(values)
         if missing is not None:
@@ -263,7 +263,7 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with inference_scope():
             check_current(self.context)
-            values = self._check_value(y)
+            values = self._check_outcomes(y, stacklevel=3)
             if self.nan == "drop" and bool(values.isnan().any()):
                 raise ValueError(
                     "log_prob_conditionals needs every outcome; got NaN; leave these targets out of x and y"
@@ -293,6 +293,8 @@ class ArBufferJoint(ArBufferDistribution):
         values = check_y("y", y, self.context.model)
         if values.shape[-2] != len(given):
             raise ValueError(f"y must have shape (*batch, {len(given)}, ...) for this index; got {tuple(y.shape)}")
+        if self._validate_args and may_look_at(values):
+            warn_outside("y", values, self.context.model.config.y_range, stacklevel=3)
         rest = torch.ones(self._num_targets, dtype=torch.bool, device=self._x.device)
         rest[given] = False
         full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})

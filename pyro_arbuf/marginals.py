@@ -13,7 +13,7 @@ from pyro_arbuf.context import Context
 from pyro_arbuf.folding import chunks, fold, unfold
 from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.inference import predict_marginals
-from pyro_arbuf.latents import code
+from pyro_arbuf.latents import Locations, code
 from pyro_arbuf.tracing import is_traced
 from pyro_arbuf.validation import (
     broadcast_batches,
@@ -22,6 +22,7 @@ from pyro_arbuf.validation import (
     expanded_shape,
     inference_scope,
     may_look_at,
+    warn_outside,
 )
 
 MAX_COMPONENTS = 2**22  # mixture components in flight when marginals are sampled
@@ -122,6 +123,13 @@ class ArBufferDistribution(TorchDistribution):
                     "targets out of x and y, or build the distribution with nan='drop', which removes NaN targets"
                 )
         broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
+        return values
+
+    def _check_outcomes(self, y: Tensor, stacklevel: int) -> Tensor:
+        """What `_check_value` returns, of outcomes that are scored: warns where data leave the trained range."""
+        values = self._check_value(y)
+        if self._validate_args and may_look_at(y) and not isinstance(self.x, Locations):
+            warn_outside("y", values, self.context.model.config.y_range, stacklevel + 1)
         return values
 
     def _split_missing(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -226,7 +234,7 @@ class ArBufferMarginals(ArBufferDistribution):
 
     def _densities(self, y: Tensor) -> Tensor:
         with inference_scope():
-            values, missing = self._split_missing(self._check_value(y))
+            values, missing = self._split_missing(self._check_outcomes(y, stacklevel=4))
             self._warn_plate_over_targets(values.shape[:-2])
             density = self._mixture.log_prob(values).sum(-1)  # (*batch, M)
             if missing is not None:

@@ -6,6 +6,7 @@ Knows the configuration and the weights' dtype and device of a model, and nothin
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
@@ -182,18 +183,22 @@ def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor
 
 
 def warn_outside(name: str, value: Tensor | int, trained: tuple[float, float] | None, stacklevel: int) -> None:
-    """Warns where something lies outside the range it had in training (`trained = None`: nothing is known)."""
+    """Warns where something lies outside the range it had in training (`trained = None`: nothing is known).
+
+    The text does not say what was given: Python shows a text once per line of code, so that a loop over data sets
+    warns once. NaN is passed over.
+    """
     if is_traced() or trained is None or (isinstance(value, Tensor) and value.numel() == 0):
         return
     low, high = (value, value) if isinstance(value, int) else (float(t) for t in torch.aminmax(value.detach()))
+    if math.isnan(low):
+        value = value[~value.isnan()]
+        return warn_outside(name, value, trained, stacklevel + 1)
     if low < trained[0] or high > trained[1]:
-        got = f"{low}" if isinstance(value, int) else f"[{low:.4g}, {high:.4g}]"
         remedy = "densities are unreliable there"
         if isinstance(value, Tensor):
             remedy += (
                 f"; rescale {name} affinely into the range (for y = a + b z, log p(y) = log p(z) - log b per "
                 "outcome; x needs no correction)"
             )
-        warnings.warn(
-            f"{name} lies outside the trained range {list(trained)}: got {got}; {remedy}", stacklevel=stacklevel
-        )
+        warnings.warn(f"{name} lies outside the trained range {list(trained)}: {remedy}", stacklevel=stacklevel)

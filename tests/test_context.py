@@ -18,8 +18,10 @@ from torch.testing import assert_close
 from pyro_arbuf.context import Context, check_current
 from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
 from pyro_arbuf.embedding import Embedder
+from pyro_arbuf.latents import Latent
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import random_orders
+from pyro_arbuf.posteriors import ArBufferPosterior
 
 B, N, K, M, DIM_X, DIM_Y = 2, 5, 4, 6, 2, 3
 NAN = float("nan")
@@ -309,12 +311,25 @@ def test_context_is_read_only(context: Context) -> None:
 
 RANGES = {"x_range": (-2.0, 2.0), "y_range": (3.0, 9.0), "num_context": (0, 8), "num_targets": (1, 8)}
 LONG = torch.zeros(9)
+BOTH_WAYS = torch.stack([torch.arange(N), torch.arange(N).flip(0)])
+WITH_NAN = Y.masked_fill(torch.arange(N) == 1, torch.nan)
 OUTSIDE = {
-    "x": (lambda m: m.condition(3 * X, Y + 4), "x lies outside the trained range [-2.0, 2.0]: got [-3, 3]", "rescale"),
-    "y": (lambda m: m.condition(X, Y), "y lies outside the trained range [3.0, 9.0]: got [0, 1]", "log p(z) - log b"),
-    "N": (lambda m: m.condition(LONG[:, None].expand(9, 2), LONG + 4), "num_context lies outside the trained", "got 9"),
+    "x": (lambda m: m.condition(3 * X, Y + 4), "x lies outside the trained range [-2.0, 2.0]", "rescale"),
+    "y": (lambda m: m.condition(X, Y), "y lies outside the trained range [3.0, 9.0]", "log p(z) - log b"),
+    "N": (
+        lambda m: m.condition(LONG[:, None].expand(9, 2), LONG + 4),
+        "num_context lies outside the trained range",
+    ),
     "x_of_joint": (lambda m: ArBufferJoint(m.condition(), 3 * X), "x lies outside the trained range", "rescale"),
-    "M_of_joint": (lambda m: ArBufferJoint(m.condition(), LONG[:, None].expand(9, 2)), "num_targets lies", "got 9"),
+    "M_of_joint": (lambda m: ArBufferJoint(m.condition(), LONG[:, None].expand(9, 2)), "num_targets lies"),
+    "y_of_condition": (lambda m: ArBufferJoint(m.condition(), X).condition([0], Y[:1]), "y lies outside the trained"),
+    "y_of_log_prob": (lambda m: ArBufferJoint(m.condition(), X).log_prob(Y), "y lies outside the trained", "log p(z)"),
+    "y_of_factors": (lambda m: ArBufferJoint(m.condition(), X).log_prob_factors(Y), "y lies outside the trained"),
+    "y_of_conditionals": (lambda m: ArBufferJoint(m.condition(), X).log_prob_conditionals(Y), "y lies outside"),
+    "y_of_pit": (lambda m: ArBufferJoint(m.condition(), X).pit(Y), "y lies outside the trained"),
+    "y_of_orders": (lambda m: ArBufferJoint(m.condition(), X, BOTH_WAYS).order_spread(Y), "y lies outside the trained"),
+    "y_of_marginals": (lambda m: ArBufferMarginals(m.condition(), X).log_prob(Y), "y lies outside the trained"),
+    "y_beside_nan": (lambda m: ArBufferJoint(m.condition(), X, nan="drop").log_prob(WITH_NAN), "y lies outside"),
     "x_of_marginals": (lambda m: ArBufferMarginals(m.condition(), 3 * X), "x lies outside the trained", "rescale"),
 }
 
@@ -335,6 +350,37 @@ def test_outside_the_trained_range_one_warning_points_to_the_caller(
 def test_inside_the_trained_ranges_nothing_is_said(build_model: Callable[..., ArBufferModel]) -> None:
     context = build_model(**RANGES).condition(2 * X, 6 * Y + 3)
     ArBufferJoint(context, 2 * X[:4]).marginals()  # one block: nothing is absorbed
+
+
+def test_inside_the_trained_range_outcomes_that_are_scored_are_not_remarked_on(
+    build_model: Callable[..., ArBufferModel],
+) -> None:
+    context = build_model(**RANGES).condition()
+    for distribution in (ArBufferJoint(context, X), ArBufferMarginals(context, X)):
+        distribution.log_prob(Y + 4)
+        distribution.log_prob(Y.clone().requires_grad_())  # a latent of NUTS: not looked at
+    ArBufferJoint(context, X, validate_args=False).log_prob(Y)
+    ArBufferJoint(context, X, nan="drop").log_prob(torch.full((N,), torch.nan))
+
+
+def test_latents_are_not_outcomes_with_a_trained_range(build_model: Callable[..., ArBufferModel]) -> None:
+    net = build_model(latents=(Latent("a"),), **RANGES)
+    ArBufferPosterior(net.condition()).log_prob(torch.zeros(1))
+
+
+@pytest.mark.parametrize("what", ["condition", "joint", "density"])
+def test_a_loop_over_data_sets_warns_once(what: str, build_model: Callable[..., ArBufferModel]) -> None:
+    net, joint = build_model(**RANGES), ArBufferJoint(build_model(**RANGES).condition(), X)
+    calls = {
+        "condition": lambda i: net.condition(X, Y + 20 + i),
+        "joint": lambda i: ArBufferJoint(net.condition(), X * (10 + i)),
+        "density": lambda i: joint.log_prob(Y - 10 * i),
+    }
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for i in range(1, 101):
+            calls[what](i)
+    assert len(caught) == 1
 
 
 def test_padding_is_not_taken_for_data_outside_the_range(build_model: Callable[..., ArBufferModel]) -> None:
