@@ -7,7 +7,7 @@ y = pyro.sample("y", ArBufferJoint(ctx, x_new))
 
 from pyro_arbuf.amortization import amortize
 from pyro_arbuf.calibration import Calibration, calibrate
-from pyro_arbuf.checkpoint import load, shipped_models
+from pyro_arbuf.checkpoint import load, save, shipped_models
 from pyro_arbuf.checks import ModelCheckWarning, check_model
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context
@@ -66,6 +66,7 @@ __all__ = [
     "predictive",
     "random_orders",
     "refine",
+    "save",
     "self_consistency",
     "shipped_models",
     "subset_gap",

@@ -14,8 +14,8 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from tqdm import tqdm
 
+from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.sites import check_draws, same_up_to_ones, sample_sites, without_auxiliaries
 
 SEQUENTIAL = "pyro.infer.Predictive(model, posterior, parallel=False) takes one draw at a time"
@@ -104,7 +104,7 @@ def predictive(
     sizes = _chunk_sizes(num_draws, batch_size, taken)
     with torch.no_grad(), seeded(seed):
         start = 0
-        for size in tqdm(sizes, desc="predictive", delay=2, leave=False, disable=None):
+        for size in progress_bar(sizes, desc="predictive", delay=2, leave=False, disable=None):
             part = {name: draws[start : start + size] for name, draws in posterior.items()}
             for name, value in _predict_chunk(model, part, values, size, dim, args, kwargs).items():
                 results[name][start : start + size] = value

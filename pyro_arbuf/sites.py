@@ -14,9 +14,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Size, Tensor
-from tqdm import tqdm
 
 from pyro_arbuf.marginals import ArBufferDistribution, ArBufferMarginals
+from pyro_arbuf.progress import progress_bar
 
 Names = tuple[str | None, ...]  # of a site's dimensions; None = of size 1 and outside all plates, left out
 
@@ -80,7 +80,7 @@ def replayed_traces(model: Callable, draws: Mapping[str, Tensor], args: tuple, k
         ValueError: If a site is no latent of the model, one is missing, a shape does not fit, or a plate subsamples.
     """
     num_draws, draws = check_draws("posterior", draws), without_auxiliaries(draws)
-    for draw in tqdm(range(num_draws), desc="densities", delay=2, leave=False, disable=None):
+    for draw in progress_bar(range(num_draws), desc="densities", delay=2, leave=False, disable=None):
         given = {name: values[draw].detach() for name, values in draws.items()}
         with torch.no_grad(), _LatentsMessenger(given):
             trace = poutine.trace(model).get_trace(*args, **kwargs)

@@ -1,9 +1,11 @@
 """Save and load: bitwise, frozen, and nothing but safetensors and JSON."""
 
+import dataclasses
 import json
 import os
 import pickle
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from pyro_arbuf import checkpoint
+from pyro_arbuf import checkpoint, hub
 from pyro_arbuf.checkpoint import CONFIG, WEIGHTS, load, models_folder, save, shipped_models
-from pyro_arbuf.config import ModelConfig
+from pyro_arbuf.config import ADDED_LATER, ModelConfig
+from pyro_arbuf.latents import Latent
 from pyro_arbuf.model import ArBufferModel
 
 
@@ -36,7 +39,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", unreachable)
+    monkeypatch.setattr(hub, "hf_hub_download", unreachable)
 
 
 def test_loaded_model_equals_the_saved_one_bitwise(model: ArBufferModel, folder: Path) -> None:
@@ -90,7 +93,7 @@ def test_crash_while_saving_leaves_the_old_files(
     def crash(*args: object) -> None:
         raise OSError("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"cannot be written \(killed\)"):
         patch.setattr(os, "replace", crash)
         save(tiny.tiny_model(seed=1, dim_y=3), folder)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in load(folder).state_dict().items())
@@ -99,32 +102,108 @@ def test_crash_while_saving_leaves_the_old_files(
 # Names
 
 
-@pytest.mark.parametrize("name", ["gp-2d", "./nowhere", "a/b/c", Path("nowhere"), Path("owner/repository")])
+@pytest.mark.parametrize(
+    "name", ["gp-2d", "./nowhere", "a/b", "a/b/c", "..b", Path("nowhere"), Path("owner/repository")]
+)
 def test_unknown_name_lists_the_known_models(name: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "shipped_models", lambda: ["gp-1d", "sawtooth"])
-    with pytest.raises(ValueError, match=r"must be a shipped model, an existing folder or a Hub id.*gp-1d, sawtooth"):
+    with pytest.raises(
+        ValueError, match=r"must be a shipped network, an existing folder, or 'hf:owner/name'.*gp-1d, saw"
+    ):
         load(name)
 
 
-def test_unreachable_hub_lists_the_known_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "shipped_models", lambda: ["gp-1d", "sawtooth"])
-    with pytest.raises(
-        ValueError,
-        match=r"the Hub gave none .LocalEntryNotFoundError: check the id and the network.; known models: gp-1d, saw",
-    ):
-        load("owner/repository")
+def test_unreachable_hub_says_why_and_what_else_to_do() -> None:
+    message = (
+        r"Hub did not give config.json and model.safetensors of 'owner/name' \(LocalEntryNotFoundError: offline\); "
+        r"check the name and the network, or run `hf download owner/name --local-dir FOLDER`"
+    )
+    with pytest.raises(ValueError, match=message):
+        load("hf:owner/name")
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:name", "hf:/name", "hf:owner/", "hf:a/b/c"])
+def test_hub_name_has_an_owner_and_a_name(name: str) -> None:
+    with pytest.raises(ValueError, match="must be named 'hf:owner/name'"):
+        load(name)
+
+
+@pytest.mark.parametrize("name", ["a/b", "./a", Path("a/b")])
+def test_missing_folder_does_not_go_to_the_network(name: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "hf_hub_download", None)
+    with pytest.raises(ValueError, match="an existing folder, or 'hf:owner/name'"):
+        load(name)
+
+
+def test_server_that_never_answers_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(hub, "SECONDS", 0.1)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *args, **options: done.wait(60))
+    with pytest.raises(ValueError, match=r"did not give .* of 'owner/name' \(no end after 0\.1 seconds\)"):
+        load("hf:owner/name")
+    done.set()
 
 
 def test_hub_id_is_downloaded_without_pickles(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def download(name: str, **options: object) -> str:
-        calls.append((name, options))
-        return str(folder)
+    def download(name: str, file: str, revision: str | None, etag_timeout: float) -> str:
+        calls.append((name, file, revision))
+        return str(folder / file)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
-    assert load("owner/repository").config.prior == "lines"
-    assert calls == [("owner/repository", {"allow_patterns": [CONFIG, WEIGHTS]})]
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert load("hf:owner/name").config.prior == "lines"
+    assert calls == [("owner/name", CONFIG, None), ("owner/name", WEIGHTS, folder.name)]  # both of one revision
+
+
+@pytest.fixture
+def shipped_here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user stands in a folder that has a model of the name of the only shipped one."""
+    monkeypatch.setattr(checkpoint, "models_folder", lambda: folder.parent)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    save(tiny.tiny_model(prior="mine"), "saved")
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize("name", [Path("saved"), "./saved"])
+def test_path_is_a_folder_though_a_shipped_model_has_its_name(name: str | Path, shipped_here: Path) -> None:
+    assert load(name).config.prior == "mine"
+
+
+def test_name_of_a_shipped_model_and_of_a_folder_is_an_error_that_names_both(shipped_here: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"write '\./saved' for the folder, or '(.*/saved)' for the shipped one"
+    ) as caught:
+        load("saved")
+    assert str(checkpoint.models_folder() / "saved") in str(caught.value)
+    assert load(str(checkpoint.models_folder() / "saved")).config.prior == "lines"
+
+
+def test_folder_that_holds_no_network_does_not_hide_the_shipped_one(shipped_here: Path) -> None:
+    for path in Path("saved").iterdir():
+        path.unlink()
+    assert load("saved").config.prior == "lines"
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        load(Path("saved"))
+
+
+def test_shipped_models_load_by_name_in_their_own_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "models_folder", lambda: folder.parent)
+    monkeypatch.chdir(folder.parent)
+    assert load("saved").config.prior == "lines"
+
+
+NAMES = [None, 3, 2.5, b"gp-1d", ["gp-1d"], "", "a\0b", "x" * 5000, "x/" * 3000, ".", "..", "~", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: repr(name)[:20])
+def test_name_that_is_none_is_a_value_error(name: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / WEIGHTS).touch()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"must be|is missing"):
+        load(name)
 
 
 def test_shipped_model_is_found_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,12 +235,11 @@ CONFIGURATIONS = {
     "empty": (b"", "is no model configuration"),
     "another_model": (
         b'{"hidden_size": 768, "width": 12}',
-        r"must be an object with the fields.*got \['hidden_size'\]",
+        r"must have the fields .* missing are \['buffer_size', .* unknown are \['hidden_size'\]",
     ),
-    "a_list": (b"[1, 2]", "must be an object with the fields.*got list"),
-    "wrong_type": (b'{"width": "wide"}', "width must be an integer >= 1; got 'wide'"),
-    "width_and_heads": (b'{"width": 13, "num_heads": 2}', "width must be a multiple of num_heads = 2; got 13"),
-    "unknown_head": (b'{"head": "spline"}', "head must be 'mixture' or 'gaussian'; got 'spline'"),
+    "a_list": (b"[1, 2]", "must be an object; got list"),
+    "nested": (b"[" * 100_000, "is no model configuration"),
+    "endless": (b" " * 2**24, "it has more than"),
 }
 
 
@@ -209,18 +287,144 @@ def test_missing_or_foreign_weights_are_refused(num_layers: int, folder: Path, t
     save(tiny.tiny_model(dim_y=3, num_layers=num_layers), tmp_path / "other")
     os.replace(tmp_path / "other" / WEIGHTS, folder / WEIGHTS)
     with pytest.raises(
-        ValueError, match=r"10 tensors are missing, foreign or of another shape, e\.g\. 'backbone.blocks"
+        ValueError, match=f"does not fit config.json beside it: it holds {num_layers} layers, num_layers"
     ):
         load(folder)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value: float, folder: Path) -> None:
+def test_missing_tensor_is_named(folder: Path) -> None:
     weights = load_file(folder / WEIGHTS)
+    del weights["head.out.bias"]
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(
+        ValueError, match=r"1 tensors are missing, foreign or of another shape, e\.g\. 'head\.out\.bias'"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_in_single_precision_are_refused(value: float, folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights["head.out.bias"] = weights["head.out.bias"].double()
     weights["head.out.bias"][1] = value
     save_file(weights, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"tensor 'head\.out\.bias' holds NaN or infinite values; the file is damaged"):
+    with pytest.raises(
+        ValueError, match=r"'head\.out\.bias' holds NaN or infinite values in float32; the file is damaged"
+    ):
         load(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_numbers_are_refused(dtype: torch.dtype, folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights["head.out.bias"] = weights["head.out.bias"].to(dtype)
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"tensor 'head\.out\.bias' must hold floating numbers"):
+        load(folder)
+
+
+def change(folder: Path, **fields: object) -> None:
+    """Overwrites fields of config.json; a dict is merged into the first latent."""
+    values = json.loads((folder / CONFIG).read_text())
+    if isinstance(fields.get("latents"), dict):
+        fields["latents"] = [values["latents"][0] | fields["latents"]]
+    (folder / CONFIG).write_text(json.dumps(values | fields))
+
+
+@pytest.fixture
+def latent_folder(tmp_path: Path) -> Path:
+    """A saved model of a program, whose configuration has every field filled."""
+    latent = Latent("rate", (2,), 0.0, 1.0, False, (0.5, 0.1), (1.0, 2.0))
+    scales = {"x_loc": (0.5,), "x_scale": (2.0,), "y_loc": (0.1,), "y_scale": (3.0,), "evidence_rmse": 0.5}
+    save(tiny.tiny_model(latents=(latent,), num_y_frequencies=2, **scales), tmp_path / "program")
+    return tmp_path / "program"
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(ModelConfig), ids=lambda field: field.name)
+def test_missing_field_is_no_default(field: dataclasses.Field, latent_folder: Path) -> None:
+    values = json.loads((latent_folder / CONFIG).read_text())
+    del values[field.name]
+    (latent_folder / CONFIG).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"must have the fields .* missing are \['{field.name}'\]"):
+        load(latent_folder)
+
+
+def test_older_file_without_the_fields_added_later_loads(folder: Path) -> None:
+    values = json.loads((folder / CONFIG).read_text())
+    expected = load(folder).config
+    for added in ADDED_LATER:
+        for name in added:
+            del values[name]
+    (folder / CONFIG).write_text(json.dumps(values))
+    assert load(folder).config == expected
+
+
+NAN, INFINITE = float("nan"), float("inf")
+FIELDS = {
+    "true_for_a_number": ({"num_heads": True}, "num_heads must be an integer >= 1; got True"),
+    "text_for_a_number": ({"width": "wide"}, "width must be an integer >= 1; got 'wide'"),
+    "heads": ({"num_heads": 5}, "width must be a multiple of num_heads = 5; got 12"),
+    "head": ({"head": "spline"}, "head must be 'mixture' or 'gaussian'; got 'spline'"),
+    "head_list": ({"head": ["mixture"]}, "head must be 'mixture' or 'gaussian'"),
+    "number_for_text": ({"prior": 3}, "prior must be a string; got 3"),
+    "no_outcome": ({"outcome": None}, "outcome must be a string; got None"),
+    "number_for_true": ({"sequential": 0}, "sequential must be True or False; got 0"),
+    "huge": ({"width": 2**40}, "width must be at most"),
+    "frequency": ({"max_frequency": INFINITE}, "max_frequency must be a positive number; got inf"),
+    "x_nan": ({"x_range": [NAN, 1.0]}, r"x_range must be a pair \(low, high\) of finite numbers"),
+    "x_inverted": ({"x_range": [2.0, -2.0]}, "x_range must be a pair .* low <= high"),
+    "x_bool": ({"x_range": [False, True]}, "x_range must be a pair"),
+    "x_overflow": ({"x_range": [0.0, 1e300]}, "x_range must be a pair"),
+    "y_empty": ({"y_range": [1.0, 1.0]}, "y_range must be a pair .* low < high"),
+    "context": ({"num_context": [8, 0]}, "num_context must be a pair .* integers, 0 <= low <= high"),
+    "context_half": ({"num_context": [0, 7.5]}, "num_context must be a pair"),
+    "context_negative": ({"num_context": [-1, 8]}, "num_context must be a pair"),
+    "targets": ({"num_targets": [0, 8]}, "num_targets must be a pair .* integers, 1 <= low <= high"),
+    "scale_zero": ({"y_scale": [0.0]}, "y_scale must hold 1 positive numbers"),
+    "scale_vanishes": ({"y_scale": [1e-60]}, "y_scale must hold 1 positive numbers"),
+    "scale_nan": ({"x_scale": [NAN]}, "x_scale must hold 1 positive numbers"),
+    "loc_infinite": ({"y_loc": [-INFINITE]}, "y_loc must hold 1 finite numbers"),
+    "loc_alone": ({"y_scale": None}, "y_loc and y_scale must both be given or both be None"),
+    "loc_number": ({"x_loc": 0.5}, "x_loc must hold 1 finite numbers"),
+    "rmse": ({"evidence_rmse": -1.0}, "evidence_rmse must be a number >= 0"),
+    "latents_number": ({"latents": 3}, "latents must be a list"),
+    "latents_text": ({"latents": ["rate"]}, "each of latents must be an object"),
+    "latents_fields": ({"latents": [{"name": "rate"}]}, r"each of latents must have the fields .* missing are \['loc'"),
+    "latent_name": ({"latents": {"name": 1}}, "the name of a latent must be a string"),
+    "latent_shape": ({"latents": {"shape": [-2]}}, "shape of latent 'rate' must be a tuple of positive integers"),
+    "latent_bounds": ({"latents": {"lower": 1.0, "upper": 0.0}}, "lower and upper of latent 'rate' must be finite"),
+    "latent_nan": ({"latents": {"lower": NAN}}, "lower and upper of latent 'rate' must be finite"),
+    "latent_simplex": ({"latents": {"simplex": 1}}, "simplex of latent 'rate' must be True or False"),
+    "latent_loc": ({"latents": {"loc": [NAN, 0.0]}}, "loc of latent 'rate' must hold 2 finite numbers"),
+    "latent_scale": ({"latents": {"scale": [1.0, -1.0]}}, "scale of latent 'rate' must hold 2 positive numbers"),
+}
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_impossible_value_in_a_configuration_is_refused(case: str, latent_folder: Path) -> None:
+    fields, message = FIELDS[case]
+    change(latent_folder, **fields)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(latent_folder)
+    assert str(latent_folder / CONFIG) in str(caught.value)
+
+
+@pytest.mark.parametrize("fields", [{"num_layers": 60_000}, {"buffer_size": 60_000}, {"head_width": 60_000}])
+def test_sizes_that_the_weights_do_not_have_are_refused_before_a_model_is_built(
+    fields: dict[str, int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    init = ArBufferModel.__init__
+
+    def spy(self: ArBufferModel, config: ModelConfig) -> None:
+        init(self, config)
+        built.append({parameter.device.type for parameter in self.parameters()})
+
+    monkeypatch.setattr(ArBufferModel, "__init__", spy)
+    change(folder, **fields)
+    with pytest.raises(ValueError, match=r"does not fit config\.json beside it"):
+        load(folder)
+    assert built in ([], [{"meta"}])
 
 
 class Payload:
