@@ -19,8 +19,6 @@ python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"; pri
 python -m pytest -q -m gpu tests
 python benchmarks/speed.py --device cuda | tee "$output/speed-gpu.txt"
 for model in "${models[@]}"; do
-  resume=()
-  [ ! -f "$output/runs/$model/state.safetensors" ] || resume=(--resume)
   python -m pyro_arbuf.cli train "$model" --output "$output/$model" --from "models/$model" --runs "$output/runs" \
-    --batch-size 512 --minutes "$minutes" "${resume[@]}"
+    --batch-size 512 --minutes "$minutes" --auto-resume
 done

@@ -1,5 +1,6 @@
 """The command line: `pyro-arbuf train | evaluate | models`."""
 
+import hashlib
 import json
 from dataclasses import replace
 from functools import partial
@@ -10,12 +11,14 @@ import matplotlib.figure
 import torch
 import tyro
 
-from pyro_arbuf.checkpoint import CONFIG, find_model, load, models_folder, save, shipped_models
+from pyro_arbuf.checkpoint import CONFIG, find_model, load, models_folder, read_config, save, shipped_models
 from pyro_arbuf.config import ModelConfig
+from pyro_arbuf.files import write_atomically
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors import gp_1d, gp_1d_noisy, sawtooth
 from pyro_arbuf.programs import PROGRAMS, program_config, simulator_of
 from pyro_arbuf.roles import draw_program_batch, make_bank, program_validation
+from pyro_arbuf.run_state import read_record
 from pyro_arbuf.tasks import validation_contexts, validation_tasks
 from pyro_arbuf.training import TrainingState, fit, validate
 
@@ -31,6 +34,7 @@ PriorName = Literal[
     "gaussian-linear",
 ]
 BANK_SEED = 1
+STATE = "state.safetensors"
 PRIORS = {"gp-1d": gp_1d, "gp-1d-noisy": gp_1d_noisy, "sawtooth": sawtooth}
 _GP = ModelConfig(
     num_layers=6, num_heads=2, prior="gp-1d", x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128)
@@ -56,6 +60,7 @@ def train(
     seed: int = 0,
     threads: int | None = None,
     resume: bool = False,
+    auto_resume: bool = False,
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None,
     runs: Path = Path("runs"),
     overwrite: bool = False,
@@ -76,19 +81,23 @@ def train(
         num_heads: Number of heads; likewise; 2, and 4 for programs, if not given.
         seed: Seed of weights and data stream.
         threads: CPU threads; all cores if not given.
-        resume: Continue the run of this output's name.
+        resume: Continue the run of this output.
+        auto_resume: Continue the run of this output if there is one, else start it.
         from_: Folder or name of a model whose weights (and sizes) a new run starts from.
-        runs: Folder for the state of runs.
-        overwrite: Let a run from scratch replace a model in OUTPUT.
+        runs: Folder for the state of runs, each under the name and a hash of the path of its output.
+        overwrite: Let a new run replace another model in OUTPUT.
         mixed_precision: As accelerate has it.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    if (output / CONFIG).exists() and from_ is None and not (resume or overwrite):
+    state_path = state_of(runs, output)
+    resume = resume or (auto_resume and state_path.exists())
+    improved = from_ is not None and find_model(from_).resolve() == output.resolve()
+    if (output / CONFIG).exists() and not (improved or resume or overwrite):
         raise ValueError(
-            f"{output} holds a model, which a run from scratch would replace with nearly untrained weights; use "
-            f"--from {output} to improve it, --resume to go on with an interrupted run, or --overwrite"
+            f"{output} holds a model, which a new run would replace with other weights; use --from {output} to improve "
+            "it, --resume to go on with an interrupted run, or --overwrite"
         )
     origin = None
     config, source, options = _setup(prior)
@@ -104,7 +113,8 @@ def train(
         model.load_state_dict(trained.state_dict())
         record = find_model(from_) / "training.json"
         before = json.loads(record.read_text()) if record.is_file() else {"steps": 0, "minutes": 0.0}
-        origin = {"started_from": record.parent.name} | {k: before[k] for k in ("steps", "minutes")}
+        origin = {"started_from": record.parent.name, "folder": str(record.parent.resolve())}
+        origin |= {k: before[k] for k in ("steps", "minutes")}
 
     def keep(state: TrainingState) -> None:
         save(model, output, state.best_weights)
@@ -117,15 +127,13 @@ def train(
             "started_from": state.origin["started_from"],
             "validation": round(state.best_score, 4),
         }
-        temporary = output / "training.json.tmp"
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        temporary.replace(output / "training.json")
-        plot_history(state.history, output / "loss.png")
+        write_atomically(output / "training.json", lambda file: file.write_text(json.dumps(record, indent=2) + "\n"))
+        write_atomically(output / "loss.png", lambda file: plot_history(state.history, file))
 
     state = fit(
         model,
         source,
-        runs / output.name / "state.safetensors",
+        state_path,
         minutes=minutes,
         steps=steps,
         batch_size=batch_size,
@@ -139,6 +147,12 @@ def train(
         **options,
     )
     print(f"{output}: {state.best_score:.3f} nats per target on the validation set after {state.steps} steps")
+
+
+def state_of(runs: Path, output: Path) -> Path:
+    """The state of the run that writes to an output: outputs of one name in different folders have different ones."""
+    resolved = output.resolve()
+    return runs / f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}" / STATE
 
 
 def _setup(prior: str) -> tuple[ModelConfig, Any, dict[str, Any]]:
@@ -173,11 +187,13 @@ def plot_history(history: list[dict[str, float]], path: Path) -> None:
     axes.plot(steps, [entry["validation"] for entry in history], label="validation (joint, 16 targets)")
     axes.set(xlabel="step", ylabel="log density per target (nats)")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, format="png", dpi=110)
 
 
 def evaluate(name: Annotated[str, tyro.conf.Positional], prior: PriorName | None = None) -> None:
     """Scores a model on the fixed validation set of its prior: joint log density per target, in one order.
+
+    Of a network that `amortize` made of a program of the user's, it prints what the run in its folder recorded.
 
     Args:
         name: Shipped model or folder.
@@ -185,6 +201,9 @@ def evaluate(name: Annotated[str, tyro.conf.Positional], prior: PriorName | None
     """
     model = load(name)
     chosen = prior or model.config.prior
+    if prior is None and model.config.latents and chosen not in PROGRAMS:
+        _print_recorded(name, model.config)
+        return
     if chosen not in (*PRIORS, *PROGRAMS):
         raise SystemExit(f"--prior must be one of {', '.join((*PRIORS, *PROGRAMS))}; the model names {chosen!r}")
     config, _, options = _setup(chosen)
@@ -201,11 +220,25 @@ def evaluate(name: Annotated[str, tyro.conf.Positional], prior: PriorName | None
     print(json.dumps({"model": name, "prior": chosen, "validation": round(sum(scores) / len(scores), 4)}))
 
 
+def _print_recorded(name: str, config: ModelConfig) -> None:
+    """Prints the validation in the state of an amortized network's run; measuring anew needs its program."""
+    state = find_model(name) / STATE
+    measure = f"in Python, pyro_arbuf.calibrate(pyro_arbuf.load({name!r}), program=...) measures it, given that program"
+    if not state.is_file():
+        raise ValueError(
+            f"{name} is a network of your own program {config.prior!r}, which this command does not have; {measure}"
+        )
+    record = read_record(state)
+    print(f"{name}: a network of your own program {config.prior!r}. Recorded by its training, not measured now:")
+    print(f"{record['best_score']:.3f} nats per target, after {record['step']} steps; {measure}")
+    print(json.dumps({"model": name, "prior": config.prior, "recorded_validation": round(record["best_score"], 4)}))
+
+
 def models() -> None:
     """Lists the shipped models."""
     print(f"shipped in {models_folder()}:")
     for name in shipped_models():
-        config = ModelConfig.from_json((models_folder() / name / CONFIG).read_text())
+        config = read_config(models_folder() / name)
         ranges = f"x in {config.x_range}, N in {config.num_context}, K = {config.buffer_size}"
         print(f"  {name:14s} prior {config.prior}, {ranges}")
 

@@ -94,6 +94,18 @@ def draw_batch(
     return task, curriculum(task, generator)
 
 
+def check_finite(task: Task, what: str) -> None:
+    """Raises ValueError, naming the part and the share of data sets, if a task holds NaN or infinite values."""
+    for name, value in zip(Task._fields, task, strict=True):
+        finite = torch.isfinite(value)
+        if not bool(finite.all()):
+            bad = int((~finite).flatten(1).any(1).sum())
+            raise ValueError(
+                f"{what} must be finite; {name} holds NaN or infinite values in {bad} of its {len(value)} data sets; "
+                "mend the prior or simulator that draws them"
+            )
+
+
 def mixed_seed(*numbers: int) -> int:
     """One 32-bit seed from several numbers (torch's CPU generator uses no more)."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,28 +1,27 @@
-"""Loss, `fit` and the state of a run (paper, section 3 and appendix).
+"""Loss and `fit` (paper, section 3 and appendix).
 
 The batch of a step is a function of (seed, step), the learning rate of progress = max(step / steps, time / minutes).
-The whole state of a run is one safetensors file, replaced atomically, so a run killed at any moment resumes with the
-same data stream. Knows nothing of any particular prior.
+The whole state of a run is one file, replaced atomically, so a run killed at any moment resumes with the same data
+stream. Knows nothing of any particular prior.
 """
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
+from pyro_arbuf.files import remove_leftovers, sole_writer
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.tasks import Batch, Prior, Task, draw_batch, validation_tasks
+from pyro_arbuf.progress import progress_bar
+from pyro_arbuf.run_state import check_setup, held_interrupt, load_state, read_record, save_state
+from pyro_arbuf.tasks import Batch, Prior, Task, check_finite, draw_batch, validation_tasks
 from pyro_arbuf.visibility import chain_prefix_len
 
 MAX_GRADIENT_NORM = 1.0
@@ -73,60 +72,6 @@ class TrainingState(NamedTuple):
     origin: dict[str, Any]
 
 
-def save_state(
-    path: Path, model: ArBufferModel, optimizers: list[torch.optim.Optimizer], best: dict[str, Tensor], record: dict
-) -> None:
-    """Writes the whole state of a run into one safetensors file, numbers as JSON in its header, atomically."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
-    for i, optimizer in enumerate(optimizers):
-        for parameter, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{parameter}.{name}": torch.as_tensor(v) for name, v in values.items()}
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"record": json.dumps(record)})
-    with open(temporary, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(temporary, path)
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The numbers in the header of `save_state`'s file.
-
-    Raises:
-        ValueError: If the file is corrupt, truncated or something else.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {})["record"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no state of a run, or damaged ({error}); start without resume") from error
-
-
-def load_state(
-    path: Path, model: ArBufferModel, optimizers: list[torch.optim.Optimizer]
-) -> tuple[dict[str, Tensor], dict]:
-    """Restores model and optimizers from `save_state`'s file, whose record has been read.
-
-    Returns:
-        The best weights so far and the record.
-    """
-    record = read_record(path)
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    best = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, i, parameter, key = name.split(".")
-            states[int(i)].setdefault(int(parameter), {})[key] = tensor
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return best, record
-
-
 def fit(
     model: ArBufferModel,
     prior: Prior | object,
@@ -154,7 +99,8 @@ def fit(
     Args:
         model: The model; trained in place, left with its last weights.
         prior: Draws tasks; what `draw` takes first.
-        state_path: The safetensors file that holds the state of the run, replaced atomically.
+        state_path: The safetensors file that holds the state of the run, replaced atomically, and locked while the run
+            lasts.
         minutes: Training time, counted over all resumed parts; at least one of `minutes` and `steps`.
         steps: Number of steps.
         batch_size: Tasks per step and process.
@@ -165,9 +111,10 @@ def fit(
         validate_every: Steps between validations.
         checkpoint_minutes: Minutes between writes of the state.
         mixed_precision: As accelerate has it; embedding, head and validation stay in float32.
-        origin: Of a warm start: "started_from", and the "steps" and "minutes" its weights had; kept in the state. The
-            data stream goes on from there.
-        on_checkpoint: Called by the main process whenever the state has been written.
+        origin: Of a warm start: "started_from", perhaps the "folder" of that, and the "steps" and "minutes" its weights
+            had; kept in the state. The data stream goes on from there.
+        on_checkpoint: Called by the main process whenever the state has been written: before the first step, every
+            `checkpoint_minutes`, after the last step, and on Ctrl-C.
         draw: Draws the batch of a step, called like `draw_batch`; `None` = that.
         tasks: The validation set; `None` = `validation_tasks` of the prior.
 
@@ -175,8 +122,9 @@ def fit(
         Best weights, score and history.
 
     Raises:
-        ValueError: If neither limit is given, a limit or size is not positive, or `state_path` belongs to another run.
-        RuntimeError: If the loss is no longer finite.
+        ValueError: If neither limit is given, a limit or size is not positive, `state_path` belongs to another run, is
+            damaged or cannot be written, or the prior draws NaN or infinite values.
+        RuntimeError: If the loss is no longer finite although the data is.
     """
     if minutes is None and steps is None:
         raise ValueError("fit needs minutes= or steps= (or both: whichever ends first); got neither")
@@ -199,90 +147,126 @@ def fit(
         "learning_rate": learning_rate,
         "mixed_precision": mixed_precision,
         "config": model.config.to_json(),
+        "started_from": (origin or {}).get("folder", (origin or {}).get("started_from")),
     }
+    if resume and origin is None:
+        setup["started_from"] = read_record(state_path).get("setup", {}).get("started_from")
     origin = origin or {"started_from": None, "steps": 0, "minutes": 0.0}
     record: dict[str, Any] = {"setup": setup, "origin": origin, "step": 0, "seconds": 0.0, "history": []}
-    record["best_score"] = -math.inf
+    record |= {"best_score": -math.inf, "running_loss": 0.0}
     best: dict[str, Tensor] = {}
-    if resume:
-        found = read_record(state_path)["setup"]
-        if found != setup:
-            raise ValueError(f"{state_path} belongs to another run: expected {setup}; got {found}")
-        best, record = load_state(state_path, model, optimizers)
-        if on_checkpoint is not None and accelerator.is_main_process:  # perhaps killed before it was told
-            on_checkpoint(_state(best, record))
-    elif accelerator.is_main_process and state_path.exists():  # an earlier run of this name stays beside the new one
-        state_path.replace(state_path.with_suffix(".previous.safetensors"))
-    accelerator.wait_for_everyone()
-    wrapped, *optimizers = accelerator.prepare(model, *optimizers)
-    model = accelerator.unwrap_model(wrapped)
-    tasks = validation_tasks(prior, model.config) if tasks is None else tasks
-    started = time.monotonic() - record["seconds"]
-    saved = validated = time.monotonic()
-    running = torch.zeros((), device=accelerator.device)
-    bar = tqdm(total=100, unit="%", disable=not accelerator.is_main_process, bar_format="{l_bar}{bar}|{postfix}")
-
-    def progress() -> float:
-        used = [(time.monotonic() - started) / 60 / minutes] if minutes else []
-        done = max(used + ([record["step"] / steps] if steps else []))
-        if accelerator.num_processes == 1:
-            return done
-        return broadcast(torch.tensor([done], device=accelerator.device))[0].item()
-
-    def check_point(loss: float | None) -> None:
-        """Validates and keeps the best weights."""
-        nonlocal best
-        scores = validate(model, tasks)
-        score = sum(scores) / len(scores)
-        if score > record["best_score"]:
-            record["best_score"] = score
-            best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        if loss is not None:
-            record["history"].append({"step": record["step"], "loss": loss, "validation": score})
-            bar.set_postfix_str(f" step {record['step']}, joint {score:.3f}, loss {loss:.3f}")
-
-    if not best:
-        check_point(None)  # a warm start has to beat the weights it started from
-    done = progress()
-    while done < 1:
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * learning_rate_factor(done)
-        stream = seed + record["origin"]["steps"]
-        task, targets = (draw or draw_batch)(
-            prior, model.config, batch_size, num_targets, stream, record["step"], accelerator.process_index
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            held.enter_context(sole_writer(state_path))
+            remove_leftovers(state_path)
+        if resume:
+            check_setup(state_path, setup)
+        tasks = validation_tasks(prior, model.config) if tasks is None else tasks
+        for task in tasks:
+            check_finite(task, f"the validation set with {task.x_context.shape[1]} context pairs")
+        if resume:
+            best, record = load_state(state_path, model, optimizers)
+            if on_checkpoint is not None and accelerator.is_main_process:  # perhaps killed before it was told
+                on_checkpoint(_state(best, record))
+        accelerator.wait_for_everyone()
+        wrapped, *optimizers = accelerator.prepare(model, *optimizers)
+        model = accelerator.unwrap_model(wrapped)
+        started = time.monotonic() - record["seconds"]
+        saved = validated = time.monotonic()
+        running = torch.tensor(record["running_loss"], device=accelerator.device)
+        bar = progress_bar(
+            total=100, unit="%", disable=not accelerator.is_main_process, bar_format="{l_bar}{bar}|{postfix}"
         )
-        batch = [t.to(accelerator.device, non_blocking=True) for t in (*task[:4], *targets)]
-        loss = -wrapped(*batch).mean()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(wrapped.parameters(), MAX_GRADIENT_NORM)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        record["step"] += 1
-        running += loss.detach()
-        done = progress()
-        bar.update(min(100 * done, 100) - bar.n)
-        late = time.monotonic() - validated > 60 * checkpoint_minutes > 0  # slow steps
-        if record["step"] % validate_every == 0 or done >= 1 or late:
-            last = record["history"][-1]["step"] if record["history"] else 0
-            mean_loss = running.item() / (record["step"] - last)
-            if not math.isfinite(mean_loss):
-                raise RuntimeError(
-                    f"the loss is not finite at step {record['step']}: training diverged; start again with a learning "
-                    f"rate below {learning_rate}; the state before it is in {state_path}"
+        held.callback(bar.close)
+
+        def progress(interrupted: bool = False) -> float:
+            """Progress of the run, the main process's for all; raises KeyboardInterrupt in all if in that one."""
+            used = [(time.monotonic() - started) / 60 / minutes] if minutes else []
+            done = max(used + ([record["step"] / steps] if steps else []))
+            if accelerator.num_processes > 1:
+                told = torch.tensor([done, float(interrupted)], device=accelerator.device, dtype=torch.float64)
+                done, interrupted = broadcast(told).tolist()
+            if interrupted:
+                raise KeyboardInterrupt
+            return done
+
+        def check_point(loss: float | None) -> None:
+            """Validates and keeps the best weights."""
+            nonlocal best
+            scores = validate(model, tasks)
+            score = sum(scores) / len(scores)
+            if score > record["best_score"]:
+                record["best_score"] = score
+                best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            if loss is not None:
+                record["history"].append({"step": record["step"], "loss": loss, "validation": score})
+                bar.set_postfix_str(f" step {record['step']}, joint {score:.3f}, loss {loss:.3f}")
+
+        def keep() -> None:
+            """Writes the state and tells the caller."""
+            record["seconds"], record["running_loss"] = time.monotonic() - started, running.item()
+            if accelerator.is_main_process:
+                save_state(state_path, model, [o.optimizer for o in optimizers], best, record)
+                if on_checkpoint is not None:
+                    on_checkpoint(_state(best, record))
+
+        if not best:
+            check_point(None)  # a warm start has to beat the weights it started from
+            if not best:
+                raise ValueError(
+                    "the validation density of the weights at the start must be finite; got infinite or NaN values of "
+                    "finite data; check the weights, and that outcomes are of moderate size (y_loc, y_scale)"
                 )
-            check_point(mean_loss)
-            running.zero_()
-            validated = time.monotonic()
-            if done >= 1 or time.monotonic() - saved > 60 * checkpoint_minutes:
-                saved = time.monotonic()
-                record["seconds"] = saved - started
-                if accelerator.is_main_process:
-                    save_state(state_path, model, [o.optimizer for o in optimizers], best, record)
-                    if on_checkpoint is not None:
-                        on_checkpoint(_state(best, record))
-    bar.close()
+            if accelerator.is_main_process and state_path.exists():  # an earlier run stays beside the new one
+                state_path.replace(state_path.with_suffix(".previous.safetensors"))
+            keep()  # what cannot be written is found before training
+        done = progress()
+        interrupted = held.enter_context(held_interrupt())
+        updating = False  # between two steps the state can be saved
+        try:
+            while done < 1:
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate * learning_rate_factor(done)
+                stream = seed + record["origin"]["steps"]
+                task, targets = (draw or draw_batch)(
+                    prior, model.config, batch_size, num_targets, stream, record["step"], accelerator.process_index
+                )
+                check_finite(task, f"the batch of step {record['step']}")
+                batch = [t.to(accelerator.device, non_blocking=True) for t in (*task[:4], *targets)]
+                loss = -wrapped(*batch).mean()
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(wrapped.parameters(), MAX_GRADIENT_NORM)
+                updating = True
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                record["step"] += 1
+                running += loss.detach()
+                updating = False
+                done = progress(interrupted())
+                bar.update(min(100 * done, 100) - bar.n)
+                late = time.monotonic() - validated > 60 * checkpoint_minutes > 0  # slow steps
+                if record["step"] % validate_every == 0 or done >= 1 or late:
+                    last = record["history"][-1]["step"] if record["history"] else 0
+                    mean_loss = running.item() / (record["step"] - last)
+                    if not math.isfinite(mean_loss):
+                        raise RuntimeError(
+                            f"the loss is not finite at step {record['step']} although the data is: training diverged; "
+                            f"start again with a learning rate below {learning_rate}, and look for outcomes of extreme "
+                            f"size; the state before it is in {state_path}"
+                        )
+                    check_point(mean_loss)
+                    running.zero_()
+                    validated = time.monotonic()
+                    if done >= 1 or time.monotonic() - saved > 60 * checkpoint_minutes:
+                        saved = time.monotonic()
+                        keep()
+        except KeyboardInterrupt:
+            if not updating:
+                check_point(None)
+                keep()
+            raise
     return _state(best, record)
 
 

@@ -102,7 +102,7 @@ def test_a_network_in_the_folder_is_not_replaced(tmp_path: Path) -> None:
 def test_folder_holds_a_loadable_network_and_the_state_of_the_run(tmp_path: Path) -> None:
     net = tiny(folder=tmp_path / "line")
     found = sorted(path.name for path in (tmp_path / "line").iterdir())
-    assert found == ["config.json", "model.safetensors", "state.safetensors"]
+    assert found == ["config.json", "model.safetensors", "state.lock", "state.safetensors"]
     loaded = pyro_arbuf.load(tmp_path / "line")
     assert loaded.config == net.config and torch.equal(weights(loaded), weights(net))
     assert not any(p.requires_grad for p in loaded.parameters())

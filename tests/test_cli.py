@@ -63,7 +63,8 @@ def test_train_knows_every_prior(prior: str, run: Callable[..., None]) -> None:
 
 def test_train_keeps_its_state_under_runs(run: Callable[..., None]) -> None:
     train(run)
-    assert [str(path) for path in Path("runs").rglob("*") if path.is_file()] == ["runs/trained/state.safetensors"]
+    (state,) = Path("runs").rglob("*.safetensors")
+    assert state == cli.state_of(Path("runs"), Path("trained")) and state.parent.name.startswith("trained-")
 
 
 def test_same_seed_trains_the_same_model(run: Callable[..., None]) -> None:
@@ -205,9 +206,9 @@ MISTAKES = {
     "no_limit": (["train", "gp-1d", "--output", "o"], "fit needs minutes= or steps="),
     "zero_steps": (["train", "gp-1d", "--output", "o", "--steps", "0"], "steps must be positive; got 0"),
     "heads": (["train", "gp-1d", "--output", "o", "--steps", "1", "--width", "13"], "multiple of num_heads = 2"),
-    "no_state": (["train", "gp-1d", "--output", "o", "--steps", "1", "--resume"], "there is none at runs/o/state"),
-    "no_weights": (["train", "gp-1d", "--output", "o", "--steps", "1", "--from", "nowhere"], "known models"),
-    "unknown_model": (["evaluate", "nowhere"], "known models"),
+    "no_state": (["train", "gp-1d", "--output", "o", "--steps", "1", "--resume"], "there is none at runs/o-"),
+    "no_weights": (["train", "gp-1d", "--output", "o", "--steps", "1", "--from", "nowhere"], "known networks"),
+    "unknown_model": (["evaluate", "nowhere"], "known networks"),
     "prior_not_known": (["evaluate", "saved"], "--prior must be one of gp-1d, gp-1d-noisy, sawtooth, gaussian, ddm"),
     "no_latents": (["evaluate", "saved", "--prior", "gaussian"], "a model of the prior 'gaussian' must have dim_x = 1"),
     "from_other": (["train", "two-moons", "--output", "o", "--steps", "1", "--from", "saved"], "saved has dim_x = 1"),
