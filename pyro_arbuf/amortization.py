@@ -18,6 +18,7 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.predictive import seeded
 from pyro_arbuf.programs import PROGRAM_FIELDS, PROGRAMS, program_config
 from pyro_arbuf.roles import draw_program_batch, make_bank, program_validation
+from pyro_arbuf.run_state import read_record
 from pyro_arbuf.simulation import Program, Simulator
 from pyro_arbuf.training import TrainingState, fit
 
@@ -93,6 +94,8 @@ def amortize(
     if name in PROGRAMS and PROGRAMS[name].program is not program:
         name = f"{getattr(program, '__module__', 'user')}.{name}"  # a shipped network's program it is not
     config = program_config(simulator, num_context, name, **sizes)
+    if resume:
+        config = _with_statistics_of(config, Path(folder) / STATE)
     source = simulator
     if num_simulations is not None:
         trials = max(1, num_context[1]) if simulator.single else num_context[1] + config.buffer_size + TARGETS
@@ -125,6 +128,20 @@ def amortize(
     if report:
         print(training_report(model, state.best_score, state.steps))
     return model
+
+
+def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:
+    """A configuration with the locations, scales and ranges of the run that it continues.
+
+    They are estimated from simulations, which differ from call to call where the program has a generator of its own.
+    """
+    begun = ModelConfig.from_json(read_record(state_path).get("setup", {}).get("config", "{}"))
+    names = ["x_range", "y_range"]
+    names += ["x_loc", "x_scale"] if begun.dim_x == config.dim_x else []
+    names += ["y_loc", "y_scale"] if begun.dim_y == config.dim_y else []
+    before, now = ([dataclasses.replace(each, loc=None, scale=None) for each in c.latents] for c in (begun, config))
+    names += ["latents"] if before == now else []  # what differs otherwise is for `fit` to name
+    return dataclasses.replace(config, **{field: getattr(begun, field) for field in names})
 
 
 def _check_arguments(

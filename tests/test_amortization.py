@@ -116,6 +116,33 @@ def test_resumed_run_goes_on_with_its_weights(tmp_path: Path) -> None:
     assert record["step"] == 6 and [entry["step"] for entry in record["history"]] == [3, 6]
 
 
+def with_own_generator() -> Callable:
+    """A program that calls a simulator with a generator of its own: no seed of ours makes it repeat."""
+    own = torch.Generator().manual_seed(3)
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        noise = torch.randn(x.shape[:-1], generator=own)
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Delta(slope * x[..., 0] + noise))
+
+    return program
+
+
+def test_run_of_a_simulator_with_its_own_generator_resumes(tmp_path: Path) -> None:
+    program = with_own_generator()
+    first = tiny(program, folder=tmp_path)
+    again = tiny(program, folder=tmp_path, steps=6, resume=True)
+    assert again.config == first.config and read_record(tmp_path / "state.safetensors")["step"] == 6
+
+
+def test_resume_with_other_sizes_names_them(tmp_path: Path) -> None:
+    tiny(folder=tmp_path)
+    message = r"belongs to another run: seed was 0 and is 1, config\.width was 12 and is 14; call it as it was begun"
+    with pytest.raises(ValueError, match=message):
+        tiny(folder=tmp_path, resume=True, seed=1, width=14)
+
+
 def test_resume_of_another_program_is_refused(tmp_path: Path) -> None:
     tiny(folder=tmp_path)
     with pytest.raises(ValueError, match="belongs to another run"):
