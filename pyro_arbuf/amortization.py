@@ -15,8 +15,8 @@ from pyro_arbuf.checkpoint import CONFIG, save
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.evidence import self_consistency, subset_gap
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.predictive import seeded
 from pyro_arbuf.programs import PROGRAM_FIELDS, PROGRAMS, program_config
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.roles import draw_program_batch, make_bank, program_validation
 from pyro_arbuf.run_state import read_record
 from pyro_arbuf.simulation import Program, Simulator

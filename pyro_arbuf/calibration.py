@@ -11,8 +11,8 @@ from tqdm import tqdm
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import random_orders
 from pyro_arbuf.posteriors import ArBufferPosterior
-from pyro_arbuf.predictive import seeded
 from pyro_arbuf.programs import Program, find_simulator
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.simulation import Simulations
 
 LEVELS = tuple(i / 20 for i in range(1, 20))

@@ -1,7 +1,8 @@
 """A linter for Pyro models: finds what Pyro accepts and is wrong nevertheless."""
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pyro
 import torch
@@ -13,10 +14,11 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_arbuf.at_once import MixedDrawsError, NotAtOnceError, dimensions, is_computed, run_at_once
 from pyro_arbuf.distributions import ArBufferJoint
 from pyro_arbuf.marginals import ArBufferDistribution, PlateOverTargetsWarning
-from pyro_arbuf.predictive import restored_random_state
-from pyro_arbuf.sites import layers, unwrapped
+from pyro_arbuf.random_state import restored_random_state
+from pyro_arbuf.sites import layers, sample_sites, unwrapped
 from pyro_arbuf.visibility import context_mask
 
 TOLERANCE = 1e-3  # nats, and relative: above what encoding with and without gradients differs by, below what harms HMC
@@ -38,17 +40,23 @@ UNREGISTERED = (
 )
 
 
+CHANGES = "differs between two runs of the model"
+
+
 class ModelCheckWarning(UserWarning):
     """Something that `check_model` found."""
 
 
 def check_model(model: Callable, *args: object, **kwargs: object) -> list[str]:
-    """Finds silent misuse of the distributions of this package in a Pyro model.
+    """Finds silent misuse of the distributions of this package in a Pyro model, and a model that mixes draws.
 
     Runs the model twice, the second time with the latents of the first, and compares. Finds: a plate around the
     targets of one event; a mask over them; observed pairs that sit in the context as well; missing outcomes dropped
     under a transform; a scale whose Jacobian does not count once per target; a density that is not the same twice; a
     context encoded inside the model without need; a trainable network that Pyro does not know.
+
+    A model with latents is then run for a few draws of its prior at once, and for one of them alone. Finds: sites whose
+    density or value is another one then, as where the model takes `theta.sum()` of a vector latent.
 
     Leaves random states and the param store as they were.
 
@@ -79,6 +87,8 @@ def check_model(model: Callable, *args: object, **kwargs: object) -> list[str]:
                 site["value"] = site["value"].detach().requires_grad_(site["value"].is_floating_point())
         second = poutine.trace(poutine.replay(model, trace=first)).get_trace(*args, **kwargs)
         found = dict(_findings(first, second))
+        if not any(CHANGES in text for text in found) and (mixed := _mixed_draws(model, first, args, kwargs)):
+            found[mixed] = ModelCheckWarning
     for message, category in found.items():
         warnings.warn(message, category, stacklevel=2)
     return list(found)
@@ -112,6 +122,34 @@ def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarni
         if unknown and id(model) not in seen:
             yield f"site {user_names[name]!r}: {len(unknown)} {UNREGISTERED}", ModelCheckWarning
         seen |= {id(context), id(model)}
+
+
+@torch.no_grad()
+def _mixed_draws(model: Callable, first: Trace, args: tuple, kwargs: Mapping) -> str | None:
+    """What changes where the model runs for several draws of its latents at once; `None` = nothing, or it does not run.
+
+    That it does not run for several draws is no mistake: whoever runs it so is told.
+    """
+    sites = {name: site for name, site in sample_sites(first).items() if not is_computed(site)}
+    latents = [name for name, site in sites.items() if not site["is_observed"]]
+    subsamples = any(site_is_subsample(s) and len(s["value"]) < s["fn"].size for s in first.nodes.values())
+    if not latents or subsamples:
+        return None
+    size = next(n for n in itertools.count(3) if n not in dimensions(first))
+    traces = [first] + [poutine.trace(model).get_trace(*args, **kwargs) for _ in range(size - 1)]
+    try:
+        draws = {name: torch.stack([trace.nodes[name]["value"].detach() for trace in traces]) for name in latents}
+        for name in sites.keys() - draws.keys():
+            shape, value = sites[name]["fn"].shape(), sites[name]["value"]
+            draws[name] = value.expand(shape).expand(size, *shape)
+        run_at_once(model, draws, first, set(sample_sites(first)), args, kwargs)
+    except MixedDrawsError as error:
+        return (
+            f"{error}; until then Predictive(parallel=True) and vectorised particles are wrong, and `predictive` slow"
+        )
+    except (NotAtOnceError, KeyError, RuntimeError, ValueError):  # sites or shapes depend on latents
+        return None
+    return None
 
 
 def _transforms(site: Message) -> list[Transform]:
@@ -210,7 +248,7 @@ def _changing_density(before: Message, after: Message, density: Tensor) -> str |
     if same and torch.allclose(known, density, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         return None
     return (
-        f"its log density differs between two runs of the model with the same latents ({_show(known)} and "
+        f"its log density {CHANGES} with the same latents ({_show(known)} and "
         f"{_show(density)}), so NUTS fails silently; the model draws something outside pyro.sample (a part of the "
         "data, noise on x, orders): draw it once, outside, e.g. orders = random_orders(M, R, seed=0)"
     )

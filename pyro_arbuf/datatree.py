@@ -16,7 +16,8 @@ from torch import Size, Tensor
 from pyro_arbuf.fits import Fit, read_fit
 from pyro_arbuf.loo import arviz_line
 from pyro_arbuf.marginals import ArBufferDistribution
-from pyro_arbuf.predictive import predictive, seeded
+from pyro_arbuf.predictive import predictive
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.sites import (
     Names,
     check_draws,

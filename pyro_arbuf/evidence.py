@@ -14,8 +14,8 @@ from pyro_arbuf.marginals import ArBufferMarginals
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import average_orders, paired_error, random_orders, warn_few_orders
 from pyro_arbuf.posteriors import ArBufferPosterior
-from pyro_arbuf.predictive import seeded
 from pyro_arbuf.programs import Program, find_simulator
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.validation import check_count, check_x, check_y
 
 NOT_RESOLVED = "not resolved"

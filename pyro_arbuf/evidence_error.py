@@ -13,8 +13,8 @@ from pyro_arbuf.evidence import log_prob_orders
 from pyro_arbuf.guides import MAX_K_HAT, MIN_DRAWS, importance_sample
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import average_orders
-from pyro_arbuf.predictive import seeded
 from pyro_arbuf.programs import Program, find_simulator
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.validation import check_count
 
 FEWEST = 5  # data sets with a known evidence: fewer say little of an error

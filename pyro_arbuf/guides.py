@@ -14,8 +14,8 @@ from torch.distributions import constraints
 from pyro_arbuf.context import Context
 from pyro_arbuf.fits import systematic_resample
 from pyro_arbuf.posteriors import ArBufferPosterior
-from pyro_arbuf.predictive import seeded
 from pyro_arbuf.programs import check_program
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.simulation import Program, Simulator
 from pyro_arbuf.validation import check_count
 

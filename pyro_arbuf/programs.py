@@ -9,12 +9,12 @@ from torch import Tensor
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.latents import rounded
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.predictive import seeded
 from pyro_arbuf.priors.ddm import ddm, draw_coherence
 from pyro_arbuf.priors.gaussian import gaussian
 from pyro_arbuf.priors.gaussian_linear import gaussian_linear
 from pyro_arbuf.priors.multisensory import draw_trials, multisensory_rho1, multisensory_rho43
 from pyro_arbuf.priors.two_moons import two_moons
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.simulation import Program, Simulator
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.latents import pad_outcome
-from pyro_arbuf.predictive import seeded
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.simulation import Simulations, Simulator
 from pyro_arbuf.tasks import EMPTY_CONTEXT_SHARE, VALIDATION_SEED, Batch, Task, curriculum, draw_num_context, mixed_seed
 from pyro_arbuf.visibility import chain_prefix_len

@@ -18,8 +18,8 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_arbuf.latents import Latent, rounded
-from pyro_arbuf.predictive import seeded
 from pyro_arbuf.program_sites import check_observed, continuous_latents, program_sites, read_latent, read_outcome
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.same_law import Simulations, independent, same_law
 
 Program = Callable[[Tensor], Any]

@@ -424,3 +424,48 @@ def test_exceptions_of_the_model_pass_through(context: Context) -> None:
         check_model(model)
     with pytest.raises(ValueError, match="nan='drop'"):
         check_model(observed(ArBufferJoint(context, X), Y.index_fill(0, torch.tensor([1]), torch.nan)))
+
+
+# Several draws at once
+
+WEIGHTS = draw(4, 2)
+
+
+def regression(mean: Callable[[Tensor], Tensor]) -> Callable[[Tensor | None], None]:
+    def model(y: Tensor | None = None) -> None:
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+        with pyro.plate("rows", 4):
+            pyro.sample("y", dist.Normal(mean(theta), 1.0), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("y", [None, draw(4)])
+def test_model_that_mixes_draws_run_at_once_is_found(y: Tensor | None) -> None:
+    for mean in (torch.sum, torch.mean, lambda theta: torch.softmax(theta, 0)[..., 0]):
+        assert_found(regression(mean), "site 'y' has another log density where several posterior draws", args=(y,))
+    assert_clean(regression(lambda theta: (theta * WEIGHTS).sum(-1)), y)
+
+
+def test_deterministic_site_and_latent_that_mix_draws_are_found() -> None:
+    def computed() -> None:
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.deterministic("share", torch.softmax(theta, 0), event_dim=1)
+
+    def hierarchy() -> None:
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("scale", dist.LogNormal(theta.mean(), 1.0))
+
+    assert_found(computed, "site 'share' has another value where several posterior draws")
+    assert_found(hierarchy, "site 'scale' has another log density where several posterior draws")
+
+
+def test_model_that_does_not_run_for_several_draws_is_right() -> None:
+    def branching() -> None:
+        z = pyro.sample("z", STANDARD)
+        if z > 0:
+            pyro.sample("w", STANDARD)
+        pyro.sample("y", dist.Normal(z.detach().item(), 1.0), obs=torch.zeros(()))
+
+    assert_clean(branching)
+    assert_clean(regression(lambda theta: WEIGHTS @ theta), draw(4))

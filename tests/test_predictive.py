@@ -169,7 +169,7 @@ def test_chunks_hold_at_most_batch_size_draws(context: Context) -> None:
         sizes.append(pyro.sample("shift", dist.Normal(0.0, 1.0)).numel())
 
     predictive(model, {"shift": draw(DRAWS)}, batch_size=4)
-    assert sizes == [1, 4, 4, 3]
+    assert sizes == [1, 4, 1, 3, 4, 1, 3, 3, 1, 3]  # one draw, then chunks, one of each alone, three again
 
 
 def test_seed_fixes_the_draws_and_leaves_the_random_state(context: Context) -> None:
@@ -360,9 +360,128 @@ def wider_than_the_draws(z: Tensor) -> None:
     "rest", [branch, mistaken_for_an_event, mean_over_draws, site_of_one_draw_only, wider_than_the_draws]
 )
 @pytest.mark.parametrize("num_draws", [3, 7])
-def test_model_that_cannot_be_vectorised_is_an_error_with_a_remedy(rest: Callable, num_draws: int) -> None:
+def test_model_that_cannot_be_vectorised_is_run_one_by_one(rest: Callable, num_draws: int) -> None:
     def model() -> None:
         rest(pyro.sample("z", dist.Normal(0.0, 1.0)))
 
-    with pytest.raises(RuntimeError, match=r"Predictive\(model, posterior, parallel=False\)"):
-        predictive(model, {"z": torch.randn(num_draws)})
+    z = torch.randn(num_draws)
+    with pytest.warns(UserWarning, match=r"broadcast from the left.*; the draws are run one by one"):
+        y = predictive(model, {"z": z})["y"]
+    alone = Predictive(model, {"z": z}, parallel=False)()["y"]
+    assert y.shape == alone.reshape(y.shape).shape and y.shape[0] == num_draws
+    if rest in (mean_over_draws, wider_than_the_draws):
+        assert torch.equal(y, alone.reshape(y.shape))
+
+
+# Models that run for several draws at once and mix them
+
+FEATURES = draw(8, 3, seed=9, dtype=torch.float32)
+
+
+class Unscored(dist.TorchDistribution):
+    """A normal law without density."""
+
+    arg_constraints = {}
+
+    def __init__(self, loc: Tensor, batch_shape: torch.Size | None = None):
+        self.loc = loc
+        super().__init__(loc.shape if batch_shape is None else batch_shape)
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Unscored":
+        return Unscored(self.loc.expand(batch_shape))
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return torch.normal(self.loc.expand((*sample_shape, *self.batch_shape)), 1.0)
+
+
+MIXING = {
+    "sum": lambda theta: dist.Normal(theta.sum(), 0.1),
+    "mean": lambda theta: dist.Normal(theta.mean(), 0.1),
+    "softmax": lambda theta: dist.Normal(torch.softmax(theta, 0)[..., 0], 0.1),
+    "norm": lambda theta: dist.Normal(0.0, theta.norm()),
+    "deep inside": lambda theta: dist.TransformedDistribution(
+        dist.Normal(0.0, 1.0), [AffineTransform(theta.sum(), 0.1)]
+    ),
+    "without density": lambda theta: Unscored(theta.sum()),
+    "delta": lambda theta: dist.Delta(theta.max()),
+    "where any is large": lambda theta: dist.Normal(theta[..., 0] * (10.0 if (theta > 2).any() else 1.0), 0.1),
+}
+
+
+def vector_model(law: Callable, length: int = 3) -> Callable:
+    """A vector latent and one outcome, whose law is computed from it as one computes with a vector."""
+
+    def model(y: Tensor | None = None) -> None:
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(length), 1.0).to_event(1))
+        pyro.sample("y", law(theta), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("law", MIXING)
+def test_model_that_mixes_draws_is_run_one_by_one_and_says_so(law: str) -> None:
+    theta = draw(600, 3, dtype=torch.float32)
+    with pytest.warns(
+        UserWarning, match=r"site 'y' has another .*theta.sum\(-1\).*; the draws are run one by one"
+    ) as said:
+        y = predictive(vector_model(MIXING[law]), {"theta": theta}, torch.tensor(0.0), seed=0)["y"]
+    assert len(said) == 1 and said[0].filename == __file__
+    alone = Predictive(vector_model(MIXING[law]), {"theta": theta}, parallel=False)()["y"].reshape(y.shape)
+    assert (y - alone).std() < 4.0 and (y.std() / alone.std() - 1).abs() < 0.15
+
+
+@pytest.mark.parametrize("index", [0, -1])
+def test_one_number_of_a_vector_of_one_is_that_of_its_own_draw(index: int) -> None:
+    theta = draw(50, 1, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="the draws are run one by one"):
+        y = predictive(vector_model(lambda t: dist.Normal(t[index], 1e-3), 1), {"theta": theta})["y"]
+    torch.testing.assert_close(y, theta[:, 0], rtol=0, atol=0.01)
+
+
+def test_deterministic_site_that_mixes_draws_is_right() -> None:
+    def model() -> None:
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.deterministic("share", 1e-6 * torch.softmax(theta, 0), event_dim=1)
+
+    theta = draw(20, 3)
+    with pytest.warns(UserWarning, match="site 'share' has another value"):
+        share = predictive(model, {"theta": theta})["share"]
+    torch.testing.assert_close(share, 1e-6 * torch.softmax(theta, -1))
+
+
+def test_regression_that_reduces_over_the_event_dimension_is_run_at_once() -> None:
+    def model() -> None:
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 3.0))
+        with pyro.plate("rows", 8):
+            y = pyro.sample("y", dist.Normal((theta * FEATURES).sum(-1), scale))
+            pyro.sample("count", dist.Poisson(y.abs()))
+
+    runs = []
+    counted = lambda: (runs.append(1), model())  # noqa: E731
+    draws = {
+        "theta": 100 * draw(500, 3, dtype=torch.float32),
+        "scale": draw(500, seed=1, dtype=torch.float32).mul(3).exp(),
+    }
+    assert predictive(counted, draws)["y"].shape == (500, 8)
+    assert len(runs) == 7
+
+
+def test_seed_gives_the_same_draws_one_by_one_too() -> None:
+    draws = {"theta": draw(9, 3, dtype=torch.float32)}
+    with pytest.warns(UserWarning):
+        a, b = (predictive(vector_model(MIXING["sum"]), draws, seed=1)["y"] for _ in range(2))
+    assert torch.equal(a, b)
+
+
+def test_site_that_some_draws_lack_is_an_error() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if z < 0:
+            pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(RuntimeError, match="site 'y' must be there for every posterior draw"),
+    ):
+        predictive(model, {"z": torch.tensor([-1.0, 1.0])})

@@ -11,8 +11,8 @@ import pyro_arbuf
 from pyro_arbuf import random_orders
 from pyro_arbuf.checkpoint import find_model
 from pyro_arbuf.cli import PRIORS, evaluate
-from pyro_arbuf.predictive import seeded
 from pyro_arbuf.programs import PROGRAMS, simulator_of
+from pyro_arbuf.random_state import seeded
 
 NAMES = pyro_arbuf.shipped_models()
 OF_FUNCTIONS = pytest.mark.parametrize("name", [name for name in NAMES if name in PRIORS])
