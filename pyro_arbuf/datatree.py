@@ -19,8 +19,10 @@ from pyro_arbuf.marginals import ArBufferDistribution
 from pyro_arbuf.predictive import predictive
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.sites import (
+    SAMPLE,
     Names,
     check_draws,
+    check_names,
     dimension_names,
     is_deterministic,
     observed_sites,
@@ -33,7 +35,6 @@ from pyro_arbuf.sites import (
 from pyro_arbuf.visibility import context_mask
 
 Draws = Mapping[str, Tensor]
-SAMPLE = ("chain", "draw")
 GROUPS = (
     "posterior",
     "sample_stats",
@@ -88,7 +89,7 @@ def to_datatree(
         num_samples: For an ArBufferJoint alone: how many draws, 1000 where `None`. For Importance: how many equally
             weighted draws to resample (systematically); `None` = all, `log_weight` in sample_stats, which ArviZ
             ignores.
-        posterior_predictive: Draws of observed sites, `(S, *site)`; `None` = computed by `predictive`, which takes a
+        posterior_predictive: Draws of observed sites, `(S, *site)`; `None` = computed by `predictive`, fast for a
             model that runs for several draws at once; {} = none.
         predictions: Draws at new inputs, as `predictive` returns them.
         prior: Draws as `pyro.infer.Predictive(model, num_samples=...)` returns them; observed sites among them make
@@ -177,6 +178,7 @@ def _fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping)
         first = next(replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs))
         names, targets = dimension_names(first, dims)
         observed = {name: site["value"] for name, site in observed_sites(first).items()}
+    check_names([*fit.draws, *names, *(name for values in given.values() for name in values)], names)
     for group in ("posterior_predictive", "log_likelihood"):
         for name, values in given.get(group, {}).items():
             if fit.model is not None and name not in observed:
@@ -306,6 +308,12 @@ def _tree(
     datasets = {}
     for group, arrays in groups.items():
         sizes: dict[str, int] = {}
+        hidden = sorted(set(arrays) & {dim for array in arrays.values() for dim in array.dims})
+        if hidden:
+            raise ValueError(
+                f"no site may have the name of a dimension, whose labels would take its place in {group}; got "
+                f"{hidden}; name the dimension otherwise by dims={{site: [...]}}"
+            )
         for name, array in arrays.items():
             for dim, size in array.sizes.items():
                 labels = len(coords.get(dim, range(size)))

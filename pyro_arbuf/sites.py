@@ -3,7 +3,7 @@
 Knows nothing of xarray and ArviZ.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributions as td
@@ -19,6 +19,7 @@ from pyro_arbuf.marginals import ArBufferDistribution, ArBufferMarginals
 from pyro_arbuf.progress import progress_bar
 
 Names = tuple[str | None, ...]  # of a site's dimensions; None = of size 1 and outside all plates, left out
+SAMPLE = ("chain", "draw")  # dimensions of all draws
 
 
 def check_draws(name: str, draws: Mapping[str, Tensor]) -> int:
@@ -293,3 +294,30 @@ def rename_dimensions(name: str, names: Names, dims: Mapping[str, Sequence[str]]
         raise ValueError(f"dims[{name!r}] must name the {len(kept)} dimensions {kept}; got {list(dims[name])}")
     given = iter(dims[name])
     return tuple(None if own is None else next(given) for own in names)
+
+
+def check_names(sites: Iterable[str], dims: Mapping[str, Names]) -> None:
+    """Checks names of sites, and of the dimensions of each, that are to stand beside the draws of several chains.
+
+    Raises:
+        ValueError: If one holds "/", is that of a dimension of all draws, or names two dimensions of one site.
+    """
+    own = {dim for names in dims.values() for dim in names if dim is not None}
+    slashed = sorted(name for name in {*sites, *own} if "/" in name)
+    if slashed:
+        raise ValueError(
+            f"names of sites and dimensions must hold no '/', which separates the groups of a DataTree; got {slashed}; "
+            "rename the sites in the model, or those of draws without a model by {name.replace('/', '.'): values for "
+            "name, values in draws.items()}; rename the dimensions, which plates name, by dims={site: [...]}"
+        )
+    taken = sorted({*sites, *own} & set(SAMPLE))
+    if taken:
+        raise ValueError(
+            f"no site and no plate may be called 'chain' or 'draw', the dimensions of all draws; got {taken}; rename "
+            "the site in the model and in draws; name the dimension of a plate by dims={site: [...]}"
+        )
+    double = sorted(
+        name for name, names in dims.items() if len(set(names) - {None}) < sum(n is not None for n in names)
+    )
+    if double:
+        raise ValueError(f"the dimensions of a site must have different names; got {dims[double[0]]} for {double[0]!r}")

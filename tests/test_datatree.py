@@ -364,3 +364,52 @@ def test_netcdf_keeps_it(event, draws, tmp_path):
     tree.to_netcdf(tmp_path / "fit.nc", engine="h5netcdf")
     with xr.open_datatree(tmp_path / "fit.nc", engine="h5netcdf") as found:
         xr.testing.assert_identical(found.load(), tree)
+
+
+def named(latent="level", plate="row"):
+    """A model that gives its latent and its plate these names."""
+
+    def model(y=None):
+        level = pyro.sample(latent, dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate(plate, 4):
+            pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("name", ["chain", "draw", "scope/level"])
+def test_a_latent_whose_name_has_no_place_is_refused_and_does_not_vanish(name):
+    rule = "must hold no '/'.*rename the sites in the model" if "/" in name else "may be called 'chain' or 'draw'"
+    for arguments in ((named(name), torch.zeros(4)), ()):
+        with pytest.raises(ValueError, match=rule):
+            to_datatree({name: torch.zeros(S)}, *arguments)
+    with pytest.raises(ValueError, match=rule):
+        to_datatree({"level": torch.zeros(S)}, prior={name: torch.zeros(7)})
+
+
+@pytest.mark.parametrize("plate", ["chain", "scope/row"])
+def test_a_plate_whose_name_has_no_place_is_refused_and_renamed_by_dims(plate, draws):
+    with pytest.raises(ValueError, match=r"dims=\{site: \[...\]\}"):
+        to_datatree(draws, named(plate=plate), torch.zeros(4))
+    tree = to_datatree(draws, named(plate=plate), torch.zeros(4), dims={"y": ["row"]})
+    assert tree["posterior_predictive/y"].dims == ("chain", "draw", "row")
+
+
+def test_a_dimension_of_the_name_of_a_latent_is_refused():
+    draws = {"level": torch.zeros(S), "effect": torch.zeros(S, 2)}
+    with pytest.raises(ValueError, match=r"would take its place in posterior; got \['level'\]"):
+        to_datatree(draws, dims={"effect": ["level"]})
+    with pytest.raises(ValueError, match=r"different names; got .'k', 'k'. for 'effect'"):
+        to_datatree({"effect": torch.zeros(S, 2, 2)}, dims={"effect": ["k", "k"]})
+
+
+def test_predictive_draws_of_a_model_that_mixes_draws_are_right():
+    def model(y=None):
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+        with pyro.plate("row", 4):
+            pyro.sample("y", dist.Normal(theta.sum(), 1e-3), obs=y)
+
+    theta = torch.tensor([[1.0, 2.0], [30.0, 4.0], [-5.0, 6.0]], dtype=torch.float64)
+    with pytest.warns(UserWarning, match="the model mixes draws"):
+        tree = to_datatree({"theta": theta}, model, torch.zeros(4))
+    np.testing.assert_allclose(tree["posterior_predictive/y"].values[0], theta.sum(1)[:, None].expand(3, 4), atol=0.02)
