@@ -52,6 +52,9 @@ class Simulator:
         single: Whether a data set is one observation.
         mode: Data sets run at once, each with its own inputs ("inputs") or all with the same ("datasets"), or one by
             one ("loop").
+        mode_reason: Why this mode, as one sentence.
+        notes: What was found in the program and its user should know, each a whole sentence with a remedy; each is
+            also issued as a UserWarning when the simulator is made.
         integrated_out: Names of the other sites.
 
     Raises:
@@ -82,6 +85,8 @@ class Simulator:
             self.latents = tuple(read_latent(name, outcome, traces) for name in names)
             self.integrated_out = tuple(dict.fromkeys(name for name, _ in sites if name not in (*names, outcome)))
             self.mode: Mode = self._find_mode()
+            self.mode_reason = "Data sets are simulated in the fastest way that agreed with single runs."
+            self.notes: tuple[str, ...] = ()
             self.latents, scales = self._standardise()
             self.x_loc, self.x_scale, self.y_loc, self.y_scale = scales
 
