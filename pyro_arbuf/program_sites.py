@@ -55,7 +55,7 @@ def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int
         Whether a data set is one observation, without a dimension of trials; D_y, or `None` for a scalar outcome.
 
     Raises:
-        ValueError: If there is no such site, or it is discrete or of another shape.
+        ValueError: If there is no such site, or it is discrete, a series, or of another shape.
     """
     if any(outcome not in program_sites(trace) for trace in traces):
         raise ValueError(
@@ -69,15 +69,42 @@ def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int
             "another head"
         )
     event = tuple(sites[0]["fn"].event_shape)
+    events = [tuple(site["fn"].event_shape) for site in sites]
+    if len(set(events)) > 1:
+        raise ValueError(
+            f"the trials of the outcome {outcome!r} must be independent given the latents and x, each a value of its "
+            f"own; got one event that grows with the number of trials, of shape {events[0]} for n = {num_trials[0]}, "
+            f"{events[1]} for n = {num_trials[1]}; if they are independent, draw them inside "
+            'pyro.plate("trials", x.shape[-2]) without to_event; a series, whose trials depend on each other, is not '
+            "supported yet"
+        )
     shapes = [tuple(site["value"].shape) for site in sites]
     single = all(shape == event for shape in shapes)
     if len(event) > 1 or not (single or shapes == [(n, *event) for n in num_trials]):
         raise ValueError(
             f"the outcome {outcome!r} must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's shape for "
-            f"one observation; got {shapes[0]} for n = {num_trials[0]}, {shapes[1]} for n = {num_trials[1]}; put it "
-            'into pyro.plate("trials", x.shape[-2])'
+            f"one observation; got {shapes[0]} for n = {num_trials[0]}, {shapes[1]} for n = {num_trials[1]}; draw it "
+            'inside pyro.plate("trials", x.shape[-2]), where its trials are independent given the latents and x'
         )
     return single, event[0] if event else None
+
+
+def is_of_trials(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> bool:
+    """Whether a site has one value for each trial: its last batch dimension has their number in every run."""
+    sites = [trace.nodes.get(name) for trace in traces]
+    batches = [
+        tuple(site["value"].shape[: site["value"].dim() - len(site["fn"].event_shape)]) for site in sites if site
+    ]
+    return len(batches) == len(traces) and all(b[-1:] == (n,) for b, n in zip(batches, num_trials, strict=True))
+
+
+def fixed_plates(name: str, traces: Sequence[Trace]) -> dict[str, int]:
+    """Plates around a continuous site, by name, if their sizes are the same in every run; otherwise none."""
+    sites = [trace.nodes[name] for trace in traces if name in trace.nodes]
+    if any(_is_discrete(site) for site in sites):
+        return {}
+    found = [{f.name: f.size for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
+    return found[0] if all(sizes == found[0] for sizes in found) else {}
 
 
 def continuous_latents(outcome: str, trace: Trace) -> list[str]:

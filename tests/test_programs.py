@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -62,18 +63,114 @@ def test_unknown_name_lists_the_known_ones() -> None:
 # Configurations
 
 
-def test_configuration_holds_what_the_simulator_measured(simulator: Simulator) -> None:
+def test_configuration_holds_what_the_simulator_knows(simulator: Simulator) -> None:
     config = program_config(simulator, (0, 30), "line", width=24)
-    for name in ("dim_x", "dim_y", "latents", "outcome", "x_loc", "x_scale", "y_loc", "y_scale"):
+    for name in ("dim_x", "dim_y", "latents", "outcome"):
         assert getattr(config, name) == getattr(simulator, name)
     assert (config.prior, config.width, config.num_context, config.num_targets) == ("line", 24, (0, 30), (1, 30))
     assert config.num_layers == 4 and config.buffer_size == 16
 
 
+def test_inputs_and_outcomes_are_standardised_by_simulations(simulator: Simulator) -> None:
+    config = program_config(simulator, (0, 30))
+    assert config.x_loc == pytest.approx((0.5,), abs=0.02) and config.x_scale == pytest.approx((0.289,), abs=0.01)
+    low, middle, high = simulator.draw(2000, 8).y.flatten().quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    assert config.y_loc == pytest.approx((middle,), abs=0.03)
+    assert config.y_scale == pytest.approx(((high - low) / 1.349,), rel=0.1)
+
+
+def drift(x: torch.Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(1.0, 0.1))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(slope * x[..., 0], 1.0))
+
+
+@pytest.mark.parametrize("largest", [60, 1])
+def test_inputs_that_grow_with_the_trials_are_standardised_at_the_largest_number(largest: int) -> None:
+    config = program_config(Simulator(drift, lambda n: torch.arange(float(n))[:, None]), (0, largest))
+    last = largest - 1
+    assert config.x_range == pytest.approx((-0.01 * last, 1.01 * last), rel=1e-3)
+    assert config.x_loc == pytest.approx((last / 2,)) and config.y_loc == pytest.approx((last / 2,), abs=1.0)
+    if last:
+        assert config.x_scale == pytest.approx((17.3,)) and config.y_scale == pytest.approx((25.0,), rel=0.2)
+        assert config.y_range[1] > 65
+
+
+def test_standardising_many_trials_keeps_few_numbers_at_a_time() -> None:
+    asked = []
+
+    def many(num_trials: int) -> torch.Tensor:
+        asked.append(num_trials)
+        return torch.rand(num_trials, 1)
+
+    simulator = Simulator(line, many)
+    draw, sizes = simulator.draw, []
+    simulator.draw = lambda *size: sizes.append(size) or draw(*size)
+    config = program_config(simulator, (0, 20_000))
+    assert max(a * b for a, b in sizes) <= 10**6 and sum(a for a, _ in sizes) == 256
+    assert config.x_loc == pytest.approx((0.5,), abs=0.02)
+
+
+def offset(number: float) -> Callable[[torch.Tensor], None]:
+    def program(x: torch.Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            pyro.sample("y", dist.Normal(slope + number, 1.0))
+
+    return program
+
+
+@pytest.mark.parametrize("number", [1e9, -1e7, 5e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outcomes_that_float32_cannot_tell_apart_are_an_error(number: float, dtype: torch.dtype) -> None:
+    program = offset(torch.tensor(number, dtype=dtype))
+    with pytest.raises(
+        ValueError, match=r"the outcome 'y' must vary by more than 1e-05 of its distance from zero, .*subt"
+    ):
+        program_config(Simulator(program, inputs), (0, 5))
+
+
+def test_inputs_that_float32_cannot_tell_apart_are_an_error() -> None:
+    simulator = Simulator(offset(0.0), lambda n: 1.7e9 + torch.arange(n, dtype=torch.float64)[:, None])
+    with pytest.raises(ValueError, match=r"each column of the inputs must vary by more than 1e-05 .*; got 1.7e"):
+        program_config(simulator, (0, 5))
+
+
+def test_latents_that_float32_cannot_tell_apart_are_an_error() -> None:
+    def program(x: torch.Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(torch.tensor(1e9, dtype=torch.float64), 100.0))
+        with pyro.plate("trials", x.shape[-2]):
+            pyro.sample("y", dist.Normal(slope - 1e9, 1.0))
+
+    with pytest.raises(ValueError, match="the latent 'slope' must vary by more than 1e-05 of its distance from zero"):
+        Simulator(program, inputs)
+
+
+def test_heavy_tails_leave_the_scales_alone() -> None:
+    def program(x: torch.Tensor) -> None:
+        theta = pyro.sample("theta", dist.Cauchy(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            pyro.sample("y", dist.Cauchy(0.0 * theta, 1.0))
+
+    config = program_config(Simulator(program), (0, 30))
+    assert config.y_scale == pytest.approx((2 / 1.349,), rel=0.1)
+    assert config.latents[0].scale == pytest.approx((2 / 1.349,), rel=0.1) and abs(config.latents[0].loc[0]) < 0.2
+
+
+def test_outcomes_that_are_mostly_equal_have_a_scale() -> None:
+    def program(x: torch.Tensor) -> None:
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            hit = (torch.rand(theta.shape[:-1] + x.shape[-2:-1]) < 0.02).float()
+            pyro.sample("y", dist.Delta(hit * (3 + theta)))
+
+    assert program_config(Simulator(program), (0, 30)).y_scale == pytest.approx((0.43,), rel=0.3)
+
+
 def test_ranges_are_those_of_simulations_outcomes_with_room(simulator: Simulator) -> None:
     config = program_config(simulator, (0, 30))
     drawn = simulator.draw(2000, 8)
-    assert -0.01 <= config.x_range[0] <= 0 and 1 <= config.x_range[1] <= 1.01
+    assert -0.02 <= config.x_range[0] <= 0 and 1 <= config.x_range[1] <= 1.02
     inside = (drawn.y > config.y_range[0]) & (drawn.y < config.y_range[1])
     assert inside.all() and config.y_range[1] - config.y_range[0] < 6 * (drawn.y.max() - drawn.y.min())
 
@@ -123,6 +220,7 @@ def test_given_shipped_program_has_its_inputs() -> None:
     assert find_simulator(network(simulator_of("ddm")), ddm).inputs is draw_coherence
 
 
+@pytest.mark.filterwarnings("ignore:Site 'tau' is integrated out but shared")
 def test_given_program_keeps_the_networks_latents() -> None:
     net = network(Simulator(gaussian, latents=["mu"]))
     assert find_simulator(net, gaussian).integrated_out == ("tau",)
@@ -138,6 +236,26 @@ def test_network_without_latents_has_no_program() -> None:
         find_simulator(tiny.tiny_model())
 
 
+def test_given_simulator_is_taken(simulator: Simulator) -> None:
+    assert find_simulator(network(simulator), simulator) is simulator
+
+
+def test_program_alone_does_not_say_how_to_draw_the_inputs_of_a_loaded_network(simulator: Simulator) -> None:
+    with pytest.raises(
+        ValueError, match=r"was trained with inputs \(dim_x = 1, .*pass program=pyro_arbuf.Simulator\(prog"
+    ):
+        find_simulator(network(simulator), line)
+
+    def of_two_columns(x: torch.Tensor) -> torch.Tensor:
+        return line(x[..., 1:])
+
+    net = network(Simulator(of_two_columns, lambda num_trials: torch.rand(num_trials, 2)))
+    with pytest.raises(
+        ValueError, match=r"was trained with inputs \(dim_x = 2, .*pass program=pyro_arbuf.Simulator\(prog"
+    ):
+        find_simulator(net, of_two_columns)
+
+
 def other_support(x: torch.Tensor) -> None:
     pyro.sample("slope", dist.Beta(2.0, 2.0))
     noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
@@ -145,17 +263,54 @@ def other_support(x: torch.Tensor) -> None:
         pyro.sample("y", dist.Normal(0.0, noise))
 
 
-def test_program_with_other_supports_is_refused(simulator: Simulator) -> None:
-    with pytest.raises(ValueError, match="the program must have the network's latents"):
-        find_simulator(network(simulator), other_support)
+def other_shape(x: torch.Tensor) -> None:
+    pyro.sample("slope", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(0.0, noise))
 
 
-def test_program_with_other_inputs_is_refused() -> None:
-    simulator = Simulator(line, lambda num_trials: torch.rand(num_trials, 2))
-    with pytest.raises(
-        ValueError, match=r"dim_x = 2 and dim_y = None; got .*, 1 and None; for its inputs set net.simu"
-    ):
-        find_simulator(network(simulator), line)
+def other_outcome(x: torch.Tensor) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(slope[..., None] * torch.ones(2), noise[..., None]).to_event(1))
+
+
+DIFFERENT = {
+    "support": (
+        other_support,
+        r"'slope' must have shape \(\) and be any real number; got .*between 0.0 and 1",
+    ),
+    "shape": (
+        other_shape,
+        r"'slope' must have shape \(\) and be any real .*; got shape \(3,\), any real number; use",
+    ),
+    "outcome": (other_outcome, "outcome must be a number, as the network's; got a vector of 2; use the program that"),
+    "names": (
+        one_vector,
+        r"latents in its order, \['slope', 'noise'\]; got \['theta'\]; choose them by pyro_arbuf.Simul",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_program_that_differs_from_the_network_s_is_explained_in_words(simulator: Simulator, case: str) -> None:
+    program, message = DIFFERENT[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        find_simulator(network(simulator), Simulator(program, inputs))
+    assert "Latent(" not in str(caught.value)
+
+
+def test_latents_in_another_order_are_explained(simulator: Simulator) -> None:
+    with pytest.raises(ValueError, match=r"in its order, \['slope', 'noise'\]; got \['noise', 'slope'\]; choose"):
+        find_simulator(network(simulator), Simulator(line, inputs, latents=["noise", "slope"]))
+
+
+def test_program_with_other_inputs_is_refused(simulator: Simulator) -> None:
+    wide = Simulator(line, lambda num_trials: torch.rand(num_trials, 2))
+    with pytest.raises(ValueError, match=r"inputs of 2 columns, as the network; got 1; give those by pyro_arbuf.Simul"):
+        find_simulator(network(wide), simulator)
 
 
 def test_simulator_that_does_not_fit_is_refused(simulator: Simulator) -> None:

@@ -1,0 +1,227 @@
+"""What a user is told of a program: sites integrated out, dependent trials, outcomes of several numbers."""
+
+import re
+import warnings
+
+import program_cases
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from program_cases import inputs
+
+from pyro_arbuf.programs import PROGRAMS, simulator_of
+from pyro_arbuf.simulation import Simulator
+
+
+def notes(*arguments, **options):
+    """Notes of a program, each of which must have been a warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = Simulator(*arguments, **options).notes
+    assert [str(one.message) for one in caught] == list(found) and all(one.category is UserWarning for one in caught)
+    assert all(re.match(r"(The|Sites?) .*; .*\.$", note) for note in found)
+    return found
+
+
+def random_intercept(x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(slope * x[..., 0] + intercept, 1.0))
+
+
+def latent_function(x):
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    kernel = torch.exp(-((x - x.transpose(-1, -2)) ** 2)) + 1e-3 * torch.eye(x.shape[-2])
+    f = pyro.sample("f", dist.MultivariateNormal(x.new_zeros(x.shape[-2]), kernel))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(f, scale))
+
+
+def through_the_trials(x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        mean = pyro.sample("mean", dist.Normal(intercept, 1.0))
+        pyro.sample("y", dist.Normal(slope * x[..., 0] + mean, 1.0))
+
+
+def mixture_of_data_sets(x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    kind = pyro.sample("kind", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(slope * x[..., 0] + 4 * kind, 1.0))
+
+
+def without_density(x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", program_cases.SampleOnly(slope * x[..., 0] + intercept))
+
+
+SHARED = {
+    "intercept": (random_intercept, ["slope"]),
+    "f": (latent_function, ["scale"]),
+    "kind": (mixture_of_data_sets, None),
+}
+
+
+@pytest.mark.parametrize("site", SHARED)
+def test_site_that_all_trials_share_is_named_if_it_is_integrated_out(site):
+    program, latents = SHARED[site]
+    (note,) = notes(program, inputs, latents)
+    assert note.startswith(f"Site {site!r} is integrated out but shared by all trials of a data set")
+    assert (
+        "the posterior is right, but the likelihood by ArBufferMarginals" in note and "among latents=[...], or" in note
+    )
+
+
+@pytest.mark.parametrize("program", [through_the_trials, without_density])
+def test_site_that_reaches_the_outcome_through_others_or_without_a_density_is_named(program):
+    (note,) = notes(program, inputs, ["slope"])
+    assert "Site 'intercept' is integrated out but shared" in note
+
+
+def hyperprior(x):
+    center = pyro.sample("center", dist.Normal(0.0, 1.0))
+    slope = pyro.sample("slope", dist.Normal(center, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        gain = pyro.sample("gain", dist.Normal(1.0, 0.5))
+        pyro.sample("y", dist.Normal(slope * gain * x[..., 0], 1.0))
+
+
+def test_site_of_the_prior_or_of_single_trials_leaves_trials_independent():
+    assert notes(hyperprior, inputs, ["slope"]) == ()
+
+
+@pytest.mark.parametrize("name", ["gaussian", "ddm", "multisensory-rho1", "multisensory-rho43"])
+def test_shipped_programs_have_independent_trials(name):
+    assert simulator_of(name).notes == ()
+
+
+@pytest.mark.parametrize("program", program_cases.LINES.values())
+def test_lines_have_nothing_to_note_in_whatever_way_they_are_run(program):
+    assert notes(program, inputs) == ()
+
+
+def hidden_offset(x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    offset = torch.randn(torch.broadcast_shapes(slope.shape, (*x.shape[:-2], 1)))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(slope * x[..., 0] + offset, 1.0))
+
+
+def hidden_scale(x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    scale = torch.randn(torch.broadcast_shapes(slope.shape, (*x.shape[:-2], 1))).exp()
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(slope * x[..., 0], scale))
+
+
+def autoregression(x):
+    """Stationary: all trials have the same law."""
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    noise = torch.randn(torch.broadcast_shapes(scale.shape, x.shape[:-1]))
+    y = [noise[..., 0]]
+    for i in range(1, x.shape[-2]):
+        y.append(0.8 * y[-1] + 0.6 * noise[..., i])
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Delta(scale * torch.stack(y, -1)))
+
+
+@pytest.mark.parametrize("program", [hidden_offset, hidden_scale, autoregression])
+def test_dependence_that_no_site_tells_of_is_measured(program):
+    (note,) = notes(program, inputs)
+    assert note.startswith("The trials of a data set depend on each other given the latents (rank correlation 0.")
+
+
+def random_walk(x):
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    with pyro.plate("trials", x.shape[-2]):
+        steps = pyro.sample("steps", dist.Normal(0.0, 1.0).expand(x.shape[:-1]))
+        pyro.sample("y", dist.Normal(steps.cumsum(-1), scale))
+
+
+def trend(x):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(m * torch.arange(x.shape[-2]), 1.0))
+
+
+def trend_of_the_scale(x):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(m, 1.0 + torch.arange(x.shape[-2])))
+
+
+def trial_before(x):
+    """Each trial reads the inputs of the one before."""
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal((1 + m.abs()) * (x[..., 0] - x.roll(1, -2)[..., 0]), 0.1))
+
+
+@pytest.mark.parametrize("program", [trend, trend_of_the_scale, trial_before])
+def test_order_of_trials_that_matters_is_noted(program):
+    (note,) = notes(program, inputs)
+    assert note.startswith("The trials are not exchangeable") and "as a column of x" in note
+
+
+def test_random_walk_depends_on_order_and_on_other_trials():
+    found = notes(random_walk, inputs)
+    assert [note[:30] for note in found] == ["The trials of a data set depen", "The trials are not exchangeabl"]
+
+
+def test_trend_over_a_column_of_x_is_no_matter_of_order():
+    def program(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            pyro.sample("y", dist.Normal(m * x[..., 0], 1.0))
+
+    assert notes(program, lambda num_trials: torch.arange(float(num_trials))[:, None]) == ()
+
+
+def features(x):
+    bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
+    with pyro.plate("features", 3):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    total = w.sum(-1, keepdim=True) if w.dim() > 1 else w.sum()
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(bias + total * x[..., 0], 1.0))
+
+
+def test_latents_in_a_plate_are_said_to_be_integrated_out():
+    in_plate, shared = notes(features, inputs)
+    assert in_plate.startswith(
+        "Site 'w' is inside the plate 'features' of fixed size 3, so it is integrated out and has n"
+    )
+    assert "outside the plate with .expand([3]).to_event(1)." in in_plate
+    assert shared.startswith("Site 'w' is integrated out but shared by all trials")
+
+
+def test_latents_in_a_plate_that_were_left_out_on_purpose_are_no_news():
+    (shared,) = notes(features, inputs, ["bias"])
+    assert shared.startswith("Site 'w' is integrated out but shared by all trials")
+
+
+def test_latents_in_a_plate_of_one_observation_are_said_to_be_integrated_out():
+    def program(x):
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        with pyro.plate("features", 3):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        total = w.sum(-1, keepdim=True) if w.dim() > 1 else w.sum()
+        pyro.sample("y", dist.Normal(theta + total, 1.0))
+
+    (note,) = notes(program)
+    assert "'w' is inside the plate 'features' of fixed size 3" in note
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if PROGRAMS[name].num_context == (0, 1)])
+def test_outcomes_of_several_numbers_are_said_to_be_predicted_as_independent(name):
+    with pytest.warns(
+        UserWarning, match=r"The outcome 'y' has \d+ dimensions, which the network predicts as independent"
+    ):
+        simulator = simulator_of(name)
+    assert "rely on the posterior alone, or make the outcome one number per trial." in simulator.notes[0]

@@ -1,0 +1,165 @@
+"""Programs that broadcast over data sets, but not as they run alone, are found, and said to be."""
+
+import program_cases
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from program_cases import LINES, SampleOnly, inputs
+
+from pyro_arbuf.programs import PROGRAMS, simulator_of
+from pyro_arbuf.simulation import Simulator
+
+
+def trials(x, outcome):
+    with pyro.plate("trials", x.shape[-2]):
+        return pyro.sample("y", outcome)
+
+
+def with_density(mean):
+    return dist.Normal(mean, 0.5)
+
+
+def without_density(mean):
+    return SampleOnly(mean)
+
+
+def with_noise_of_its_own(mean):
+    return dist.Normal(mean + torch.randn(mean.shape), 0.5)
+
+
+def without_site(mean):
+    return dist.Delta(mean + torch.randn(mean.shape))
+
+
+KINDS = pytest.mark.parametrize("law", [with_density, without_density, with_noise_of_its_own, without_site])
+
+
+def first_column_of_one_data_set(law, size=1.0):
+    """Reads x[:, 0], which is the first trial of every data set where there are many."""
+
+    def program(x):
+        slope = size * pyro.sample("slope", dist.Normal(0.0, 1.0))
+        trials(x, law(slope * x[:, 0] + 0 * x[..., 0]))
+
+    return program
+
+
+@KINDS
+def test_x_of_the_first_trial_is_not_given_to_all_trials(law):
+    simulator = Simulator(first_column_of_one_data_set(law), inputs)
+    assert simulator.mode == "datasets"
+    reason = "the density of site 'y' differed" if law is with_density else "the inputs of one trial reached others"
+    assert f"all with the same inputs, because with inputs of their own {reason}" in simulator.mode_reason
+
+
+@KINDS
+def test_effects_too_small_for_moments_are_found(law):
+    assert Simulator(first_column_of_one_data_set(law, 0.02), inputs).mode == "datasets"
+
+
+def test_slopes_are_told_by_the_simulations():
+    torch.manual_seed(0)
+    simulator = Simulator(first_column_of_one_data_set(with_density), inputs)
+    for _ in range(5):
+        latents, x, y = simulator.draw(2, 4000)
+        centred = (x - x.mean(1, keepdim=True)).squeeze(-1)
+        slope = (centred * y.squeeze(-1)).sum(1) / centred.square().sum(1)
+        assert (slope - latents[:, 0]).abs().max() < 5 * 0.5 / 0.289 / 4000**0.5
+
+
+@KINDS
+@pytest.mark.parametrize("draw", [inputs, None])
+def test_programs_that_broadcast_rightly_are_run_at_once(law, draw):
+    def program(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        trials(x, law(slope * (1 + x[..., 0])))
+
+    simulator = Simulator(program, draw)
+    assert simulator.mode == "inputs"
+    assert simulator.mode_reason.startswith("Many data sets are simulated at once, each with inputs of its own, as sin")
+
+
+def weak(change):
+    """A line whose latents, or inputs, reach the wrong data set by a small part."""
+
+    def make(law):
+        def program(x):
+            slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+            slope, read = change(slope, x[..., 0])
+            trials(x, law(slope * read))
+
+        return program
+
+    return make
+
+
+WRONG = {
+    "mean_of_latents": weak(lambda slope, x: (slope + 0.01 * slope.mean(), x)),
+    "next_latent": weak(lambda slope, x: (slope + (0.01 * slope.roll(1, 0) if slope.dim() else 0.0), x)),
+    "mean_of_inputs": weak(lambda slope, x: (slope, x + 0.01 * x.mean(0))),
+    "next_trial": weak(lambda slope, x: (slope, x + (0.01 * x.roll(1, 1) if x.dim() > 1 else 0.01 * x))),
+}
+
+
+@KINDS
+@pytest.mark.parametrize("case", WRONG)
+def test_data_sets_depend_on_their_own_latents_and_inputs_only(law, case):
+    simulator = Simulator(WRONG[case](law), inputs)
+    assert simulator.mode != "inputs"
+
+
+def test_random_numbers_that_depend_on_the_inputs_cannot_be_compared_and_are_run_one_by_one():
+    def program(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        mean = (slope * x[..., 0]).flatten()
+        drawn = torch.stack([torch.randn(1 + int(10 * abs(m))).sum() + m for m in mean]).reshape(
+            torch.broadcast_shapes(slope.shape, x.shape[:-1])
+        )
+        trials(x, dist.Delta(drawn))
+
+    simulator = Simulator(program, inputs)
+    assert simulator.mode == "loop" and "one by one, which is slow, because with inputs" in simulator.mode_reason
+
+
+def test_trial_dimension_that_is_lost_for_one_trial_is_found():
+    def program(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        trials(x, dist.Normal(slope * x.squeeze(), 0.5))
+
+    simulator = Simulator(program, inputs)
+    assert simulator.mode == "datasets" and "with inputs of their own for one trial" in simulator.mode_reason
+    assert simulator.draw(3, 1).y.shape == (3, 1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Site 'kind' is integrated out but shared")
+def test_sites_that_are_integrated_out_are_put_into_single_runs_too():
+    def program(x):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        kind = pyro.sample("kind", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("trials", x.shape[-2]):
+            gain = pyro.sample("gain", dist.Normal(kind, 1.0))
+            pyro.sample("y", dist.Normal(slope * x[..., 0] + gain, 0.5))
+
+    assert Simulator(program, inputs).mode == "inputs"
+
+
+def test_reason_names_what_failed_in_both_ways():
+    reason = Simulator(LINES["loop"], inputs).mode_reason
+    assert reason.startswith("Data sets are simulated one by one, which is slow, because with inputs of their own it r")
+    assert "; with the same inputs for all of them it raised" in reason and reason.endswith(".")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_shipped_programs_are_run_at_once_each_with_its_inputs(name):
+    assert simulator_of(name).mode == "inputs"
+
+
+def test_vectors_of_latents_and_outcomes_are_compared():
+    assert Simulator(program_cases.one_vector).mode == "inputs"
+
+    def mixes(x):
+        theta = pyro.sample("theta", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(theta + 0.01 * theta.flip(0), 0.5).to_event(1))
+
+    assert Simulator(mixes).mode == "loop"
