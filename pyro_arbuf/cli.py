@@ -108,7 +108,10 @@ def train(
         trained = load(from_, trainable=True)
         _check_fits(trained.config, config, from_)
         names = ["prior", "x_range", "y_range", "num_targets", "evidence_rmse"]
-        names += ["latents", "num_context", "x_loc", "x_scale", "y_loc", "y_scale"] if prior in PROGRAMS else []
+        if prior in PROGRAMS:
+            names.append("num_context")
+            if prior != trained.config.prior:  # else a new measurement would change the network's function
+                names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale"]
         model = ArBufferModel(replace(trained.config, **{name: getattr(config, name) for name in names}))
         model.load_state_dict(trained.state_dict())
         record = find_model(from_) / "training.json"

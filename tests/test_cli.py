@@ -11,6 +11,8 @@ from accelerate.state import AcceleratorState, PartialState
 
 from pyro_arbuf import checkpoint, cli
 from pyro_arbuf.checkpoint import load, save
+from pyro_arbuf.marginals import ArBufferMarginals
+from pyro_arbuf.model import ArBufferModel
 
 SIZES = ["--batch-size", "2", "--num-targets", "3", "--width", "12", "--num-layers", "1", "--num-heads", "2"]
 FILES = ["config.json", "loss.png", "model.safetensors", "training.json"]
@@ -163,6 +165,19 @@ def test_training_on_a_program_resumes_and_warm_starts(run: Callable[..., None])
     with pytest.raises(SystemExit, match=r"a model of the prior 'gp-1d' must have .* latents \[\]; trained has"):
         run("evaluate", "trained", "--prior", "gp-1d")
     assert not Path("other").exists()
+
+
+def test_warm_start_keeps_the_standardisation_of_its_weights(run: Callable[..., None]) -> None:
+    config, *_ = cli._setup("gaussian")
+    latents = tuple(cli.replace(latent, loc=(0.5,)) for latent in config.latents)
+    fields = {"width": 12, "num_layers": 1, "num_heads": 2, "y_scale": (2.0,), "y_loc": (0.3,), "latents": latents}
+    save(ArBufferModel(cli.replace(config, **fields)), "trained")
+    run("train", "gaussian", "--output", "warm", "--from", "trained", "--steps", "1", *SIZES, "--learning-rate", "9")
+    given, kept = load("trained"), load("warm")
+    assert kept.config == given.config and kept.config.y_scale == (2.0,)
+    x, y = torch.zeros(1, 1), torch.ones(1)
+    same = [ArBufferMarginals(net.condition(), x).log_prob(y) for net in (given, kept)]
+    assert torch.equal(*same)
 
 
 def test_models_lists_the_shipped_ones(
