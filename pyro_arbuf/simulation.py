@@ -32,8 +32,9 @@ class Simulator:
 
     The program takes inputs x `(n, D_x)`, samples its latents, then the outcome of n exchangeable trials: inside a
     plate of n, or, for one observation per data set, without a plate. It is run for many data sets at once inside an
-    outer plate where that gives the right shapes and the moments of single runs; one by one otherwise. Data sets with a
-    number that is not finite are drawn anew while they are at most one, or 1 %, of those asked for.
+    outer plate where that gives the shapes, densities and moments of single runs; one by one otherwise. Data sets for
+    which it raises a ValueError, RuntimeError or ArithmeticError, or gives a number that is not finite, are drawn anew
+    and counted; the share that may fail is 1 %, of at least 10,000.
 
     Args:
         program: The program.
@@ -55,7 +56,7 @@ class Simulator:
 
     Raises:
         ValueError: If there is no such outcome or latent, or it is discrete, in a plate, or varies in shape or support;
-            if a site is observed, a latent constant, or a simulated number not finite.
+            if a site is observed, a latent constant, or too many data sets fail.
     """
 
     def __init__(

@@ -7,7 +7,6 @@ import pytest
 import torch
 from program_cases import LINES, SampleOnly, inputs
 
-from pyro_arbuf.programs import PROGRAMS, simulator_of
 from pyro_arbuf.simulation import Simulator
 
 
@@ -53,7 +52,7 @@ def test_x_of_the_first_trial_is_not_given_to_all_trials(law):
     assert f"all with the same inputs, because with inputs of their own {reason}" in simulator.mode_reason
 
 
-@KINDS
+@pytest.mark.parametrize("law", [with_density, without_density])
 def test_effects_too_small_for_moments_are_found(law):
     assert Simulator(first_column_of_one_data_set(law, 0.02), inputs).mode == "datasets"
 
@@ -69,14 +68,13 @@ def test_slopes_are_told_by_the_simulations():
 
 
 @KINDS
-@pytest.mark.parametrize("draw", [inputs, None])
-def test_programs_that_broadcast_rightly_are_run_at_once(law, draw):
+def test_programs_that_broadcast_rightly_are_run_at_once(law):
     def program(x):
         slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
         trials(x, law(slope * (1 + x[..., 0])))
 
-    simulator = Simulator(program, draw)
-    assert simulator.mode == "inputs"
+    simulator = Simulator(program, inputs)
+    assert simulator.mode == Simulator(program).mode == "inputs"  # with inputs, and without
     assert simulator.mode_reason.startswith("Many data sets are simulated at once, each with inputs of its own, as sin")
 
 
@@ -102,7 +100,7 @@ WRONG = {
 }
 
 
-@KINDS
+@pytest.mark.parametrize("law", [with_density, with_noise_of_its_own])
 @pytest.mark.parametrize("case", WRONG)
 def test_data_sets_depend_on_their_own_latents_and_inputs_only(law, case):
     simulator = Simulator(WRONG[case](law), inputs)
@@ -148,11 +146,6 @@ def test_reason_names_what_failed_in_both_ways():
     reason = Simulator(LINES["loop"], inputs).mode_reason
     assert reason.startswith("Data sets are simulated one by one, which is slow, because with inputs of their own it r")
     assert "; with the same inputs for all of them it raised" in reason and reason.endswith(".")
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_shipped_programs_are_run_at_once_each_with_its_inputs(name):
-    assert simulator_of(name).mode == "inputs"
 
 
 def test_vectors_of_latents_and_outcomes_are_compared():
