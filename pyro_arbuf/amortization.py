@@ -2,7 +2,6 @@
 
 import dataclasses
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_arbuf.calibration import calibrate
 from pyro_arbuf.checkpoint import CONFIG, save
 from pyro_arbuf.config import ModelConfig
-from pyro_arbuf.evidence import self_consistency, subset_gap
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs import PROGRAM_FIELDS, PROGRAMS, program_config
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.reports import describe_training, training_report
 from pyro_arbuf.roles import draw_program_batch, make_bank, program_validation
 from pyro_arbuf.run_state import read_record
 from pyro_arbuf.simulation import Program, Simulator
 from pyro_arbuf.training import TrainingState, fit
 
 DEFAULT_MINUTES = 8.0
-REPORT_DATASETS = 200
 TARGETS = 32  # fresh trials per data set and step
 STATE = "state.safetensors"
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def amortize(
     program: Program,
     inputs: Callable[[int], Tensor] | None = None,
@@ -45,6 +44,8 @@ def amortize(
     **sizes: Any,
 ) -> ArBufferModel:
     """Trains a network on simulations of a Pyro program, with a progress bar and a final report.
+
+    Before training it prints what will be trained: latents, sites integrated out, outcome, inputs, ranges.
 
     The program samples its latents, then the outcome of n exchangeable trials at inputs x `(n, D_x)`; it needs no
     density. One network then gives the posterior (`ArBufferPosterior`), the likelihood (`ArBufferMarginals` with the
@@ -65,7 +66,8 @@ def amortize(
         resume: Continue the run in `folder`.
         seed: Seed of weights and simulations.
         batch_size: Data sets per step; `None` = 32, and 128 for a program of one observation.
-        report: Whether calibration and self-consistency are measured and printed at the end.
+        report: Whether calibration, what was learned beyond the prior, and self-consistency are measured and printed at
+            the end, with a verdict.
         **sizes: Fields of `ModelConfig`, e.g. `width=128`.
 
     Returns:
@@ -96,6 +98,7 @@ def amortize(
     config = program_config(simulator, num_context, name, **sizes)
     if resume:
         config = _with_statistics_of(config, Path(folder) / STATE)
+    print(describe_training(simulator, config, minutes, steps, num_simulations))
     source = simulator
     if num_simulations is not None:
         trials = max(1, num_context[1]) if simulator.single else num_context[1] + config.buffer_size + TARGETS
@@ -126,7 +129,7 @@ def amortize(
     model.load_state_dict(state.best_weights)
     model.cpu().eval().requires_grad_(False)
     if report:
-        print(training_report(model, state.best_score, state.steps))
+        print(training_report(model, state.best_score, state.steps, state.history, folder))
     return model
 
 
@@ -167,40 +170,3 @@ def _check_arguments(
     free = {field.name for field in dataclasses.fields(ModelConfig)} - PROGRAM_FIELDS
     if not set(sizes) <= free:
         raise ValueError(f"sizes must be among {sorted(free)}; got {sorted(set(sizes) - free)}")
-
-
-def training_report(net: ArBufferModel, validation: float, steps: int) -> str:
-    """Validation density, calibration and self-consistency of a network with a simulator, as a few lines of text."""
-    num_trials = max(1, net.config.num_context[1])
-
-    def calibration() -> str:
-        checked = calibrate(net, REPORT_DATASETS)
-        worst = (checked.coverage - torch.tensor(checked.levels)[:, None]).abs().max().item()
-        return (
-            f", {REPORT_DATASETS} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage off by "
-            f"at most {worst:.3f}"
-        )
-
-    def consistency() -> str:
-        with seeded(0):
-            drawn = net.simulator.draw(1, num_trials)
-        x, y = drawn.x[0], net.config.squeeze_outcome(drawn.y[0])
-        found = self_consistency(net, x, y)
-        text = (
-            f" on one of them: log p(y) = {found.mean:.2f}, sd {found.standard_deviation:.2f} nats over posterior "
-            "draws (0 if exact)"
-        )
-        if num_trials < 4:
-            return text
-        gap = subset_gap(net, x, y)
-        return f"{text}\nsubset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target"
-
-    lines = [f"{net.config.prior}: {steps} steps, validation density {validation:.3f} nats per target"]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*outside the trained range.*")
-        for name, measure in {"calibration": calibration, "self-consistency": consistency}.items():
-            try:
-                lines.append(f"{name}{measure()}")
-            except ValueError as error:  # the trained network must not be lost with its report
-                lines.append(f"{name} not available: {error}")
-    return "\n".join(lines)

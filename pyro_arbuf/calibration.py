@@ -1,4 +1,4 @@
-"""Simulation-based calibration of an amortised posterior: ranks, coverage, and their plot."""
+"""Simulation-based calibration of an amortised posterior, and what it has learned from the data."""
 
 import warnings
 from typing import NamedTuple
@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_arbuf.context import Context
+from pyro_arbuf.latents import Locations, latent_locations, pad_outcome
+from pyro_arbuf.marginals import ArBufferMarginals
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.orders import random_orders
 from pyro_arbuf.posteriors import ArBufferPosterior
 from pyro_arbuf.programs import Program, find_simulator
 from pyro_arbuf.random_state import seeded
-from pyro_arbuf.simulation import Simulations
+from pyro_arbuf.simulation import Simulations, Simulator
 
 LEVELS = tuple(i / 20 for i in range(1, 20))
 NUM_BINS = 20
@@ -30,6 +33,13 @@ class Calibration(NamedTuple):
         p_values: `(P,)`, of the chi-squared test that the ranks are uniform.
         levels: Nominal coverages of central intervals.
         coverage: `(levels, P)`, the share of data sets whose interval holds the true value.
+        contraction: `(P,)`, standard deviation of the posterior over that of the prior, a mean over data sets, half of
+            a central 68 % interval of the unconstrained number each. Ranks and coverage of the prior are perfect:
+            they do not show whether anything was learned; this and the gains do.
+        marginal_gain: `(P,)` nats, log density of each true number given the data, minus that without data, by the
+            network: a mean over data sets, 0 for what is not learned.
+        gain: `(D,)` nats, log density of the true latents under the posterior minus that under the prior, which is the
+            program's own where it has a density, else the network's without data.
     """
 
     names: list[str]
@@ -38,6 +48,9 @@ class Calibration(NamedTuple):
     p_values: Tensor
     levels: tuple[float, ...]
     coverage: Tensor
+    contraction: Tensor
+    marginal_gain: Tensor
+    gain: Tensor
 
     @property
     def p_value(self) -> float:
@@ -68,26 +81,29 @@ def calibrate(
     num_datasets: int = 500,
     num_draws: int = 99,
     num_trials: int | None = None,
-    program: Program | None = None,
+    program: Program | Simulator | None = None,
     num_orders: int = 1,
     seed: int = 0,
 ) -> Calibration:
     """Simulation-based calibration: ranks of true latents among posterior draws, uniform for a calibrated posterior.
+
+    Uniform ranks do not say that the posterior has learned from the data; `contraction` and `gain` do.
 
     Args:
         net: A network with latents.
         num_datasets: Data sets D drawn from the prior.
         num_draws: Posterior draws per data set; one less than a multiple of 20 fills the bins evenly.
         num_trials: Trials per data set; `None` = the largest trained number.
-        program: The program; `None` = the one the network was trained on.
+        program: The program, or a Simulator of it, which holds its inputs too; `None` = the one the network was trained
+            on.
         num_orders: Orders of the posterior's chain.
         seed: Of data sets and draws.
 
     Returns:
-        Ranks, p-values and coverage; its `plot()` is a figure.
+        Ranks, p-values, coverage, contraction and gains; its `plot()` is a figure.
 
     Raises:
-        ValueError: If the network's program is not known, or a number is no positive integer.
+        ValueError: If the network's program is not known, a number is no positive integer, or `seed` no integer.
 
     Source:
         Talts et al. (2018), "Validating Bayesian inference algorithms with simulation-based calibration".
@@ -95,26 +111,65 @@ def calibrate(
     num_trials = max(1, net.config.num_context[1]) if num_trials is None else num_trials
     numbers = {"num_datasets": num_datasets, "num_draws": num_draws, "num_trials": num_trials, "num_orders": num_orders}
     for name, value in numbers.items():
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer; got {value!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0; got {seed!r}")
     simulator = find_simulator(net, program)
     orders = random_orders(net.config.num_latents, num_orders) if num_orders > 1 else None
-    ranks, device = [], next(net.parameters()).device
+    parts, device = [], next(net.parameters()).device
     with seeded(seed), warnings.catch_warnings():
         # Draws from the prior are what it was trained on.
         warnings.filterwarnings("ignore", message=".*outside the trained range.*")
         for start in tqdm(range(0, num_datasets, BATCH), desc="calibration", leave=False):
             drawn = simulator.draw(min(BATCH, num_datasets - start), num_trials)
             drawn = Simulations(*(part.to(device) for part in drawn))
-            posterior = ArBufferPosterior(net.condition(drawn.x, net.config.squeeze_outcome(drawn.y)), orders)
-            ranks.append((posterior.sample((num_draws,)) < drawn.latents).sum(0).cpu())
-    ranks = torch.cat(ranks)  # (D, P)
+            context = net.condition(drawn.x, net.config.squeeze_outcome(drawn.y))
+            posterior = ArBufferPosterior(context, orders)
+            draws, truth = posterior.sample((num_draws,)), drawn.latents
+            marginal = _marginal_log_prob(context, truth) - _marginal_log_prob(net.condition(), truth)
+            measured = ((draws < truth).sum(0), _spread(draws), truth, marginal, posterior.log_prob(truth))
+            parts.append([part.cpu() for part in measured])
+        ranks, spread, truth, marginal, density = map(torch.cat, zip(*parts, strict=True))  # (D, P), the last (D,)
+        gain = density - _log_prior(simulator, net, truth)
     names = [
         latent.name if latent.size == 1 else f"{latent.name}[{i}]"
         for latent in net.config.latents
         for i in range(latent.size)
     ]
-    return Calibration(names, ranks, num_draws, _uniformity(ranks, num_draws), LEVELS, _coverage(ranks, num_draws))
+    uniformity, coverage = _uniformity(ranks, num_draws), _coverage(ranks, num_draws)
+    contraction = (spread / _spread(truth)).mean(0)
+    return Calibration(names, ranks, num_draws, uniformity, LEVELS, coverage, contraction, marginal.mean(0), gain)
+
+
+def _spread(draws: Tensor) -> Tensor:
+    """Half the central 68 % interval over the first dimension: a standard deviation that heavy tails leave finite."""
+    low, high = torch.quantile(draws, draws.new_tensor([0.16, 0.84]), 0)
+    return (high - low) / 2
+
+
+def _marginal_log_prob(context: Context, unconstrained: Tensor) -> Tensor:
+    """Log density `(*batch, P)` of each latent number given a context alone, without the other latents."""
+    config = context.model.config
+    names = [latent.name for latent in config.latents]
+    locations = Locations(latent_locations(config.latents, names, config.dim_x, context.y))
+    value = unconstrained if config.dim_y is None else pad_outcome(unconstrained, config.dim_y)
+    return ArBufferMarginals(context, locations).log_prob_factors(value)
+
+
+def _log_prior(simulator: Simulator, net: ArBufferModel, unconstrained: Tensor) -> Tensor:
+    """Log density `(D,)` of unconstrained latents: of the program's prior, or by the network where that has none."""
+    sizes = [latent.size for latent in net.config.latents]
+    parts = zip(net.config.latents, unconstrained.split(sizes, -1), strict=True)
+    sites = {latent.name: latent.constrain(part) for latent, part in parts}
+    try:
+        density = simulator.log_prior({name: value for name, (value, _) in sites.items()})
+        density = density + sum(jacobian for _, jacobian in sites.values())
+    except ValueError:  # it depends on sites that are integrated out, or has no density
+        density = torch.full((len(unconstrained),), torch.nan)
+    if not bool(density.isfinite().all()):  # or a value was rounded to the bound of its support
+        density = ArBufferPosterior(net.condition()).log_prob(unconstrained.to(next(net.parameters()).device)).cpu()
+    return density
 
 
 def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:

@@ -12,9 +12,10 @@ from accelerate.state import AcceleratorState, PartialState
 from program_cases import inputs, line, lone_line, one_vector, sampled_line
 
 import pyro_arbuf
-from pyro_arbuf import amortization
-from pyro_arbuf.amortization import amortize, training_report
+from pyro_arbuf import amortization, reports
+from pyro_arbuf.amortization import amortize
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.reports import training_report
 from pyro_arbuf.training import TrainingState, fit, read_record
 
 SIZES = {"width": 12, "num_layers": 1, "num_heads": 2, "mlp_width": 14, "embedding_width": 10, "num_frequencies": 3}
@@ -31,7 +32,7 @@ def _fresh_accelerator() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _small_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(amortization, "REPORT_DATASETS", 20)
+    monkeypatch.setattr(reports, "REPORT_DATASETS", 20)
 
 
 def tiny(program: Callable = line, steps: int | None = 3, **options: object) -> ArBufferModel:
@@ -176,10 +177,18 @@ def test_report_holds_validation_calibration_and_self_consistency(
     program: Callable, num_context: tuple[int, int], capsys: pytest.CaptureFixture
 ) -> None:
     amortize(program, inputs, num_context=num_context, steps=2, **SIZES)
-    head, calibrated, consistent, *gap = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
+    head, calibrated, contraction, gain, consistent, *gap, last = printed[
+        printed.index("validation density") :
+    ].splitlines()
+    head = next(text for text in printed.splitlines() if text.endswith(head))
     assert re.fullmatch(rf"{program.__name__}: 2 steps, validation density -?\d+\.\d{{3}} nats per target", head)
     assert re.fullmatch(rf"calibration, 20 data sets of {num_context[1]}: p = \d\.\d+ \(Bonferroni\), .*", calibrated)
     assert re.fullmatch(r"self-consistency on one of them: log p\(y\) = -?[\d.]+, sd [\d.]+ nats .*", consistent)
+    assert re.fullmatch(r"posterior sd / prior sd: [\w\[\]]+ [\d.]+, [\w\[\]]+ [\d.]+", contraction)
+    assert re.fullmatch(r"log density of the true latents above the prior's: -[\d.]+ \+- [\d.]+ nats", gain)
+    assert last.startswith("verdict: The posterior is no better than the prior: the true latents are not more likely")
+    assert "folder=..., and then resume=True" in last
     assert len(gap) == (num_context[1] >= 4) and all(line.startswith("subset gap: ") for line in gap)
 
 
@@ -193,7 +202,7 @@ def hierarchy(x: torch.Tensor) -> torch.Tensor:
 
 def test_network_survives_a_report_that_is_not_available(capsys: pytest.CaptureFixture) -> None:
     net = amortize(hierarchy, inputs, ["theta"], num_context=(0, 5), steps=2, **SIZES)
-    _, calibrated, consistent = capsys.readouterr().out.splitlines()
+    *_, calibrated, _, _, consistent, _ = capsys.readouterr().out.splitlines()
     assert net.latents == ("theta",) and calibrated.startswith("calibration, 20 data sets")
     assert consistent.startswith("self-consistency not available: the prior of the latents must not depend on sites")
 
@@ -226,6 +235,47 @@ def test_report_can_be_made_again_and_is_the_same() -> None:
 def test_without_a_limit_training_takes_the_default_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amortization, "DEFAULT_MINUTES", 1e-4)
     assert torch.isfinite(weights(tiny(steps=None))).all()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_works_where_gradients_are_switched_off(mode: Callable) -> None:
+    expected = weights(tiny())
+    with mode():
+        net = tiny(num_simulations=60), tiny()
+    assert torch.equal(weights(net[1]), expected)
+    assert not net[0].training and torch.isfinite(weights(net[0])).all()
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """Latents of several supports, and sites that are integrated out."""
+    share = pyro.sample("share", dist.Beta(2.0, 2.0))
+    pair = pyro.sample("pair", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("features", 3):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        return pyro.sample("y", dist.Normal(share + pair.sum(-1, keepdim=True), x.new_ones(x.shape[:-1])))
+
+
+def test_what_will_be_trained_is_printed_before_training(capsys: pytest.CaptureFixture) -> None:
+    tiny(rows, minutes=7.0, num_simulations=60)
+    found = dict(text.strip().split(": ", 1) for text in capsys.readouterr().out.splitlines()[1:])
+    assert found["latents"] == "share, one number between 0 and 1; pair, 2 numbers (2,)"
+    assert found["integrated out"] == "w" and found["outcome"] == "y, one number per trial"
+    assert re.fullmatch(r"1 column in -0.0\d* to 1.0\d*", found["inputs"])
+    assert re.fullmatch(r"0 to 5 trials, outcomes in -[\d.]+ to [\d.]+", found["trained range"])
+    assert found["training"] == "7 minutes, or 3 steps, whichever is reached first, on 60 fixed data sets"
+    assert found["simulated"] in reports.MODES.values()
+
+
+def test_mode_reason_notes_and_constant_inputs_are_printed(capsys: pytest.CaptureFixture) -> None:
+    net = amortize(one_vector, num_context=(0, 1), steps=1, report=False, **SIZES)
+    text = capsys.readouterr().out
+    assert "outcome: y, a vector of 2 per data set (one observation)" in text and "integrated out: no site" in text
+    assert "note" not in text and "because" not in text
+    net.simulator.mode_reason, net.simulator.notes = "it uses x[:, 0]", ("the first", "the second")
+    text = reports.describe_training(net.simulator, net.config, None, 5, None)
+    assert "at once, each with its own inputs, because it uses x[:, 0]\n" in text
+    assert text.endswith("on new data sets in every step\n  note: the first\n  note: the second")
 
 
 def no_outcome(x: torch.Tensor) -> None:

@@ -35,6 +35,15 @@ class ExactPosterior:
         u = torch.stack([draws["tau"].log(), draws["mu"]], -1)
         return u.mean(0) + self.stretch * (u - u.mean(0)) + self.shift
 
+    def log_prob(self, u):
+        tau, mu = u[..., 0].exp(), u[..., 1]
+        return self.law.log_prob({"tau": tau, "mu": mu}) + u[..., 0] if hasattr(self.law, "log_prob") else u.sum(-1)
+
+
+def flat(values):
+    """A constant log density of the prior."""
+    return torch.zeros(len(next(iter(values.values()))))
+
 
 @pytest.fixture
 def exact(monkeypatch):
@@ -73,12 +82,19 @@ def test_ranks_count_the_draws_below_the_truth(net, monkeypatch):
             ladder = torch.arange(shape[0], dtype=torch.float64) - 0.5
             return ladder[:, None, None].expand(*shape, *self.batch, 2)
 
+        def log_prob(self, value):
+            return torch.zeros(value.shape[:-1])
+
     def simulate(num_datasets, num_trials):
         latents = torch.tensor([[0.0, 3.0], [-1.0, 20.0]]).repeat(num_datasets // 2, 1)
         return Simulations(latents, torch.zeros(num_datasets, num_trials, 1), torch.zeros(num_datasets, num_trials, 1))
 
     monkeypatch.setattr(calibration, "ArBufferPosterior", Fixed)
-    monkeypatch.setattr(calibration, "find_simulator", lambda *args: type("", (), {"draw": staticmethod(simulate)}))
+    monkeypatch.setattr(
+        calibration,
+        "find_simulator",
+        lambda *args: type("", (), {"draw": staticmethod(simulate), "log_prior": staticmethod(flat)}),
+    )
     result = calibrate(net, 4, num_draws=19, num_trials=2)
     assert result.ranks.tolist() == [[1, 4], [0, 19]] * 2 and result.num_draws == 19
 
@@ -103,7 +119,11 @@ def test_vector_latents_have_a_name_per_number(build_model, monkeypatch):
     def simulate(num_datasets, num_trials):
         return Simulations(torch.zeros(num_datasets, P), *(torch.zeros(num_datasets, num_trials, n) for n in (2, 1)))
 
-    monkeypatch.setattr(calibration, "find_simulator", lambda *args: type("", (), {"draw": staticmethod(simulate)}))
+    monkeypatch.setattr(
+        calibration,
+        "find_simulator",
+        lambda *args: type("", (), {"draw": staticmethod(simulate), "log_prior": staticmethod(flat)}),
+    )
     names = calibrate(net, 2, 9, 3).names
     assert names == ["rate", "shift[0]", "shift[1]", "share", "mix[0]", "mix[1]"]
 
@@ -139,10 +159,17 @@ def test_plot_has_a_panel_per_latent_and_one_of_coverage(net, exact):
     figure.canvas.draw()
 
 
+@pytest.mark.parametrize("value", [0, 2.0, True, "5"])
 @pytest.mark.parametrize("name", ["num_datasets", "num_draws", "num_trials", "num_orders"])
-def test_numbers_below_one_are_refused(net, name):
-    with pytest.raises(ValueError, match=f"{name} must be a positive integer; got 0"):
-        calibrate(net, **{name: 0})
+def test_numbers_that_are_no_positive_integers_are_refused(net, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer; got {value!r}"):
+        calibrate(net, **{name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, None])
+def test_seed_that_is_no_integer_is_refused(net, seed):
+    with pytest.raises(ValueError, match=f"seed must be an integer of at least 0; got {seed!r}"):
+        calibrate(net, seed=seed)
 
 
 def test_network_without_a_known_program_is_refused(net, scalar_model):

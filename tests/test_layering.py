@@ -60,6 +60,7 @@ ORDER = [
     "evidence",
     "evidence_error",
     "calibration",
+    "reports",
     "amortization",
     "cli",
 ]
