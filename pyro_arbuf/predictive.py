@@ -58,7 +58,7 @@ def predictive(
         RuntimeError: If a site is missing for some draws, or its shape depends on the draw.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist
         >>> def model(y=None):
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     return pyro.sample("y", dist.Normal(z.unsqueeze(-1) * torch.ones(3), 1.0).to_event(1), obs=y)

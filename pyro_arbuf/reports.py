@@ -19,7 +19,7 @@ from pyro_arbuf.simulation import Simulator
 REPORT_DATASETS = 200
 HARDLY_NARROWER, HARDLY_ANY_GAIN = 0.9, 0.05  # of the prior's standard deviation; nats
 SMALLEST_P = 0.01
-STILL_RISING = 0.02  # nats per target over the last third of a run
+STILL_RISING = 0.01  # nats per target over the last third of a run
 MODES = {
     "inputs": "many at once, each with its own inputs",
     "datasets": "many at once, all with the same inputs",

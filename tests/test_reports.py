@@ -22,7 +22,7 @@ def measured(contraction=(0.3, 0.5), marginal=(1.2, 0.7), gain=2.0, p=0.4) -> Ca
     return Calibration(["slope", "noise"], ranks, 99, p_values, LEVELS, coverage, *rest)
 
 
-@pytest.mark.parametrize("rise", [None, -0.1, 0.01])
+@pytest.mark.parametrize("rise", [None, -0.1, 0.005])
 def test_calibrated_posterior_that_learned_is_approved(rise):
     assert verdict(measured(), rise, "more") == GOOD
 
