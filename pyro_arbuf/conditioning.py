@@ -59,7 +59,7 @@ def make_context(
     for name, value, trained in (("x", x, config.x_range), ("y", y, config.y_range)):
         if may_look_at(value):
             warn_outside(name, value[real], trained, stacklevel=4)
-    x = code(x, config.latents)
+    x, y = code(x, config.latents).clone(), y.clone()  # the user's own may change; a clone keeps the graph
     if names:
         locations = latent_locations(config.latents, names, config.dim_x, y)
         values = pad_outcome(given, config.dim_y or 1)
@@ -84,8 +84,9 @@ def _is_list(value: object) -> bool:
 def _check_pair(x: Tensor, y: Tensor, config: ModelConfig) -> Size:
     if x.shape[-2] != y.shape[-2]:
         hint = ""
-        if config.dim_y is None and y.shape[-2] == 1 and y.dim() > 2:
-            hint = "; the outcome is scalar, y has shape (*batch, points): use y.squeeze(-1)"
+        if config.dim_y is None:
+            hint = "; the network has one outcome, so y has shape (*batch, points), with no dimension for the outcome"
+            hint += ": use y.squeeze(-1)" if y.shape[-2] == 1 and y.dim() > 2 else ""
         raise ValueError(f"x and y must have the same number of points N; got {x.shape[-2]} and {y.shape[-2]}{hint}")
     return broadcast_batches({"x": x.shape[:-2], "y": y.shape[:-2]})
 

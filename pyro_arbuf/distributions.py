@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Size, Tensor
@@ -12,30 +12,25 @@ from pyro_arbuf.folding import fold, join_context, unfold
 from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.inference import Noise, grow_context, leave_one_out, rsample_joint, sample_joint, score_joint
 from pyro_arbuf.marginals import ArBufferDistribution, ArBufferMarginals
+from pyro_arbuf.moments import Moments, moments_of
 from pyro_arbuf.orders import (
     OrderSpread,
     average_orders,
     check_index,
     check_orders,
+    mix_orders,
     random_orders,
     restrict_orders,
     warn_few_orders,
 )
-from pyro_arbuf.validation import broadcast_batches, check_y, inference_scope, may_look_at, warn_outside
-
-
-class Moments(NamedTuple):
-    """Monte Carlo moments of a joint; E = M for a scalar outcome, M * D_y for a vector one (outcome fastest).
-
-    Attributes:
-        mean: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
-        variance: The same shape, units of y squared.
-        covariance: `(*batch, E, E)`, units of y squared.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    covariance: Tensor
+from pyro_arbuf.validation import (
+    broadcast_batches,
+    check_count,
+    check_sample_shape,
+    check_y,
+    inference_scope,
+    warn_outside,
+)
 
 
 class ArBufferJoint(ArBufferDistribution):
@@ -91,7 +86,7 @@ class ArBufferJoint(ArBufferDistribution):
             if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or not 1 <= buffer_size <= slots:
                 raise ValueError(f"buffer_size must be an integer in 1..{slots} (the model's K); got {buffer_size!r}")
             if orders is not None:
-                orders = check_orders(orders, self._num_targets)
+                orders = check_orders(orders, self._num_targets).clone()
             elif context.model.config.sequential:
                 orders = torch.arange(self._num_targets)[None]
             else:
@@ -114,7 +109,7 @@ class ArBufferJoint(ArBufferDistribution):
             `(*sample_shape, *batch, M)` or `(*sample_shape, *batch, M, D_y)`, units of y, without gradients.
         """
         with torch.no_grad():
-            return self._draw(Size(sample_shape), sample_joint)
+            return self._draw(sample_shape, sample_joint)
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         """The draws of `sample`, with gradients by implicit reparameterisation, step by step along the chain.
@@ -130,11 +125,11 @@ class ArBufferJoint(ArBufferDistribution):
         """
         if not self.has_rsample:
             raise NotImplementedError("rsample is opt in: build the distribution with ArBufferJoint(..., rsample=True)")
-        return self._draw(Size(sample_shape), rsample_joint)
+        return self._draw(sample_shape, rsample_joint)
 
     def _draw(self, sample_shape: Size, draw: Callable[..., Tensor]) -> Tensor:
-        shape, batch = sample_shape + self.batch_shape, self.context.task_shape
         with inference_scope():
+            shape, batch = check_sample_shape(sample_shape) + self.batch_shape, self.context.task_shape
             dim_y = self.context.model.config.dim_y or 1
             uniform = torch.rand(*shape, self._num_targets, dim_y, dtype=self._x.dtype, device=self._x.device)
             order = torch.zeros(shape, dtype=torch.int64, device=self._x.device)
@@ -178,7 +173,7 @@ class ArBufferJoint(ArBufferDistribution):
             return self._mixture_of_orders(self._scores(value, GaussianMixture.log_prob, 0.0).sum((-1, -2)))
 
     def _mixture_of_orders(self, per_order: Tensor) -> Tensor:
-        return torch.logsumexp(per_order, -1) - math.log(len(self.orders))
+        return mix_orders(per_order)
 
     def log_prob_factors(self, y: Tensor) -> Tensor:
         """Chain factors: log density of every target given those placed before it; they sum to `log_prob`.
@@ -293,7 +288,7 @@ class ArBufferJoint(ArBufferDistribution):
         values = check_y("y", y, self.context.model)
         if values.shape[-2] != len(given):
             raise ValueError(f"y must have shape (*batch, {len(given)}, ...) for this index; got {tuple(y.shape)}")
-        if self._validate_args and may_look_at(values):
+        if self._validate_args:
             warn_outside("y", values, self.context.model.config.y_range, stacklevel=3)
         rest = torch.ones(self._num_targets, dtype=torch.bool, device=self._x.device)
         rest[given] = False
@@ -321,15 +316,10 @@ class ArBufferJoint(ArBufferDistribution):
             Mean, variance and covariance.
 
         Raises:
-            ValueError: If `num_samples` is below 2.
+            ValueError: If `num_samples` is no integer of at least 2.
         """
-        if num_samples < 2:
-            raise ValueError(f"num_samples must be at least 2; got {num_samples}")
-        draws = self.sample(Size([num_samples]))
-        mean = draws.mean(0)
-        centred = (draws - mean).flatten(start_dim=draws.dim() - len(self.event_shape))  # (n, *batch, E)
-        covariance = torch.einsum("n...i,n...j->...ij", centred, centred) / (num_samples - 1)
-        return Moments(mean, draws.var(0), covariance)
+        draws = self.sample(Size([check_count("num_samples", num_samples, 2)]))
+        return moments_of(draws, len(self.event_shape))
 
     @property
     def mean(self) -> Tensor:

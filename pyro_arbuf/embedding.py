@@ -89,10 +89,13 @@ class Embedder(nn.Module):
     def outcomes(self, y: Tensor, embedded_x: Tensor) -> Tensor:
         """E_y: `(*batch, T, d)` of outcomes `(*batch, T, D_y)` at embedded inputs `(*batch, T, d)`."""
         with torch.autocast(y.device.type, enabled=False):
+            limit = torch.finfo(y.dtype).max ** 0.4
             if not self.standardised_y:
-                return self._observed_outcomes(y)
+                return self._observed_outcomes(y.clamp(-limit, limit))
             loc, scale = self.standard(embedded_x)
-            y = (y - loc) / scale
+            # Beyond 1e15 (in float32) layer norms see the direction of a token only: the limit is the same number, but
+            # squares would overflow, and targets read after one of density 0 would be NaN.
+            y = ((y - loc) / scale).clamp(-limit, limit)
             observed = self._observed_outcomes(y)
             if not self.num_latents:
                 return observed

@@ -40,9 +40,12 @@ class GaussianMixture(Distribution):
         return GaussianMixture(self.log_weights.expand(size), self.means.expand(size), self.sds.expand(size))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density `(*batch,)` in nats."""
-        z = (value.unsqueeze(-1) - self.means) / self.sds
-        return torch.logsumexp(self.log_weights - 0.5 * z * z - self.sds.log(), -1) - 0.5 * math.log(2 * math.pi)
+        """Log density `(*batch,)` in nats; -inf, of gradient 0, where the square of a standardised value overflows."""
+        z = (value.unsqueeze(-1) - self.means) * self.sds.reciprocal()  # a quotient's gradient would be 0 * inf far out
+        largest = torch.finfo(z.dtype).max
+        z = z.clamp(-0.5 * largest**0.5, 0.5 * largest**0.5)
+        density = torch.logsumexp(self.log_weights - 0.5 * z * z - self.sds.log(), -1) - 0.5 * math.log(2 * math.pi)
+        return density.masked_fill(density < -largest / 9, -torch.inf)  # all components at the limit: -largest / 8
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function `(*batch,)`."""

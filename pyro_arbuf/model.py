@@ -19,7 +19,7 @@ from pyro_arbuf.context import Context
 from pyro_arbuf.embedding import Embedder
 from pyro_arbuf.heads import GaussianHead, GaussianMixture, GaussianMixtureHead
 from pyro_arbuf.latents import UNIT_SD
-from pyro_arbuf.validation import inference_scope
+from pyro_arbuf.validation import check_resolution, inference_scope
 
 MEASURED = {"evidence_rmse"}  # fields of a configuration that say what was found, not how the network is built
 
@@ -30,6 +30,9 @@ class ArBufferModel(nn.Module):
     Args:
         config: Sizes, head and trained ranges.
 
+    Raises:
+        ValueError: If a location is so large that its scale is lost beside it.
+
     Attributes:
         simulator: The `Simulator` of the program it was amortised from; dropped when pickled or copied.
 
@@ -39,6 +42,7 @@ class ArBufferModel(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        check_resolution(config, torch.get_default_dtype())
         self.__dict__["config"] = config  # past the property, which cannot be set
         self.simulator: object | None = None
         dim_y = config.dim_y or 1

@@ -108,6 +108,20 @@ def inverse_orders(orders: Tensor) -> Tensor:
     return orders.argsort(-1)
 
 
+def mix_orders(per_order: Tensor) -> Tensor:
+    """Log density of the equal mixture over orders; -inf, of gradient 0, where every order says so.
+
+    Args:
+        per_order: `(*batch, R)` log densities, nats.
+
+    Returns:
+        `(*batch,)` nats.
+    """
+    least = torch.finfo(per_order.dtype).min  # of -inf alone, logsumexp has no gradient
+    mixed = torch.logsumexp(per_order.clamp(min=least), -1) - math.log(per_order.shape[-1])
+    return mixed.masked_fill(mixed <= least, -torch.inf)
+
+
 def check_index(index: Tensor | Sequence[int], num_targets: int) -> Tensor:
     """Checks that an index selects some of the targets, each at most once and not all of them.
 

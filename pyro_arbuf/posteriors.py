@@ -104,7 +104,7 @@ class ArBufferPosterior(TorchDistribution):
         Returns:
             `(*sample_shape, *batch, P)` unconstrained, without gradients.
         """
-        return self._first(self._joint.sample(Size(sample_shape)))
+        return self._first(self._joint.sample(sample_shape))
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         """The draws of `sample` with gradients, by implicit reparameterisation.
@@ -118,7 +118,23 @@ class ArBufferPosterior(TorchDistribution):
         Raises:
             NotImplementedError: If the distribution was not built with `rsample=True`.
         """
-        return self._first(self._joint.rsample(Size(sample_shape)))
+        return self._first(self._joint.rsample(sample_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """Not in closed form: raises NotImplementedError that says how to estimate it."""
+        raise NotImplementedError(
+            "the posterior's mean has no closed form; use d.sample((1000,)).mean(0) for the unconstrained numbers, or "
+            "d.sites(d.sample((1000,))), whose values are in their own supports"
+        )
+
+    @property
+    def variance(self) -> Tensor:
+        """Not in closed form: raises NotImplementedError that says how to estimate it."""
+        raise NotImplementedError(
+            "the posterior's variance has no closed form; use d.sample((1000,)).var(0) for the unconstrained numbers, "
+            "or d.sites(d.sample((1000,))), whose values are in their own supports"
+        )
 
     def _first(self, draws: Tensor) -> Tensor:
         return draws if self.context.model.config.dim_y is None else draws[..., 0]

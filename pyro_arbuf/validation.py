@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Size, Tensor
 
+from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.latents import Latent, Locations
 from pyro_arbuf.tracing import is_traced
 
@@ -102,9 +103,68 @@ def check_x(name: str, x: object, model: ArBufferModel, finite: bool = True) -> 
     """Checks inputs `(*batch, T, D_x)`."""
     dim_x = model.config.dim_x
     if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[-1] != dim_x):
-        hint = f"; use {name}.unsqueeze(-1)" if dim_x == 1 else ""
-        raise ValueError(f"{name} must have shape (*batch, points, {dim_x}); got {tuple(x.shape)}{hint}")
+        have = "one input column" if dim_x == 1 else f"{dim_x} input columns"
+        raise ValueError(
+            f"{name} must have shape (*batch, points, {dim_x}); got {tuple(x.shape)}; the network has {have}"
+            f"{_column_hint(name, x, dim_x)}"
+        )
     return check_tensor(name, x, model, finite)
+
+
+def _column_hint(name: str, value: Tensor, columns: int) -> str:
+    """What helps where the last dimension has another size: a missing dimension can be added, no more than that."""
+    if columns > 1 or value.dim() == 0:
+        return ""
+    if value.dim() == 1:
+        return f": use {name}.unsqueeze(-1)"
+    number = value.shape[-1]
+    return f": give one of the {number} columns, or, where they are points of several data sets, {name}.unsqueeze(-1)"
+
+
+def check_sample_shape(sample_shape: object) -> Size:
+    """Checks the shape of draws.
+
+    Raises:
+        ValueError: If it is no sequence of integers of at least 0.
+    """
+    if not isinstance(sample_shape, Sequence) or isinstance(sample_shape, str):
+        remedy = f"; for {sample_shape} draws write ({sample_shape},)" if isinstance(sample_shape, int) else ""
+        raise ValueError(f"sample_shape must be a tuple of integers; got {sample_shape!r}{remedy}")
+    return Size([check_count("every number in sample_shape", n, 0) for n in sample_shape])
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """Checks a number of draws, orders or the like; NumPy's integers are taken too.
+
+    Raises:
+        ValueError: If it is no integer of at least `least`.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool) or count < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    return count
+
+
+def check_resolution(config: ModelConfig, dtype: torch.dtype) -> None:
+    """Checks that a network's numbers can hold what it was made for, beside its location.
+
+    Raises:
+        ValueError: If a scale is below 1e-5 of its location (in float32): data would lose their second digit.
+    """
+    least = 1e-5 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    pairs = {"x": (config.x_loc, config.x_scale), "y": (config.y_loc, config.y_scale)}
+    pairs |= {f"latent {latent.name!r}": (latent.loc, latent.scale) for latent in config.latents}
+    for name, (locs, scales) in pairs.items():
+        for loc, scale in zip(locs or (), scales or (), strict=True) if locs and scales else ():
+            if scale < least * abs(loc):
+                raise ValueError(
+                    f"the scale of {name} must be at least {least:.1g} of its location, or {dtype} cannot tell values "
+                    f"apart; got location {loc:.10g} and scale {scale:.4g}; subtract the location from the data before "
+                    "they are given, in float64, and make the network for what is left: densities are unchanged"
+                )
 
 
 def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> Tensor:
@@ -113,8 +173,11 @@ def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> 
     if isinstance(y, Tensor) and dim_y is None and y.dim() < 1:
         raise ValueError(f"{name} must have shape (*batch, points); got {tuple(y.shape)}")
     if isinstance(y, Tensor) and dim_y is not None and (y.dim() < 2 or y.shape[-1] != dim_y):
-        hint = f"; use {name}.unsqueeze(-1)" if dim_y == 1 else ""
-        raise ValueError(f"{name} must have shape (*batch, points, {dim_y}); got {tuple(y.shape)}{hint}")
+        have = "one outcome dimension" if dim_y == 1 else f"{dim_y} outcome dimensions"
+        raise ValueError(
+            f"{name} must have shape (*batch, points, {dim_y}); got {tuple(y.shape)}; the network has {have}"
+            f"{_column_hint(name, y, dim_y)}"
+        )
     y = check_tensor(name, y, model, finite)
     return y.unsqueeze(-1) if dim_y is None else y
 
@@ -159,12 +222,6 @@ def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[
     return torch.cat([part.expand(*shape, -1) for part in parts], -1), names
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Checks that a count is an integer (a float or a bool is none) and large enough."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
-
-
 def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor | Locations:
     """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M.
 
@@ -172,11 +229,11 @@ def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor
     """
     if isinstance(x, Locations):
         return x
-    x = check_x("x", x, model, check_values)
+    x = check_x("x", x, model, check_values).clone()  # the user's own may change under what is computed from it
     if x.shape[-2] == 0:
         raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(x.shape)}")
     # The user's line is behind two __init__ and the __call__ of Pyro's metaclass.
-    if check_values and may_look_at(x):
+    if check_values:
         warn_outside("x", x, model.config.x_range, stacklevel=6)
     warn_outside("num_targets", x.shape[-2], model.config.num_targets, stacklevel=6)
     return x
@@ -188,7 +245,9 @@ def warn_outside(name: str, value: Tensor | int, trained: tuple[float, float] | 
     The text does not say what was given: Python shows a text once per line of code, so that a loop over data sets
     warns once. NaN is passed over.
     """
-    if is_traced() or trained is None or (isinstance(value, Tensor) and value.numel() == 0):
+    if is_traced() or trained is None:
+        return
+    if isinstance(value, Tensor) and (value.numel() == 0 or not may_look_at(value)):
         return
     low, high = (value, value) if isinstance(value, int) else (float(t) for t in torch.aminmax(value.detach()))
     if math.isnan(low):

@@ -250,7 +250,9 @@ def test_wrong_shapes_are_refused_without_validation(distribution: type, context
 @pytest.mark.parametrize("num_samples", [0, 1])
 def test_moments_of_too_few_samples_are_refused(num_samples: int, context: Context, no_compute: None) -> None:
     joint = ArBufferJoint(context, X_TARGET)
-    assert_refused(lambda: joint.moments(num_samples), f"num_samples must be at least 2; got {num_samples}")
+    assert_refused(
+        lambda: joint.moments(num_samples), f"num_samples must be an integer of at least 2; got {num_samples}"
+    )
 
 
 def write_data(model: ArBufferModel) -> None:
@@ -381,6 +383,69 @@ def test_a_loop_over_data_sets_warns_once(what: str, build_model: Callable[..., 
         for i in range(1, 101):
             calls[what](i)
     assert len(caught) == 1
+
+
+# The user's own tensors
+
+
+@pytest.mark.parametrize("latents", [False, True])
+def test_data_changed_in_place_change_no_context(latents: bool, build_model: Callable[..., ArBufferModel]) -> None:
+    """The pairs that are absorbed, left out or pickled are those that were encoded."""
+    net = build_model(latents=(Latent("a"),)) if latents else build_model()
+    x, y, value = X.double(), Y.double(), torch.zeros((), dtype=torch.float64)
+    given = {"a": value} if latents else None
+    contexts = [net.condition(x, y, given), net.condition([x], [y], given)]
+    contexts.append(pickle.loads(pickle.dumps(contexts[0])))
+
+    def uses(context: Context) -> list[Tensor]:
+        joint = ArBufferJoint(context, X_TARGET.double(), buffer_size=2)  # absorbs
+        rest = joint.condition([0], Y[:1].double())
+        again = ArBufferJoint(pickle.loads(pickle.dumps(context)), X_TARGET.double())
+        y_target = X_TARGET[:, 0].double()
+        densities = [d.log_prob(y_target) for d in (joint, again)]
+        return [*densities, joint.log_prob_conditionals(y_target), rest.log_prob(y_target[1:])]
+
+    before = [uses(context) for context in contexts]
+    x += 1
+    y *= 2
+    value += 3
+    assert_close([uses(context) for context in contexts], before, rtol=0, atol=0)
+
+
+def test_reused_numpy_buffer_changes_no_context(scalar_model: ArBufferModel) -> None:
+    buffer = Y.double().numpy().copy()
+    context = scalar_model.condition(X.double(), torch.from_numpy(buffer))
+    before = ArBufferJoint(context, X_TARGET.double()).log_prob_conditionals(X_TARGET[:, 0].double())
+    buffer[:] = 7
+    after = ArBufferJoint(context, X_TARGET.double()).log_prob_conditionals(X_TARGET[:, 0].double())
+    assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("latents", [False, True])
+def test_targets_and_orders_changed_in_place_change_no_distribution(
+    latents: bool, build_model: Callable[..., ArBufferModel]
+) -> None:
+    net = build_model(latents=(Latent("a"),)) if latents else build_model()
+    x, orders, y = X_TARGET.double(), random_orders(M, 2), X_TARGET[:, 0].double()
+    context = net.condition(X.double(), Y.double())
+    joint, marginals = ArBufferJoint(context, x, orders), ArBufferMarginals(context, x)
+
+    def uses() -> list[Tensor]:
+        others = (joint.marginals(), joint.condition([0], y[:1]))
+        return [joint.log_prob(y), marginals.log_prob(y), others[0].log_prob(y), others[1].log_prob(y[1:]), marginals.x]
+
+    before = uses()
+    x += 1
+    orders[0] = torch.arange(M)
+    assert_close(uses(), before, rtol=0, atol=0)
+
+
+def test_live_context_keeps_the_graph_of_its_data(scalar_model: ArBufferModel) -> None:
+    y = Y.double().requires_grad_()
+    context = scalar_model.condition(X.double(), y)
+    joint = ArBufferJoint(context, X_TARGET.double(), buffer_size=2)
+    (gradient,) = torch.autograd.grad(joint.log_prob(X_TARGET[:, 0].double()), y)
+    assert context.live and gradient.abs().min() > 0
 
 
 def test_padding_is_not_taken_for_data_outside_the_range(build_model: Callable[..., ArBufferModel]) -> None:

@@ -27,6 +27,7 @@ ORDER = [
     "heads",
     "model",
     "orders",
+    "moments",
     "folding",
     "inference",
     "files",
