@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import kstest
+from torch.testing import assert_close
 
 import pyro_arbuf
 from pyro_arbuf import random_orders
 from pyro_arbuf.checkpoint import find_model
 from pyro_arbuf.cli import PRIORS, evaluate
+from pyro_arbuf.latents import pad_outcome
 from pyro_arbuf.programs import PROGRAMS, simulator_of
 from pyro_arbuf.random_state import seeded
 
@@ -67,3 +70,62 @@ def test_gap_to_the_oracle_is_the_one_of_the_card(name, monkeypatch):
     card = next(row for row in (find_model(name) / "README.md").read_text().splitlines() if row.startswith("| mean |"))
     stated = float(card.split("|")[-3].split("(")[0])
     assert abs(gaps.mean() - stated) < 4 * (gaps.var(1) / 64).sum().sqrt() / 5
+
+
+def check_law(joint, draws, values):
+    """Draws `(n, *batch, ...)` are uniform and independent along the chain, whose derivative is the reported density.
+
+    Args:
+        joint: Of one order, in float64.
+        draws: What was sampled.
+        values: From draws to outcomes as the joint takes them.
+    """
+    u = joint.pit(values(draws))
+    u = u[..., 0] if u.dim() > draws.dim() else u
+    u = u.flatten(1).double()
+    pvalues = [kstest(column.numpy(), "uniform").pvalue for column in u.unbind(-1)]
+    assert min(pvalues) > 1e-3 / len(pvalues)
+    correlation = torch.corrcoef(u.T) - torch.eye(u.shape[-1], dtype=u.dtype)
+    assert correlation.abs().max() < 5.5 * len(u) ** -0.5
+    some = draws[:5].clone()
+    for at in range(some.shape[-1]):
+        leaf = some[..., at].clone().requires_grad_()
+        moved = torch.cat([some[..., :at], leaf.unsqueeze(-1), some[..., at + 1 :]], -1)
+        pit = joint.pit(values(moved))
+        pit = pit[..., 0] if pit.dim() > draws.dim() else pit
+        (slope,) = torch.autograd.grad(pit[..., at].sum(), leaf)
+        factors = joint.log_prob_factors(values(some))[..., at]
+        assert_close(slope.log(), factors, rtol=1e-6, atol=1e-6)
+    assert_close(joint.log_prob_factors(values(some)).sum(-1), joint.log_prob(values(some)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@OF_FUNCTIONS
+@pytest.mark.parametrize("num_targets", [6, 19])
+def test_sampled_law_of_functions_is_the_scored_law(name, num_targets):
+    net = pyro_arbuf.load(name).double()
+    task = PRIORS[net.config.prior](1, 8, 0, num_targets, torch.Generator().manual_seed(7))
+    context = net.condition(task.x_context[0].double(), task.y_context[0, :, 0].double())
+    joint = pyro_arbuf.ArBufferJoint(context, task.x_target[0].double())
+    with seeded(3):
+        draws = joint.sample((2000,))
+    check_law(joint, draws, lambda y: y)
+
+
+@pytest.mark.slow
+@OF_PROGRAMS
+def test_sampled_law_of_programs_is_the_scored_law(name):
+    net, simulator = pyro_arbuf.load(name).double(), simulator_of(name)
+    with seeded(3):
+        drawn = simulator.draw(1, min(20, net.config.num_context[1]))
+    x, y = drawn.x[0].double(), net.config.squeeze_outcome(drawn.y[0]).double()
+    posterior = pyro_arbuf.ArBufferPosterior(net.condition(x, y))
+    dim_y = net.config.dim_y
+    with seeded(4):
+        draws = posterior.sample((2000,))
+    check_law(posterior._joint, draws, lambda u: u if dim_y is None else pad_outcome(u, dim_y))
+    if len(x) > 1 and dim_y is None:
+        joint = pyro_arbuf.ArBufferJoint(net.condition(x[:-5], y[:-5]), x[-5:])
+        with seeded(5):
+            draws = joint.sample((2000,))
+        check_law(joint, draws, lambda y: y)
