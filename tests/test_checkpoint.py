@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
+import pyro_arbuf
 from pyro_arbuf import checkpoint, hub
 from pyro_arbuf.checkpoint import CONFIG, WEIGHTS, load, models_folder, save, shipped_models
 from pyro_arbuf.config import ADDED_LATER, ModelConfig
@@ -97,6 +100,62 @@ def test_crash_while_saving_leaves_the_old_files(
         patch.setattr(os, "replace", crash)
         save(tiny.tiny_model(seed=1, dim_y=3), folder)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in load(folder).state_dict().items())
+
+
+def test_saved_network_round_trips_through_the_public_functions(model: ArBufferModel, tmp_path: Path) -> None:
+    pyro_arbuf.save(model, str(tmp_path / "a" / "b"))
+    loaded = pyro_arbuf.load(tmp_path / "a" / "b")
+    assert loaded.config == model.config
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    pyro_arbuf.save(loaded, tmp_path / "a" / "b")  # a network in the folder is replaced
+
+
+@pytest.mark.parametrize("folder", [None, 3, "", "a\0b", b"bytes"])
+def test_folder_that_is_no_path_is_not_saved_to(folder: object, model: ArBufferModel) -> None:
+    with pytest.raises(ValueError, match="folder must be a string or a Path, not empty"):
+        save(model, folder)
+
+
+def test_what_is_no_network_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="net must be an ArBufferModel; got Linear"):
+        save(torch.nn.Linear(2, 2), tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_network_is_not_saved_over_a_file(model: ArBufferModel, tmp_path: Path) -> None:
+    (tmp_path / "o").write_text("mine")
+    with pytest.raises(ValueError, match="folder must be a folder, or not exist yet; got the file"):
+        save(model, tmp_path / "o")
+    with pytest.raises(ValueError, match="cannot be written"):
+        save(model, tmp_path / "o" / "below")
+    assert (tmp_path / "o").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_load_would_refuse_are_not_saved(value: float, folder: Path) -> None:
+    before = (folder / WEIGHTS).read_bytes()
+    broken = tiny.tiny_model(dim_y=3).double()
+    with torch.no_grad():
+        broken.head.out.bias[1] = value
+    with pytest.raises(ValueError, match=r"weights must be finite in float32; 'head\.out\.bias' is not"):
+        save(broken, folder)
+    assert (folder / WEIGHTS).read_bytes() == before
+
+
+def test_weights_of_another_network_are_not_saved(model: ArBufferModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="weights must have the names and shapes of the network's"):
+        save(model, tmp_path / "o", tiny.tiny_model().state_dict())
+
+
+def test_saving_does_not_write_through_links(model: ArBufferModel, folder: Path, tmp_path: Path) -> None:
+    for name in (CONFIG, WEIGHTS, f"{CONFIG}.tmp", f"{WEIGHTS}.tmp"):
+        (tmp_path / name).write_text("mine")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / name)
+    save(model, folder)
+    assert [(tmp_path / name).read_text() for name in (CONFIG, WEIGHTS)] == ["mine", "mine"]
+    assert [(tmp_path / f"{name}.tmp").read_text() for name in (CONFIG, WEIGHTS)] == ["mine", "mine"]
+    assert load(folder).config == model.config
 
 
 # Names
@@ -448,6 +507,128 @@ def test_pickle_under_the_name_of_the_weights_is_refused_unread(write: Callable,
 def test_payload_of_the_pickle_test_would_execute(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Payload(tmp_path / "executed")))
     assert (tmp_path / "executed").is_dir()
+
+
+def rewrite(name: str, tensor: str = "head.out.bias", **changes: object) -> Callable[[Path], None]:
+    """Applies a change to one tensor of the weights."""
+
+    def damage(folder: Path) -> None:
+        weights = load_file(folder / WEIGHTS)
+        value = weights.pop(tensor)
+        new = {
+            "dtype": lambda: {tensor: value.to(changes["to"])},
+            "fill": lambda: {tensor: torch.full_like(value.double(), changes["to"])},
+            "longer": lambda: {tensor: torch.cat([value, value])},
+            "renamed": lambda: {f"{tensor}.x": value},
+            "gone": dict,
+        }[name]()
+        save_file(weights | new, folder / WEIGHTS)
+
+    return damage
+
+
+def written(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def edited(**fields: object) -> Callable[[Path], None]:
+    return lambda folder: change(folder, **fields)
+
+
+def become_folder(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return damage
+
+
+def become_link(name: str, target: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+
+    return damage
+
+
+def edited_header(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Edits the JSON header of the weights."""
+
+    def damage(folder: Path) -> None:
+        content = (folder / WEIGHTS).read_bytes()
+        (size,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + size])
+        change(header)
+        text = json.dumps(header).encode()
+        (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+    return damage
+
+
+DAMAGES = [
+    *[
+        written(name, content)
+        for name in (CONFIG, WEIGHTS)
+        for content in (b"", b"text", b"\0" * 100, os.urandom(4000))
+    ],
+    *[become_folder(name) for name in (CONFIG, WEIGHTS)],
+    *[become_link(name, target) for name in (CONFIG, WEIGHTS) for target in ("nowhere", "/dev/zero", WEIGHTS, CONFIG)],
+    written(CONFIG, "{}".encode("utf-16")),
+    written(CONFIG, b"{}"),
+    written(CONFIG, b"[]"),
+    written(CONFIG, b"null"),
+    written(CONFIG, b"[" * 10**6),
+    written(CONFIG, b'{"a":' * 10**5),
+    written(CONFIG, b" " * 10**8),
+    written(CONFIG, b"1" * 10**6),
+    written(WEIGHTS, b"PK\x03\x04" + b"\0" * 1000),
+    written(WEIGHTS, pickle.dumps({"a": 1})),
+    *[edited(num_layers=n) for n in (1, 3, 60_000, 10**7, 10**30, -1, 0, None, "2", [2])],
+    *[edited(**{name: 60_000}) for name in ("width", "mlp_width", "head_width", "num_components", "dim_x", "dim_y")],
+    edited(num_frequencies=10**9, buffer_size=10**9),
+    edited(head="gaussian"),
+    edited(extra=1),
+    edited(max_frequency=0.0),
+    edited(latents=[{"name": "a", "shape": [10**9]}]),
+    *[rewrite("dtype", to=dtype) for dtype in (torch.int8, torch.int64, torch.bool, torch.complex64)],
+    *[rewrite("fill", to=value) for value in (float("nan"), float("-inf"), 1e300)],
+    *[rewrite(name) for name in ("longer", "renamed", "gone")],
+    *[
+        edited_header(lambda h, k=k, v=v: h["head.out.bias"].update({k: v}))
+        for k, v in [("dtype", "F33"), ("shape", [2**62])]
+    ],
+    edited_header(lambda h: h["head.out.bias"].update(data_offsets=[0, 2**62])),
+    edited_header(lambda h: h.pop("head.out.bias")),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", range(len(DAMAGES)))
+def test_damaged_folder_is_a_value_error_at_once(damage: int, folder: Path) -> None:
+    DAMAGES[damage](folder)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=re.escape(str(folder))):
+        load(folder)
+    assert time.monotonic() - started < 5  # in under a second where nothing else runs
+
+
+@pytest.mark.slow
+def test_truncated_weights_are_a_value_error_at_every_length(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    for size in range(0, len(content), len(content) // 40):
+        (folder / WEIGHTS).write_bytes(content[:size])
+        with pytest.raises(ValueError, match="is corrupt, truncated or no safetensors file"):
+            load(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_file_that_may_not_be_read_is_a_value_error(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(*((Path, "read_text") if name == CONFIG else (checkpoint, "safe_open")), refuse)
+    with pytest.raises(ValueError, match=r"cannot be read .*Permission denied.*check its permissions"):
+        load(folder)
 
 
 # ModelConfig

@@ -11,8 +11,11 @@ from accelerate.state import AcceleratorState, PartialState
 
 from pyro_arbuf import checkpoint, cli
 from pyro_arbuf.checkpoint import load, save
+from pyro_arbuf.latents import Latent
 from pyro_arbuf.marginals import ArBufferMarginals
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.run_state import save_state
+from pyro_arbuf.training import make_optimizers
 
 SIZES = ["--batch-size", "2", "--num-targets", "3", "--width", "12", "--num-layers", "1", "--num-heads", "2"]
 FILES = ["config.json", "loss.png", "model.safetensors", "training.json"]
@@ -195,6 +198,93 @@ def test_models_lists_the_shipped_ones(
         ["second", "prior", "prior-of-second,"],
     ]
     assert lines[1].endswith("x in (-2.0, 2.0), N in (0, 8), K = 4")
+
+
+def test_outputs_of_one_name_have_states_of_their_own(run: Callable[..., None]) -> None:
+    for folder in ("ex1", "ex2"):
+        run("train", "gp-1d", "--output", f"{folder}/model", "--steps", "2", *SIZES)
+    assert len(list(Path("runs").rglob("state.safetensors"))) == 2 and not list(Path("runs").rglob("*previous*"))
+    run("train", "gp-1d", "--output", "ex1/model", "--steps", "3", *SIZES, "--resume")
+    run("train", "gp-1d", "--output", "ex2/../ex2/model", "--steps", "4", *SIZES, "--resume")  # the same folder
+    steps = [json.loads(Path(folder, "model/training.json").read_text())["steps"] for folder in ("ex1", "ex2")]
+    assert steps == [3, 4]
+
+
+def test_warm_start_does_not_replace_another_model(run: Callable[..., None]) -> None:
+    for name in ("x", "y"):
+        save(tiny.tiny_model(prior="gp-1d"), name)
+    before = Path("y/model.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="y holds a model, which a new run would replace with other weights"):
+        run("train", "gp-1d", "--output", "y", "--from", "x", "--steps", "1", *SIZES)
+    assert Path("y/model.safetensors").read_bytes() == before
+    run("train", "gp-1d", "--output", "y", "--from", "./y", "--steps", "1", *SIZES)  # improves y itself
+    run("train", "gp-1d", "--output", "y", "--from", "x", "--steps", "1", *SIZES, "--overwrite")
+
+
+def test_auto_resume_starts_a_run_and_goes_on_with_it(run: Callable[..., None]) -> None:
+    for steps in (2, 4):
+        run("train", "gp-1d", "--output", "trained", "--steps", str(steps), *SIZES, "--auto-resume")
+        assert json.loads(Path("trained/training.json").read_text())["steps"] == steps
+    Path("other").mkdir()
+    save(tiny.tiny_model(prior="gp-1d"), "other")
+    with pytest.raises(SystemExit, match="other holds a model"):
+        run("train", "gp-1d", "--output", "other", "--steps", "1", *SIZES, "--auto-resume")
+
+
+def test_output_that_is_a_file_is_found_before_training(run: Callable[..., None]) -> None:
+    Path("o").write_text("mine")
+    with pytest.raises(SystemExit, match="folder must be a folder, or not exist yet; got the file 'o'"):
+        run("train", "gp-1d", "--output", "o", "--steps", "1000000", *SIZES)
+    assert Path("o").read_text() == "mine"
+
+
+def test_planted_links_are_not_written_through_by_training(run: Callable[..., None]) -> None:
+    Path("trained").mkdir()
+    names = ["training.json", "training.json.tmp", "loss.png", "config.json.tmp"]
+    for name in names:
+        Path(name).write_text("mine")
+        Path("trained", name).symlink_to(Path(name).resolve())
+    train(run)
+    assert [Path(name).read_text() for name in names] == ["mine"] * 4
+    assert json.loads(Path("trained/training.json").read_text())["steps"] == 4
+
+
+@pytest.fixture
+def own_program(run: Callable[..., None]) -> Path:
+    """The folder of a network of a program of the user's."""
+    latent = Latent("slope", (), None, None, False, (0.0,), (1.0,))
+    save(tiny.tiny_model(prior="my_program", latents=(latent,), num_y_frequencies=2), "own")
+    return Path("own")
+
+
+def test_evaluate_prints_what_amortize_recorded_of_the_user_s_own_program(
+    own_program: Path, run: Callable[..., None], capsys: pytest.CaptureFixture
+) -> None:
+    model = tiny.tiny_model()
+    record = {"best_score": -1.23456, "step": 70}
+    save_state(own_program / "state.safetensors", model, make_optimizers(model), {}, record)
+    run("evaluate", "own")
+    head, scores, line = capsys.readouterr().out.splitlines()
+    assert "a network of your own program 'my_program'. Recorded by its training, not measured now" in head
+    assert scores.startswith("-1.235 nats per target, after 70 steps; in Python, pyro_arbuf.calibrate(")
+    assert json.loads(line) == {"model": "own", "prior": "my_program", "recorded_validation": -1.2346}
+
+
+def test_evaluate_says_how_to_measure_the_user_s_own_program(own_program: Path, run: Callable[..., None]) -> None:
+    with pytest.raises(
+        SystemExit, match=r"your own program 'my_program'.*calibrate\(pyro_arbuf\.load\('own'\), program="
+    ):
+        run("evaluate", "own")
+
+
+@pytest.mark.parametrize(
+    "command", [["evaluate", "gp-1d"], ["train", "gp-1d", "--output", "o", "--steps", "1", "--from", "gp-1d"]]
+)
+def test_name_that_is_shipped_and_a_folder_is_a_mistake(command: list[str], run: Callable[..., None]) -> None:
+    save(tiny.tiny_model(prior="gp-1d"), "gp-1d")
+    with pytest.raises(SystemExit, match=r"write '\./gp-1d' for the folder"):
+        run(*command)
+    run("evaluate", "./gp-1d")
 
 
 WRONG_USE = {

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, PartialState
 from safetensors import safe_open
 from torch import Tensor
@@ -24,6 +25,8 @@ from torch import Tensor
 from pyro_arbuf import run_state, tasks, training
 from pyro_arbuf.distributions import ArBufferJoint
 from pyro_arbuf.priors import gp, gp_1d, gp_1d_noisy, sawtooth
+from pyro_arbuf.progress import progress_bar
+from pyro_arbuf.run_state import read_record
 from pyro_arbuf.tasks import Prior, Task, curriculum, draw_batch, draw_num_context, split_task, validation_tasks
 from pyro_arbuf.training import learning_rate_factor, load_state, make_optimizers, save_state, validate
 
@@ -565,15 +568,251 @@ def test_a_new_run_keeps_the_state_of_an_earlier_one(tmp_path: Path) -> None:
     assert path.exists() and path.with_suffix(".previous.safetensors").exists()
 
 
-def test_a_diverged_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*sizes: object) -> Task:
-        task = lines(*sizes)
-        return task._replace(y_target=task.y_target * math.inf)
+def drawn_with(part: str, value: float, step: int) -> Callable:
+    """Draws batches whose second data set holds a value from a step on."""
 
-    lines = tiny.lines
-    monkeypatch.setattr(tiny, "lines", broken)
-    with pytest.raises(RuntimeError, match="diverged"):
-        tiny.tiny_fit(tmp_path / "state.safetensors", 5)
+    def draw(*args: object) -> object:
+        task, targets = draw_batch(*args)
+        if args[5] >= step:
+            getattr(task, part)[1] = value
+            targets = curriculum(task, generator())
+        return task, targets
+
+    return draw
+
+
+def test_a_diverged_run_says_so(tmp_path: Path) -> None:
+    message = r"not finite at step 5 although the data is: training diverged; .* a learning rate below 0\.006"
+    with pytest.raises(RuntimeError, match=message):
+        tiny.tiny_fit(tmp_path / "state.safetensors", 5, draw=drawn_with("y_target", 1e30, 3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["y_context", "x_buffer", "y_target"])
+def test_nan_from_a_prior_is_reported_as_data_at_its_step(part: str, value: float, tmp_path: Path) -> None:
+    message = f"the batch of step 7 must be finite; {part} holds NaN or infinite values in 1 of its 3 data sets; mend"
+    with pytest.raises(ValueError, match=message):
+        tiny.tiny_fit(tmp_path / "state.safetensors", draw=drawn_with(part, value, 7))
+    assert read_record(tmp_path / "state.safetensors")["step"] == 5
+
+
+def test_nan_in_the_validation_set_is_found_before_training(tmp_path: Path) -> None:
+    (task,) = validation_tasks(tiny.lines, tiny.CONFIG)
+    task.y_context[3, 2] = math.nan
+    message = "the validation set with 8 context pairs must be finite; y_context holds NaN .* in 1 of its 128 data sets"
+    with pytest.raises(ValueError, match=message):
+        tiny.tiny_fit(tmp_path / "state.safetensors", tasks=[task], draw=None)
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+def test_validation_that_overflows_is_found_before_training_and_leaves_the_earlier_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    tiny.tiny_fit(path, 5)
+    before = path.read_bytes()
+    (task,) = validation_tasks(tiny.lines, tiny.CONFIG)
+    task.y_buffer[:] = 1e30
+    with pytest.raises(ValueError, match="validation density of the weights at the start must be finite"):
+        tiny.tiny_fit(path, tasks=[task])
+    assert path.read_bytes() == before
+
+
+# Ctrl-C, locks, what cannot be written
+
+
+def interrupted_draw(step: int, press: Callable[[], None]) -> Callable:
+    def draw(*args: object) -> object:
+        if args[5] == step:
+            press()
+        return draw_batch(*args)
+
+    return draw
+
+
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("press", "reached"), [(raise_interrupt, 3), (press_ctrl_c, 4)])
+def test_ctrl_c_before_the_first_checkpoint_saves_and_the_run_resumes_to_the_same_weights(
+    press: Callable[[], None], reached: int, straight: tuple, tmp_path: Path
+) -> None:
+    path, seen = tmp_path / "state.safetensors", []
+    options = {"checkpoint_minutes": 1e6}
+    with pytest.raises(KeyboardInterrupt):
+        tiny.tiny_fit(path, on_checkpoint=seen.append, draw=interrupted_draw(3, press), **options)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [state.steps for state in seen] == [0, reached]
+    model = tiny.tiny_model()
+    model.load_state_dict(seen[-1].best_weights)
+    (score,) = validate(model, validation_tasks(tiny.lines, tiny.CONFIG))
+    assert score == pytest.approx(seen[-1].best_score, abs=1e-6) and score > seen[0].best_score  # trained ones
+    model, state = tiny.tiny_fit(path, resume=True, **options)
+    assert_equal(model.state_dict(), straight[0])
+    assert state.history == straight[1].history
+
+
+def test_second_ctrl_c_within_a_step_interrupts_at_once(tmp_path: Path) -> None:
+    def press_twice() -> None:
+        for _ in range(2):
+            press_ctrl_c()
+            time.sleep(0.01)
+
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        tiny.tiny_fit(path, draw=interrupted_draw(7, press_twice))
+    assert read_record(path)["step"] == 7
+
+
+def test_second_run_on_one_state_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    path, refused = tmp_path / "state.safetensors", []
+
+    def second(state: training.TrainingState) -> None:
+        with pytest.raises(ValueError, match="belongs to a run that is still going on"):
+            tiny.tiny_fit(path, resume=True)
+        refused.append(state.steps)
+
+    tiny.tiny_fit(path, 5, on_checkpoint=second)
+    assert refused == [0, 5]
+    tiny.tiny_fit(path, 5, resume=True)
+
+
+def test_state_that_cannot_be_written_is_found_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(ValueError, match="cannot be written"):
+        tiny.tiny_fit(tmp_path / "a file" / "state.safetensors", draw=lambda *args: pytest.fail("a step was drawn"))
+    monkeypatch.setattr(run_state, "save_file", write_half)
+    with pytest.raises(ValueError, match=r"cannot be written \(disk full\)"):
+        tiny.tiny_fit(tmp_path / "state.safetensors", draw=lambda *args: pytest.fail("a step was drawn"))
+
+
+def test_output_that_fails_later_leaves_a_state_to_resume(straight: tuple, tmp_path: Path) -> None:
+    def fail(state: training.TrainingState) -> None:
+        if state.steps == 10:
+            raise ValueError("the output cannot be written")
+
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(ValueError, match="the output cannot be written"):
+        tiny.tiny_fit(path, on_checkpoint=fail)
+    model, _ = tiny.tiny_fit(path, resume=True)
+    assert_equal(model.state_dict(), straight[0])
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".state.safetensors.abc.tmp").touch()
+    tiny.tiny_fit(tmp_path / "state.safetensors", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.lock", "state.safetensors"]
+
+
+def test_flipped_bit_in_a_state_is_found(straight: tuple, tmp_path: Path) -> None:
+    content = bytearray(straight[2].read_bytes())
+    content[-100] ^= 4
+    (tmp_path / "state.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged.* does not have its checksum"):
+        tiny.tiny_fit(tmp_path / "state.safetensors", resume=True)
+
+
+def test_changed_number_in_the_record_of_a_state_is_found(straight: tuple, tmp_path: Path) -> None:
+    content = straight[2].read_bytes()
+    changed = content.replace(b'\\"step\\": 20, \\"seconds', b'\\"step\\": 10, \\"seconds')
+    assert changed != content
+    (tmp_path / "state.safetensors").write_bytes(changed)
+    with pytest.raises(ValueError, match="does not have its checksum"):
+        tiny.tiny_fit(tmp_path / "state.safetensors", resume=True)
+
+
+def test_setup_of_another_run_is_named_by_its_fields(straight: tuple) -> None:
+    message = r"another run: batch_size was 3 and is 4, config\.width was 12 and is 14; call it as it was begun"
+    with pytest.raises(ValueError, match=message):
+        tiny.tiny_fit(straight[2], resume=True, batch_size=4, model=tiny.tiny_model(width=14))
+
+
+def test_run_begun_from_other_weights_is_not_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    origins = [{"started_from": "x", "folder": f"/{i}/x", "steps": 7, "minutes": 1.0} for i in range(2)]
+    tiny.tiny_fit(path, 5, origin=origins[0])
+    with pytest.raises(ValueError, match="another run: started_from was '/0/x' and is '/1/x'"):
+        tiny.tiny_fit(path, 10, resume=True, origin=origins[1])
+    tiny.tiny_fit(path, 10, resume=True, origin=origins[0])
+
+
+@pytest.mark.parametrize(("value", "shown"), [("1", False), (None, True)])
+def test_progress_bar_is_hidden_by_tqdm_disable(
+    value: str | None, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TQDM_DISABLE", value)
+    tiny.tiny_fit(tmp_path / "state.safetensors", 2)
+    assert bool(capsys.readouterr().err) == shown
+    list(progress_bar(range(3)))
+    assert bool(capsys.readouterr().err) == shown
+    list(progress_bar(range(3), disable=True))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_run_killed_at_twenty_random_moments_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    steps, threads, path = 400, torch.get_num_threads(), tmp_path / "state.safetensors"
+    killed = 0
+    for attempt in range(20):
+        command = [sys.executable, tiny.__file__, str(path), str(steps), str(threads), *["resume"] * (attempt > 0)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            try:
+                for _ in range(random.Random().randint(1, 4)):
+                    process.stdout.readline()
+                time.sleep(random.Random().uniform(0, 0.04))
+            finally:
+                process.send_signal(signal.SIGKILL)
+        assert process.returncode in (-signal.SIGKILL, 0)
+        killed += process.returncode != 0
+    assert killed >= 15
+    model, _ = tiny.tiny_fit(path, steps, resume=True)
+    expected, _ = tiny.tiny_fit(tmp_path / "straight.safetensors", steps)
+    assert_equal(model.state_dict(), expected.state_dict())
+
+
+# Several processes
+
+
+def worker(path: Path, resume: bool, kill_at_step: int | None) -> None:
+    """What each of two processes runs: notes its batches, is perhaps killed, and leaves its weights."""
+    torch.set_num_threads(1)  # OpenMP hangs after a fork
+
+    def draw(*args: object) -> object:
+        task, targets = draw_batch(*args)
+        torch.save(task.y_context, path.parent / f"batch-{args[5]}-{args[6]}.pt")
+        return task, targets
+
+    def kill(state: training.TrainingState) -> None:
+        if state.steps == kill_at_step:
+            os._exit(9)
+
+    model, _ = tiny.tiny_fit(path, 20, resume=resume, draw=draw, on_checkpoint=kill)
+    torch.save(model.state_dict(), path.with_suffix(f".{PartialState().process_index}.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_two_processes_draw_different_streams_and_resume_to_the_same_weights(tmp_path: Path) -> None:
+    straight, killed = tmp_path / "straight" / "state.safetensors", tmp_path / "killed" / "state.safetensors"
+    killed.parent.mkdir()
+    straight.parent.mkdir()
+    debug_launcher(worker, (straight, False, None), num_processes=2)
+    with pytest.raises(Exception, match="process 0 terminated with exit code 9"):
+        debug_launcher(worker, (killed, False, 10), num_processes=2)
+    assert not killed.with_suffix(".0.pt").exists()
+    debug_launcher(worker, (killed, True, None), num_processes=2)
+    for step in range(20):
+        first, second = (torch.load(straight.parent / f"batch-{step}-{process}.pt") for process in range(2))
+        assert first.shape == second.shape and not (first.numel() and torch.isclose(first, second).any())
+    assert read_record(killed)["setup"]["num_processes"] == 2
+    weights = [torch.load(path.with_suffix(f".{process}.pt")) for path in (straight, killed) for process in range(2)]
+    for other in weights[1:]:
+        assert_equal(other, weights[0])
 
 
 def test_a_model_of_tiny_contexts_has_a_validation_set() -> None:

@@ -57,4 +57,6 @@ def tiny_fit(
 
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[3]))
-    tiny_fit(Path(sys.argv[1]), int(sys.argv[2]), on_checkpoint=lambda state: print(state.steps, flush=True))
+    resume = sys.argv[4:] == ["resume"]
+    path, steps = Path(sys.argv[1]), int(sys.argv[2])
+    tiny_fit(path, steps, resume and path.exists(), on_checkpoint=lambda state: print(state.steps, flush=True))
