@@ -89,13 +89,10 @@ class Embedder(nn.Module):
     def outcomes(self, y: Tensor, embedded_x: Tensor) -> Tensor:
         """E_y: `(*batch, T, d)` of outcomes `(*batch, T, D_y)` at embedded inputs `(*batch, T, d)`."""
         with torch.autocast(y.device.type, enabled=False):
-            limit = torch.finfo(y.dtype).max ** 0.4
             if not self.standardised_y:
-                return self._observed_outcomes(y.clamp(-limit, limit))
+                return self._observed_outcomes(_at_most(y, y))
             loc, scale = self.standard(embedded_x)
-            # Beyond 1e15 (in float32) layer norms see the direction of a token only: the limit is the same number, but
-            # squares would overflow, and targets read after one of density 0 would be NaN.
-            y = ((y - loc) / scale).clamp(-limit, limit)
+            y = _at_most((y - loc) / scale, y)
             observed = self._observed_outcomes(y)
             if not self.num_latents:
                 return observed
@@ -151,3 +148,13 @@ class Embedder(nn.Module):
     def target(self, embedded_x: Tensor) -> Tensor:
         """Target tokens `(*batch, M, d)` of embedded inputs `(*batch, M, d)`."""
         return embedded_x[..., : self.width] + self.role[TARGET]
+
+
+def _at_most(standardised: Tensor, y: Tensor) -> Tensor:
+    """Standardised outcomes up to a limit, NaN where the outcome is infinite.
+
+    Beyond 1e15 (in float32) layer norms see the direction of a token only, so the limit stands for all that is larger;
+    but squares would overflow there, and targets read after one of density 0 would be NaN.
+    """
+    limit = torch.finfo(standardised.dtype).max ** 0.4
+    return standardised.clamp(-limit, limit).masked_fill(y.isinf(), torch.nan)
