@@ -143,9 +143,11 @@ class ArBufferJoint(ArBufferDistribution):
             y = draw(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise)
             return self._squeeze(unfold(y, shape, batch))
 
-    def _scores(self, y: Tensor, score: Callable[[GaussianMixture, Tensor], Tensor], missing_score: float) -> Tensor:
+    def _scores(
+        self, y: Tensor, score: Callable[[GaussianMixture, Tensor], Tensor], missing_score: float, stacklevel: int = 4
+    ) -> Tensor:
         """`(*batch, R, M, D_y)`, in at least float32, targets in the user's indexing."""
-        values, missing = self._split_missing(self._check_outcomes(y, stacklevel=4))
+        values, missing = self._split_missing(self._check_outcomes(y, stacklevel))
         self._warn_plate_over_targets(values.shape[:-2])
         shape, folded = self._fold_values(values)
         if missing is not None:
@@ -232,14 +234,14 @@ class ArBufferJoint(ArBufferDistribution):
         """
         if len(self.orders) < 2:
             raise ValueError("order_spread needs at least 2 orders; got 1; use orders=random_orders(M, 16)")
-        spread = average_orders(self._log_prob_orders(y))
+        spread = average_orders(self._log_prob_orders(y, stacklevel=5))
         warn_few_orders(spread, "the joint log density", stacklevel=2)
         return spread
 
-    def _log_prob_orders(self, y: Tensor) -> Tensor:
+    def _log_prob_orders(self, y: Tensor, stacklevel: int) -> Tensor:
         """Joint log density in each order, `(*batch, R)` nats."""
         with inference_scope():
-            return self._scores(y, GaussianMixture.log_prob, 0.0).sum((-1, -2))
+            return self._scores(y, GaussianMixture.log_prob, 0.0, stacklevel).sum((-1, -2))
 
     def log_prob_conditionals(self, y: Tensor) -> Tensor:
         """Full conditionals: the set model's log density of every target with all other pairs in the context.

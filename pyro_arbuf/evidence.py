@@ -117,7 +117,7 @@ def log_prob_orders(
     check_x("x", x, net)  # whether or not Pyro's validation is on: an evidence of NaN is none
     check_y("y", y, net)
     joint = ArBufferJoint(net.condition(), x, random_orders(x.shape[-2], num_orders, seed), buffer_size)
-    return joint._log_prob_orders(y)
+    return joint._log_prob_orders(y, stacklevel=7)  # the user's line is behind torch.no_grad and two functions
 
 
 def _check_one_data_set(x: Tensor, y: Tensor, dim_y: int | None) -> None:
@@ -302,11 +302,11 @@ def subset_gap(net: ArBufferModel, x: Tensor, y: Tensor, num_splits: int = 16, s
     half, context = num_targets // 2, net.condition()
     orders = random_orders(num_targets, num_splits, seed)
     swapped = torch.cat([orders[:, half:], orders[:, :half]], 1)
-    joint = ArBufferJoint(context, x, torch.cat([orders, swapped]))._log_prob_orders(y)
+    joint = ArBufferJoint(context, x, torch.cat([orders, swapped]))._log_prob_orders(y, stacklevel=6)
     dropped = joint[:num_splits] - joint[num_splits:]  # log p(A) + log p(B | A) - log p(B) - log p(A | B)
     turned = torch.stack([torch.arange(half), torch.arange(half - 1, -1, -1)])
     alone = torch.stack(
-        [ArBufferJoint(context, x[order[:half]], turned)._log_prob_orders(y[order[:half]]) for order in orders]
+        [ArBufferJoint(context, x[order[:half]], turned)._log_prob_orders(y[order[:half]], 7) for order in orders]
     )
     reordered = alone[:, 0] - alone[:, 1]
     return SubsetGap(*(gap.square().mean().sqrt().item() / half for gap in (dropped, reordered)))

@@ -20,11 +20,6 @@ REPORT_DATASETS = 200
 HARDLY_NARROWER, HARDLY_ANY_GAIN = 0.9, 0.05  # of the prior's standard deviation; nats
 SMALLEST_P = 0.01
 STILL_RISING = 0.01  # nats per target over the last third of a run
-MODES = {
-    "inputs": "many at once, each with its own inputs",
-    "datasets": "many at once, all with the same inputs",
-    "loop": "one by one, which is slower",
-}
 
 
 def describe_training(
@@ -43,7 +38,6 @@ def describe_training(
     outcome = f"{config.outcome}, {numbers} per {'data set (one observation)' if simulator.single else 'trial'}"
     columns = f"{config.dim_x} column{'s' if config.dim_x > 1 else ''}"
     constant = config.x_range is not None and config.x_range[0] == config.x_range[1]
-    reason = f", because {simulator.mode_reason}" if simulator.mode_reason else ""
     limits = [f"{limit:g} {unit}" for limit, unit in ((minutes, "minutes"), (steps, "steps")) if limit is not None]
     simulated = "new data sets in every step" if num_simulations is None else f"{num_simulations} fixed data sets"
     lines = {
@@ -51,7 +45,7 @@ def describe_training(
         "integrated out": ", ".join(simulator.integrated_out) or "no site",
         "outcome": outcome,
         "inputs": f"{columns}, constant" if constant else f"{columns} in {_show_range(config.x_range)}",
-        "simulated": MODES[simulator.mode] + reason,
+        "simulated": simulator.mode_reason,
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
         f"{_show_range(config.y_range)}",
         "training": f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}, on {simulated}",

@@ -257,24 +257,25 @@ def rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_what_will_be_trained_is_printed_before_training(capsys: pytest.CaptureFixture) -> None:
-    tiny(rows, minutes=7.0, num_simulations=60)
+    with pytest.warns(UserWarning, match=r"Site 'w' is inside the plate"):
+        tiny(rows, minutes=7.0, num_simulations=60)
     found = dict(text.strip().split(": ", 1) for text in capsys.readouterr().out.splitlines()[1:])
     assert found["latents"] == "share, one number between 0 and 1; pair, 2 numbers (2,)"
     assert found["integrated out"] == "w" and found["outcome"] == "y, one number per trial"
     assert re.fullmatch(r"1 column in -0.0\d* to 1.0\d*", found["inputs"])
     assert re.fullmatch(r"0 to 5 trials, outcomes in -[\d.]+ to [\d.]+", found["trained range"])
     assert found["training"] == "7 minutes, or 3 steps, whichever is reached first, on 60 fixed data sets"
-    assert found["simulated"] in reports.MODES.values()
+    assert found["simulated"].startswith("Data sets are simulated one by one, which is slow, because")
 
 
 def test_mode_reason_notes_and_constant_inputs_are_printed(capsys: pytest.CaptureFixture) -> None:
     net = amortize(one_vector, num_context=(0, 1), steps=1, report=False, **SIZES)
     text = capsys.readouterr().out
     assert "outcome: y, a vector of 2 per data set (one observation)" in text and "integrated out: no site" in text
-    assert "note" not in text and "because" not in text
-    net.simulator.mode_reason, net.simulator.notes = "it uses x[:, 0]", ("the first", "the second")
+    assert "note: The outcome 'y' has 2 dimensions" in text
+    net.simulator.mode_reason, net.simulator.notes = "It uses x[:, 0].", ("the first", "the second")
     text = reports.describe_training(net.simulator, net.config, None, 5, None)
-    assert "at once, each with its own inputs, because it uses x[:, 0]\n" in text
+    assert "  simulated: It uses x[:, 0].\n" in text
     assert text.endswith("on new data sets in every step\n  note: the first\n  note: the second")
 
 

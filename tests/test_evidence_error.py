@@ -16,6 +16,7 @@ from pyro_arbuf.evidence_error import measure_evidence_error
 from pyro_arbuf.priors.gaussian import exact_log_evidence
 from pyro_arbuf.programs import find_simulator
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.simulation import Simulator
 
 R, N, D = 5, 3, 8
 SIZES = {"num_datasets": D, "num_trials": N, "num_orders": R, "num_draws": 500}
@@ -88,9 +89,10 @@ def test_network_beyond_importance_sampling_is_refused_and_stays_unmeasured(buil
 
 def test_program_without_a_density_needs_exact_values(net):
     with pytest.raises(ValueError, match=r"density or by exact=...: .*Simulated has no log_prob"):
-        measure_evidence_error(net, **SIZES, program=no_density)
+        measure_evidence_error(net, **SIZES, program=Simulator(no_density))
     assert net.config.evidence_rmse is None
-    assert measure_evidence_error(net, **SIZES, program=no_density, exact=exact).rmse == net.config.evidence_rmse
+    found = measure_evidence_error(net, **SIZES, program=Simulator(no_density), exact=exact)
+    assert found.rmse == net.config.evidence_rmse
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "high", None, torch.zeros(2)])
@@ -113,8 +115,3 @@ def test_exact_values_must_be_numbers(net, value):
 def test_wrong_arguments_are_refused(net, changed, message):
     with pytest.raises(ValueError, match=message):
         measure_evidence_error(net, **SIZES | changed)
-
-
-def test_only_what_is_measured_is_replaced(net):
-    with pytest.raises(ValueError, match=r"only evidence_rmse is measured and may be replaced; got \['width'\]"):
-        net.replace_measured(width=3)
