@@ -797,7 +797,10 @@ def worker(path: Path, resume: bool, kill_at_step: int | None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_two_processes_draw_different_streams_and_resume_to_the_same_weights(tmp_path: Path) -> None:
+def test_two_processes_draw_different_streams_and_resume_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # else accelerate chooses, and warns that it has
     straight, killed = tmp_path / "straight" / "state.safetensors", tmp_path / "killed" / "state.safetensors"
     killed.parent.mkdir()
     straight.parent.mkdir()
