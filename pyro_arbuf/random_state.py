@@ -1,10 +1,19 @@
 """Random states of torch, numpy and Python: drawn from a seed, and given back as they were."""
 
+import collections
 import contextlib
-from collections.abc import Iterator
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import pyro
 import torch
+from torch.overrides import TorchFunctionMode
+
+DRAWING = {"bernoulli", "binomial", "multinomial", "normal", "poisson", "rand", "randint", "randn", "randperm"}
+DRAWING |= {"rand_like", "randint_like", "randn_like", "_sample_dirichlet", "_standard_gamma"}
+DRAWING |= {"bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"}
 
 
 @contextlib.contextmanager
@@ -26,3 +35,30 @@ def seeded(seed: int | None) -> Iterator[None]:
         if seed is not None:
             pyro.set_rng_seed(seed)
         yield
+
+
+class NoiseByLine(TorchFunctionMode):
+    """Gives the k-th random call of each line of code numbers of its own, whatever other lines have drawn before.
+
+    Two runs of a program under the same seed can then be compared where a loop of one of them ends earlier. Only
+    torch's functions on the CPU are seeded so; lines are those of the calls below the function that makes this.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seed, self.maker = torch.initial_seed(), sys._getframe(1).f_code
+        self.calls = collections.Counter()
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        if getattr(func, "__name__", "") in DRAWING:
+            lines = self._lines(sys._getframe(1))
+            self.calls[lines] += 1
+            torch.default_generator.manual_seed(zlib.crc32(f"{self.seed}, {self.calls[lines]}: {lines}".encode()))
+        return func(*args, **(kwargs or {}))
+
+    def _lines(self, frame: FrameType | None) -> str:
+        lines = []
+        while frame is not None and frame.f_code is not self.maker:
+            lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            frame = frame.f_back
+        return " ".join(lines)

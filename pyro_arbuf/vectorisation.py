@@ -14,13 +14,18 @@ from torch import Size, Tensor
 
 from pyro_arbuf.program_runs import FAILURES, Mode, ProgramRuns, first_line
 from pyro_arbuf.program_sites import program_sites
-from pyro_arbuf.random_state import seeded
+from pyro_arbuf.random_state import NoiseByLine, seeded
 from pyro_arbuf.same_law import independent, same_law
 
 NUM_COMPARED, RUN_SIZE = 256, 16
 NUM_AT_ONCE = 11  # data sets of the runs whose shapes and densities are compared
 NUM_TRIALS = 7
 MOST_NATS, MOST_RELATIVE = 3e-3, 1e-4  # per trial, between densities; rounding is far below, a wrong input far above
+OR_DRAWS = "or changed how many random numbers are drawn"
+UNSEEDED = (
+    "it gave other outcomes under the same seed, so that nothing can be compared (draw them by torch's or numpy's "
+    "global generator)"
+)
 LABELS: dict[Mode, str] = {"inputs": "with inputs of their own", "datasets": "with the same inputs for all of them"}
 
 
@@ -79,12 +84,15 @@ def _fault(runs: ProgramRuns, mode: Mode, num_trials: int) -> str | None:
 
 def _run_many(runs: ProgramRuns, x: Tensor, mode: Mode) -> tuple[Trace | None, str]:
     """A run of many, and why there is none: rare failures of single data sets get three tries."""
+    trace, fault = None, ""
     for _ in range(3):
         try:
-            return runs.run(x if mode == "inputs" else x[0], len(x)), ""
+            trace = runs.run(x if mode == "inputs" else x[0], len(x))
+            if runs.outcome in trace.nodes and bool(torch.isfinite(trace.nodes[runs.outcome]["value"]).all()):
+                break
         except Exception as error:  # it runs alone, so it cannot run this way: any error of the program's own says so
             fault = f"it raised {type(error).__name__} ({first_line(error)})"
-    return None, fault
+    return trace, fault
 
 
 def _shape_fault(runs: ProgramRuns, trace: Trace, num_trials: int) -> str | None:
@@ -168,9 +176,15 @@ def log_densities(sites: Mapping[str, dict]) -> dict[str, Tensor]:
 def _influence_fault(runs: ProgramRuns, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> str | None:
     """Compares what changes, under the same seed, with one trial's inputs or one data set's latents.
 
-    Over some trials, data sets and seeds, as a single outcome need not show a change. A program that draws more or
-    fewer random numbers for other inputs cannot be compared, and is found at fault.
+    Over some trials, data sets and seeds, as a single outcome need not show a change. A loop over torch's random calls
+    may end earlier for other inputs. A program whose numbers the seed does not fix cannot be compared, and is found at
+    fault; so is one that draws more or fewer of them by other means.
     """
+
+    def outcomes(seed: int, given: Mapping[str, Tensor], x: Tensor, way: Mode) -> Tensor:
+        with seeded(seed), NoiseByLine():
+            return runs.outcomes(given, x, way)
+
     found = {"itself": [False, False], "siblings": [False, False], "latents": [False, False]}  # alone, many
     num_trials = x.shape[1]
     for seed, b, trial in itertools.product((0, 1), (1, len(x) - 2), {0, num_trials // 2, num_trials - 1}):
@@ -180,12 +194,11 @@ def _influence_fault(runs: ProgramRuns, values: Mapping[str, Tensor], x: Tensor,
             way, one = ("loop", 0) if k == 0 else (mode, b)
             given, other = ({name: value[rows] for name, value in each.items()} for each in (values, swapped))
             try:
-                with seeded(seed):
-                    y = runs.outcomes(given, x[rows], way)
-                with seeded(seed):
-                    of_inputs = _changed(y, runs.outcomes(given, moved[rows], way))
-                with seeded(seed):
-                    of_latents = _changed(y, runs.outcomes(other, x[rows], way))
+                y = outcomes(seed, given, x[rows], way)
+                if seed == trial == 0 and bool(_changed(y, outcomes(seed, given, x[rows], way)).any()):
+                    return UNSEEDED
+                of_inputs = _changed(y, outcomes(seed, given, moved[rows], way))
+                of_latents = _changed(y, outcomes(seed, other, x[rows], way))
             except FAILURES as error:
                 return f"it raised {type(error).__name__} for other inputs or latents ({first_line(error)})"
             found["itself"][k] |= bool(of_inputs[one, trial])
@@ -195,9 +208,9 @@ def _influence_fault(runs: ProgramRuns, values: Mapping[str, Tensor], x: Tensor,
             found["siblings"][k] |= bool(of_inputs.any())
             of_latents[one] = False
             if of_latents.any():
-                return "the latents of one data set reached others"
+                return f"the latents of one data set reached others, {OR_DRAWS}"
     if found["siblings"][0] != found["siblings"][1]:
-        return "the inputs of one trial reached others"
+        return f"the inputs of one trial reached others, {OR_DRAWS}"
     if found["itself"][0] != found["itself"][1]:
         return "the inputs of a trial did not reach it"
     return None if found["latents"][0] == found["latents"][1] else "the latents of a data set did not reach it"

@@ -1,5 +1,6 @@
 """Programs that broadcast over data sets, but not as they run alone, are found, and said to be."""
 
+import numpy as np
 import program_cases
 import pyro
 import pyro.distributions as dist
@@ -111,10 +112,8 @@ def test_random_numbers_that_depend_on_the_inputs_cannot_be_compared_and_are_run
     def program(x):
         slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
         mean = (slope * x[..., 0]).flatten()
-        drawn = torch.stack([torch.randn(1 + int(10 * abs(m))).sum() + m for m in mean]).reshape(
-            torch.broadcast_shapes(slope.shape, x.shape[:-1])
-        )
-        trials(x, dist.Delta(drawn))
+        drawn = torch.stack([m + np.random.randn(1 + int(10 * abs(m))).sum() for m in mean])
+        trials(x, dist.Delta(drawn.float().reshape(torch.broadcast_shapes(slope.shape, x.shape[:-1]))))
 
     simulator = Simulator(program, inputs)
     assert simulator.mode == "loop" and "one by one, which is slow, because with inputs" in simulator.mode_reason
@@ -156,3 +155,55 @@ def test_vectors_of_latents_and_outcomes_are_compared():
         pyro.sample("y", dist.Normal(theta + 0.01 * theta.flip(0), 0.5).to_event(1))
 
     assert Simulator(mixes).mode == "loop"
+
+
+def first_passage(read):
+    """A simulator without a density, which walks until its last trial has reached a bound, and then adds a delay."""
+
+    def program(x):
+        drift = pyro.sample("drift", dist.LogNormal(0.0, 0.5))
+        speed = drift + read(x)
+        position, steps = torch.zeros(speed.shape), torch.zeros(speed.shape)
+        while bool((position < 3).any()):
+            walks = position < 3
+            steps = steps + walks
+            position = position + walks * (0.5 * speed + 0.3 * torch.randn(speed.shape))
+        trials(x, dist.Delta(steps + 0.1 * speed + 0.1 * torch.rand(speed.shape)))
+
+    return program
+
+
+def test_loops_that_end_earlier_for_other_inputs_are_run_at_once():
+    assert Simulator(first_passage(lambda x: x[..., 0]), inputs).mode == "inputs"
+    assert Simulator(first_passage(lambda x: x[:, 0] + 0 * x[..., 0]), inputs).mode == "datasets"
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_numbers_that_no_seed_fixes_are_said_to_be_why_nothing_can_be_compared(kind):
+    torch_generator, numpy_generator = torch.Generator().manual_seed(0), np.random.default_rng(0)
+
+    def program(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0)) + x[..., 0]
+        draws = {
+            "torch": lambda: torch.randn(mean.shape, generator=torch_generator),
+            "numpy": lambda: torch.as_tensor(numpy_generator.standard_normal(mean.shape)).float(),
+        }
+        trials(x, dist.Delta(mean + draws[kind]()))
+
+    simulator = Simulator(program, inputs)
+    assert simulator.mode == "loop"
+    assert "with inputs of their own it gave other outcomes under the same seed" in simulator.mode_reason
+
+
+@pytest.mark.parametrize("stream", [2, 4])
+def test_program_that_fails_in_a_few_data_sets_is_still_run_at_once(stream):
+    def draw(num_trials):
+        torch.rand(stream + 1)  # another stream of random numbers
+        return inputs(num_trials)
+
+    def program(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        mean = torch.where(mean > 2.366, torch.nan, mean)  # 0.9 %
+        trials(x, dist.Normal(mean + x[..., 0], 0.5))
+
+    assert Simulator(program, draw).mode == "inputs"
