@@ -4,7 +4,7 @@ Read from traces where they tell; measured on simulations where they do not. Kno
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_arbuf.program_runs import FAILURES, Mode, ProgramRuns
-from pyro_arbuf.program_sites import fixed_plates, is_of_trials, program_sites
+from pyro_arbuf.program_sites import fixed_plates, is_of_trials, may_be_latent, program_sites
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.vectorisation import NUM_TRIALS, log_densities
 
@@ -56,7 +56,7 @@ def program_notes(
                 f"no posterior; to have one, draw it outside the plate with .expand([{size}]).to_event(1)."
             )
     if not single:
-        notes += _trial_notes(runs, shared, mode)
+        notes += _trial_notes(runs, shared, {name for name in shared if may_be_latent(name, traces)}, mode)
     if runs.dim_y is not None and runs.dim_y > 1:
         notes.append(
             f"The outcome {runs.outcome!r} has {runs.dim_y} dimensions, which the network predicts as independent of "
@@ -66,18 +66,27 @@ def program_notes(
     return tuple(notes)
 
 
-def _trial_notes(runs: ProgramRuns, shared: Sequence[str], mode: Mode) -> list[str]:
-    """Notes on trials that depend on each other given the latents, or on their order."""
+def _trial_notes(runs: ProgramRuns, shared: Sequence[str], possible: Collection[str], mode: Mode) -> list[str]:
+    """Notes on trials that depend on each other given the latents, or on their order.
+
+    Args:
+        runs: The program.
+        shared: Sites that are integrated out and not one value per trial.
+        possible: Those of them that can be latents as they are.
+        mode: How many data sets are run at once.
+    """
     notes = []
     with seeded(0):
         common = [name for name in shared if _matters(runs, name, shared)]
         replicates = _replicates(runs, mode)
     if common:
         names, one = ", ".join(map(repr, common)), len(common) == 1
+        it = "it" if one else "them"
+        plate = f"make {it} continuous, with .expand([d]).to_event(1) in place of a plate, and "
+        remedy = f"{'' if possible >= set(common) else plate}name {it} among latents=[...], or {JOINT}"
         notes.append(
             f"{'Site' if one else 'Sites'} {names} {'is' if one else 'are'} integrated out but shared by all trials of "
-            f"a data set, which so depend on each other given the latents: {WRONG}; name {'it' if one else 'them'} "
-            f"among latents=[...], or {JOINT}."
+            f"a data set, which so depend on each other given the latents: {WRONG}; {remedy}."
         )
     elif correlation := _correlation(replicates):
         notes.append(

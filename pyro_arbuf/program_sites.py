@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
+from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyro_arbuf.latents import Latent
@@ -68,7 +68,7 @@ def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int
             f"the outcome {outcome!r} must be continuous; its distribution is discrete: counts and choices need "
             "another head"
         )
-    event = tuple(sites[0]["fn"].event_shape)
+    event = Size(sites[0]["fn"].event_shape)
     events = [tuple(site["fn"].event_shape) for site in sites]
     if len(set(events)) > 1:
         raise ValueError(
@@ -80,7 +80,12 @@ def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int
         )
     shapes = [tuple(site["value"].shape) for site in sites]
     single = all(shape == event for shape in shapes)
-    if len(event) > 1 or not (single or shapes == [(n, *event) for n in num_trials]):
+    if len(event) > 1:
+        raise ValueError(
+            f"the outcome {outcome!r} must be a number or a vector per trial; got an event of shape {tuple(event)}; "
+            f"flatten it to a vector of {event.numel()} and draw that with .to_event(1)"
+        )
+    if not (single or shapes == [(n, *event) for n in num_trials]):
         raise ValueError(
             f"the outcome {outcome!r} must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's shape for "
             f"one observation; got {shapes[0]} for n = {num_trials[0]}, {shapes[1]} for n = {num_trials[1]}; draw it "
@@ -105,6 +110,12 @@ def fixed_plates(name: str, traces: Sequence[Trace]) -> dict[str, int]:
         return {}
     found = [{f.name: f.size for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
     return found[0] if all(sizes == found[0] for sizes in found) else {}
+
+
+def may_be_latent(name: str, traces: Sequence[Trace]) -> bool:
+    """Whether a site can be named among the latents: continuous and outside plates in every run."""
+    sites = [trace.nodes.get(name) for trace in traces]
+    return all(site and not _is_discrete(site) and site["value"].shape == site["fn"].event_shape for site in sites)
 
 
 def continuous_latents(outcome: str, trace: Trace) -> list[str]:

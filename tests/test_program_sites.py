@@ -262,7 +262,11 @@ ERRORS = {
     "one_event": (outcome_of_one_event, {}, SERIES + "of shape (3,) for n = 3, (4,) for n = 4; if they are indep"),
     "series": (series, {}, "without to_event; a series, whose trials depend on each other, is not supported yet"),
     "growing_matrices": (growing_matrices, {}, SERIES + "of shape (3, 3) for n = 3, (4, 4) for n = 4"),
-    "matrices": (outcome_of_matrices, {}, SHAPE + "got (3, 2, 2) for n = 3"),
+    "matrices": (
+        outcome_of_matrices,
+        {},
+        "a number or a vector per trial; got an event of shape (2, 2); flatten it to a vector of 4 and draw that with",
+    ),
     "factor": (
         factor,
         {},
