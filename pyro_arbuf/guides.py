@@ -246,7 +246,10 @@ def importance_sample(
             f"the program's density must be a number; got NaN at {undefined} of {num_draws} draws, as {at}"
         )
     if not bool((log_weights > -math.inf).any()):
-        raise ValueError("the program's density is 0 at every draw: the data are impossible under it")
+        raise ValueError(
+            "the program's density is 0 at every draw: the data are impossible under it, or its outcome is a Delta, "
+            "which has no density"
+        )
     smoothed, k_hat = smooth_weights(log_weights)
     raw = torch.exp(log_weights - log_weights.max())
     evidence = (raw.mean().log() + log_weights.max()).item()

@@ -178,7 +178,7 @@ def average_orders(log_prob_orders: Tensor) -> OrderSpread:
     """
     log_prob = _log_mean(log_prob_orders)
     relative = torch.exp(log_prob_orders - log_prob.unsqueeze(-1))  # p_r / p, of mean 1
-    effective = log_prob_orders.shape[-1] / relative.square().mean(-1)
+    effective = 1 / torch.softmax(log_prob_orders, -1).square().sum(-1)
     error = _standard_error(relative, _group_distances(log_prob_orders, log_prob), few_orders_count(log_prob_orders))
     return OrderSpread(log_prob_orders, log_prob, error, effective)
 

@@ -331,6 +331,18 @@ def test_impossible_data_are_refused(net):
         refine(impossible, net.condition(X, Y), 200, 50, seed=1)
 
 
+def test_delta_as_outcome_is_said_to_have_no_density(net):
+    def simulated(x):
+        tau = pyro.sample("tau", dist.Gamma(x.new_tensor(2.0), 2.0))
+        mu = pyro.sample("mu", dist.Normal(torch.zeros_like(tau), 1.0))
+        mean = mu + 0 * x[..., 0]
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Delta(mean + torch.randn(mean.shape)))
+
+    with pytest.raises(ValueError, match="or its outcome is a Delta, which has no density"):
+        refine(simulated, net.condition(X, Y), 200, 50, seed=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

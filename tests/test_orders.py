@@ -168,3 +168,8 @@ def test_trace_keeps_the_orders(scalar_model):
     assert random_orders(6, 3).unique(dim=0).shape == (3, 6)
     for value in y:
         torch.testing.assert_close(trace(value), density(value), rtol=1e-10, atol=1e-10)
+
+
+def test_at_least_one_order_counts_whatever_the_rounding():
+    per_order = torch.tensor([[-3e6, -4e6, -5e6, -3.5e6], [-3e7 + 1, -3e7, -3e7 - 1, -3e7 + 2]])  # float32
+    assert (average_orders(per_order).effective_orders >= 1).all()
