@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_arbuf.random_state import restored_random_state
 from pyro_arbuf.sites import is_deterministic, layers, same_up_to_ones, sample_sites, unwrapped
 
+FAILURES = (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AssertionError)  # of a model's own run
 TOLERANCE = 1e-4  # nats, and relative: far above rounding, far below what taking one draw for another changes
 BROADCAST = "let what the model computes from latents broadcast from the left"
 ONE_EVENT_DIM = "reduce and index over the event dimension, theta.sum(-1) or theta[..., 0], in place of theta.sum()"
@@ -51,7 +52,7 @@ def run_at_once(
 
     Raises:
         NotAtOnceError: If the model fails for several draws, or a site has not one value per draw.
-        MixedDrawsError: If it gives another law.
+        MixedDrawsError: If it gives another law, or one value computed from all draws.
         RuntimeError: If a site is missing for a draw alone, or has another shape.
     """
     size = len(next(iter(draws.values())))
@@ -89,7 +90,7 @@ def _run_in_plate(model: Callable, draws: Mapping[str, Tensor], dim: int, args: 
     try:
         with PosteriorMessenger(draws), pyro.plate("predictive_draws", size, dim=dim):
             return poutine.trace(model).get_trace(*args, **kwargs)
-    except (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AssertionError) as error:
+    except FAILURES as error:
         reason = str(error).partition("\n")[0]  # Pyro appends the shapes of all sites
         raise NotAtOnceError(
             f"the model ran for one posterior draw and failed for {size} at once with {type(error).__name__}: "
@@ -123,7 +124,8 @@ def _values_at_once(trace: Trace, name: str, one: Tensor, size: int) -> Tensor:
     if value is not None and torch.equal(value, one):  # does not depend on latents
         return value.expand(size, *one.shape)
     got = "no such site" if value is None else f"{tuple(value.shape)} for {size}"
-    raise NotAtOnceError(
+    reduced = value is not None and same_up_to_ones(value.shape, one.shape)  # one value, of all draws
+    raise (MixedDrawsError if reduced else NotAtOnceError)(
         f"site {name!r} must have one value per posterior draw to be run for several at once; it has shape "
         f"{tuple(one.shape)} for one draw and {got}; {BROADCAST}, and {ONE_EVENT_DIM}"
     )

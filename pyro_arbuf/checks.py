@@ -14,7 +14,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_arbuf.at_once import MixedDrawsError, NotAtOnceError, dimensions, is_computed, run_at_once
+from pyro_arbuf.at_once import FAILURES, MixedDrawsError, dimensions, is_computed, run_at_once
 from pyro_arbuf.distributions import ArBufferJoint
 from pyro_arbuf.marginals import ArBufferDistribution, PlateOverTargetsWarning
 from pyro_arbuf.random_state import restored_random_state
@@ -128,7 +128,7 @@ def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarni
 def _mixed_draws(model: Callable, first: Trace, args: tuple, kwargs: Mapping) -> str | None:
     """What changes where the model runs for several draws of its latents at once; `None` = nothing, or it does not run.
 
-    That it does not run for several draws is no mistake: whoever runs it so is told.
+    That it does not run for several draws, or fails at some latents, is no mistake: whoever runs it so is told.
     """
     sites = {name: site for name, site in sample_sites(first).items() if not is_computed(site)}
     latents = [name for name, site in sites.items() if not site["is_observed"]]
@@ -136,8 +136,8 @@ def _mixed_draws(model: Callable, first: Trace, args: tuple, kwargs: Mapping) ->
     if not latents or subsamples:
         return None
     size = next(n for n in itertools.count(3) if n not in dimensions(first))
-    traces = [first] + [poutine.trace(model).get_trace(*args, **kwargs) for _ in range(size - 1)]
     try:
+        traces = [first] + [poutine.trace(model).get_trace(*args, **kwargs) for _ in range(size - 1)]
         draws = {name: torch.stack([trace.nodes[name]["value"].detach() for trace in traces]) for name in latents}
         for name in sites.keys() - draws.keys():
             shape, value = sites[name]["fn"].shape(), sites[name]["value"]
@@ -147,7 +147,7 @@ def _mixed_draws(model: Callable, first: Trace, args: tuple, kwargs: Mapping) ->
         return (
             f"{error}; until then Predictive(parallel=True) and vectorised particles are wrong, and `predictive` slow"
         )
-    except (NotAtOnceError, KeyError, RuntimeError, ValueError):  # sites or shapes depend on latents
+    except FAILURES:  # sites or shapes depend on latents, or the model fails at some of them
         return None
     return None
 

@@ -469,3 +469,25 @@ def test_model_that_does_not_run_for_several_draws_is_right() -> None:
 
     assert_clean(branching)
     assert_clean(regression(lambda theta: WEIGHTS @ theta), draw(4))
+
+
+def test_deterministic_site_that_reduces_over_draws_is_found() -> None:
+    def model() -> None:
+        theta = pyro.sample("theta", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.deterministic("total", theta.sum())
+
+    assert_found(model, "site 'total' must have one value per posterior draw")
+
+
+@pytest.mark.parametrize("error", [ValueError, torch.linalg.LinAlgError, ArithmeticError])
+def test_model_that_fails_for_some_draws_of_its_prior_is_right(error: type[Exception]) -> None:
+    runs = []
+
+    def model() -> None:
+        pyro.sample("z", STANDARD)
+        runs.append(None)
+        if len(runs) > 2:  # the two runs that are compared succeed
+            raise error("no density at these latents")
+
+    assert_clean(model)
+    assert len(runs) > 2
