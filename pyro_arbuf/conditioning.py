@@ -6,7 +6,6 @@ Knows nothing of how a model embeds or reads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Size, Tensor
@@ -14,15 +13,13 @@ from torch import Size, Tensor
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.context import Context, check_mode, encode_pairs
 from pyro_arbuf.latents import code, latent_locations, pad_outcome
+from pyro_arbuf.network import Network
 from pyro_arbuf.validation import broadcast_batches, check_latents, check_x, check_y, may_look_at, warn_outside
 from pyro_arbuf.visibility import context_mask
 
-if TYPE_CHECKING:
-    from pyro_arbuf.model import ArBufferModel
-
 
 def make_context(
-    model: ArBufferModel,
+    model: Network,
     x: Tensor | Sequence[Tensor] | None,
     y: Tensor | Sequence[Tensor] | None,
     latents: Mapping[str, Tensor | float] | None = None,
@@ -91,7 +88,7 @@ def _check_pair(x: Tensor, y: Tensor, config: ModelConfig) -> Size:
     return broadcast_batches({"x": x.shape[:-2], "y": y.shape[:-2]})
 
 
-def _pad(model: ArBufferModel, x: object, y: object) -> tuple[Tensor, Tensor, Tensor]:
+def _pad(model: Network, x: object, y: object) -> tuple[Tensor, Tensor, Tensor]:
     """Checks lists of contexts of different lengths and pads them with zeros: x, y and the lengths."""
     if not (_is_list(x) and _is_list(y) and len(x) == len(y) > 0):
         got = [f"{len(v)} tensors" if _is_list(v) else type(v).__name__ for v in (x, y)]

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.cache import ContextCache
+from pyro_arbuf.network import Network
 from pyro_arbuf.tracing import is_traced, unrecorded, unwrapped
 from pyro_arbuf.validation import expanded_shape, inference_scope
-
-if TYPE_CHECKING:
-    from pyro_arbuf.model import ArBufferModel
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -43,7 +40,7 @@ class Context:
         graph: Node of the autograd graph of a live context; `None` = graph-free.
     """
 
-    model: ArBufferModel
+    model: Network
     x: Tensor
     y: Tensor
     context_len: Tensor | None
@@ -196,7 +193,7 @@ class _Freed(torch.autograd.Function):
 
 
 def encode_pairs(
-    model: ArBufferModel,
+    model: Network,
     x: Tensor,
     y: Tensor,
     context_len: Tensor | None,
@@ -261,7 +258,7 @@ def _is_freed(context: Context) -> bool:
         return True
 
 
-def check_mode(model: ArBufferModel) -> None:
+def check_mode(model: Network) -> None:
     """Checks that the model can give densities: exact enough, and the same ones twice.
 
     Raises:
@@ -278,7 +275,7 @@ def check_mode(model: ArBufferModel) -> None:
         raise RuntimeError("the model has dropout in training mode, so its densities are random; call model.eval()")
 
 
-def constants(model: ArBufferModel) -> list[Tensor]:
+def constants(model: Network) -> list[Tensor]:
     """What an encoding depends on besides the data: the weights and the standardisation."""
     held = (tensor for m in model.modules() for tensor in (*m._parameters.values(), *m._buffers.values()))
     return [tensor for tensor in held if tensor is not None]

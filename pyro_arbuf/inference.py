@@ -24,7 +24,7 @@ from pyro_arbuf.folding import (
     unfold,
 )
 from pyro_arbuf.heads import GaussianMixture
-from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network import Network
 from pyro_arbuf.orders import inverse_orders
 from pyro_arbuf.visibility import chain_prefix_len
 
@@ -142,7 +142,7 @@ def _sample_chunk(
 
 
 def _decode(
-    model: ArBufferModel,
+    model: Network,
     cache: ContextCache,
     embedded: Tensor,
     uniform: Tensor,
@@ -243,7 +243,7 @@ def _score_chunk(
 
 
 def leave_one_out(
-    model: ArBufferModel,
+    model: Network,
     x: Tensor,
     y: Tensor,
     num_left_out: int,

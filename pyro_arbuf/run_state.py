@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_arbuf.files import write_atomically
-from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network import Network
 
 
 def save_state(
-    path: Path, model: ArBufferModel, optimizers: list[torch.optim.Optimizer], best: dict[str, Tensor], record: dict
+    path: Path, model: Network, optimizers: list[torch.optim.Optimizer], best: dict[str, Tensor], record: dict
 ) -> None:
     """Writes the whole state of a run into one safetensors file, numbers as JSON in its header, atomically.
 
@@ -53,9 +53,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def load_state(
-    path: Path, model: ArBufferModel, optimizers: list[torch.optim.Optimizer]
-) -> tuple[dict[str, Tensor], dict]:
+def load_state(path: Path, model: Network, optimizers: list[torch.optim.Optimizer]) -> tuple[dict[str, Tensor], dict]:
     """Restores model and optimizers from `save_state`'s file, whose record has been read.
 
     Returns:

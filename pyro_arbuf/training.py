@@ -18,7 +18,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from pyro_arbuf.files import remove_leftovers, sole_writer
-from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network import Network
 from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.run_state import check_setup, held_interrupt, load_state, read_record, save_state
 from pyro_arbuf.tasks import Batch, Prior, Task, check_finite, draw_batch, validation_tasks
@@ -29,7 +29,7 @@ WARMUP = 0.03
 
 
 @torch.no_grad()
-def validate(model: ArBufferModel, tasks: list[Task]) -> list[float]:
+def validate(model: Network, tasks: list[Task]) -> list[float]:
     """Mean joint log density per target, nats, of each validation set: buffered, the targets in one order."""
     device = next(model.parameters()).device
     scores = []
@@ -38,7 +38,7 @@ def validate(model: ArBufferModel, tasks: list[Task]) -> list[float]:
         size = model.config.buffer_size
         x, y = x[:, :size], y[:, :size]
         # By the class: accelerate wraps the instance's forward for mixed precision.
-        density = ArBufferModel.forward(model, x_context, y_context, x, y, x, y, chain_prefix_len(x.shape[1], device))
+        density = Network.forward(model, x_context, y_context, x, y, x, y, chain_prefix_len(x.shape[1], device))
         scores.append(density.mean().item())
     return scores
 
@@ -49,7 +49,7 @@ def learning_rate_factor(progress: float) -> float:
 
 
 def make_optimizers(
-    model: ArBufferModel, muon_learning_rate: float = 6e-3, adamw_learning_rate: float = 6e-3
+    model: Network, muon_learning_rate: float = 6e-3, adamw_learning_rate: float = 6e-3
 ) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the backbone, AdamW on everything else."""
     matrices = [p for p in model.backbone.parameters() if p.dim() == 2]
@@ -73,7 +73,7 @@ class TrainingState(NamedTuple):
 
 
 def fit(
-    model: ArBufferModel,
+    model: Network,
     prior: Prior | object,
     state_path: Path,
     minutes: float | None = None,

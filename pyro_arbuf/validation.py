@@ -10,17 +10,13 @@ import math
 import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.latents import Latent, Locations
+from pyro_arbuf.network import Network
 from pyro_arbuf.tracing import is_traced
-
-if TYPE_CHECKING:
-    from pyro_arbuf.model import ArBufferModel
 
 
 @contextlib.contextmanager
@@ -74,7 +70,7 @@ def broadcast_batches(shapes: dict[str, Size]) -> Size:
         raise ValueError(f"batch shapes must broadcast; got {got}; use unsqueeze to align them") from None
 
 
-def check_tensor(name: str, value: object, model: ArBufferModel, finite: bool = True) -> Tensor:
+def check_tensor(name: str, value: object, model: Network, finite: bool = True) -> Tensor:
     """Checks type, dtype, device and, of data, finiteness of a user's tensor and casts it to the model's dtype.
 
     Raises:
@@ -99,7 +95,7 @@ def check_tensor(name: str, value: object, model: ArBufferModel, finite: bool = 
     return value.to(weight.dtype)
 
 
-def check_x(name: str, x: object, model: ArBufferModel, finite: bool = True) -> Tensor:
+def check_x(name: str, x: object, model: Network, finite: bool = True) -> Tensor:
     """Checks inputs `(*batch, T, D_x)`."""
     dim_x = model.config.dim_x
     if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[-1] != dim_x):
@@ -148,26 +144,7 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     return count
 
 
-def check_resolution(config: ModelConfig, dtype: torch.dtype) -> None:
-    """Checks that a network's numbers can hold what it was made for, beside its location.
-
-    Raises:
-        ValueError: If a scale is below 1e-5 of its location (in float32): data would lose their second digit.
-    """
-    least = 1e-5 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-    pairs = {"x": (config.x_loc, config.x_scale), "y": (config.y_loc, config.y_scale)}
-    pairs |= {f"latent {latent.name!r}": (latent.loc, latent.scale) for latent in config.latents}
-    for name, (locs, scales) in pairs.items():
-        for loc, scale in zip(locs or (), scales or (), strict=True) if locs and scales else ():
-            if scale < least * abs(loc):
-                raise ValueError(
-                    f"the scale of {name} must be at least {least:.1g} of its location, or {dtype} cannot tell values "
-                    f"apart; got location {loc:.10g} and scale {scale:.4g}; subtract the location from the data before "
-                    "they are given, in float64, and make the network for what is left: densities are unchanged"
-                )
-
-
-def check_y(name: str, y: object, model: ArBufferModel, finite: bool = True) -> Tensor:
+def check_y(name: str, y: object, model: Network, finite: bool = True) -> Tensor:
     """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` and returns `(*batch, T, D_y)`, D_y = 1 for scalars."""
     dim_y = model.config.dim_y
     if isinstance(y, Tensor) and dim_y is None and y.dim() < 1:
@@ -195,7 +172,7 @@ def check_latent(name: str, latent: Latent, value: Tensor) -> None:
         raise ValueError(f"{name} must lie in its support, {latent.support}; got {got} among its values")
 
 
-def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[Tensor, tuple[str, ...]]:
+def check_latents(latents: Mapping[str, object], model: Network) -> tuple[Tensor, tuple[str, ...]]:
     """Checks values of latents; returns them unconstrained, `(*batch, P')`, and their names, in the model's order."""
     known = model.config.latents
     have = f"the model's latents are {list(model.latents)}" if known else "the model has none"
@@ -222,7 +199,7 @@ def check_latents(latents: Mapping[str, object], model: ArBufferModel) -> tuple[
     return torch.cat([part.expand(*shape, -1) for part in parts], -1), names
 
 
-def check_targets(x: object, model: ArBufferModel, check_values: bool) -> Tensor | Locations:
+def check_targets(x: object, model: Network, check_values: bool) -> Tensor | Locations:
     """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M.
 
     Values are looked at only where validation is on: an exception would kill a chain.
