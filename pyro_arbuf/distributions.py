@@ -9,7 +9,6 @@ from torch import Size, Tensor
 
 from pyro_arbuf.context import Context, check_current
 from pyro_arbuf.folding import fold, join_context, unfold
-from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.inference import Noise, grow_context, leave_one_out, rsample_joint, sample_joint, score_joint
 from pyro_arbuf.marginals import ArBufferDistribution, ArBufferMarginals
 from pyro_arbuf.moments import Moments, moments_of
@@ -23,6 +22,7 @@ from pyro_arbuf.orders import (
     restrict_orders,
     warn_few_orders,
 )
+from pyro_arbuf.predictives import GaussianMixture
 from pyro_arbuf.validation import (
     broadcast_batches,
     check_count,

@@ -23,9 +23,9 @@ from pyro_arbuf.folding import (
     tasks_and_draws,
     unfold,
 )
-from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.network import Network
 from pyro_arbuf.orders import inverse_orders
+from pyro_arbuf.predictives import GaussianMixture
 from pyro_arbuf.visibility import chain_prefix_len
 
 

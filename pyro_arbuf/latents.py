@@ -146,9 +146,6 @@ def rounded(value: float, scale: float, digits: int = 3) -> float:
     return float(f"{value:.{digits}g}")
 
 
-UNIT_SD = 1 / math.sqrt(2 * math.pi)  # of the Gaussian whose log density at its mean is 0
-
-
 def pad_outcome(value: Tensor, dim_y: int) -> Tensor:
     """Outcomes `(*batch, P, D_y)` at latents: their numbers `(*batch, P)`, then zeros, whose log density is 0."""
     return F.pad(value.unsqueeze(-1), (0, dim_y - 1))

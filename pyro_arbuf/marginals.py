@@ -11,7 +11,6 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 
 from pyro_arbuf.context import Context
 from pyro_arbuf.folding import chunks, fold, unfold
-from pyro_arbuf.heads import GaussianMixture
 from pyro_arbuf.inference import predict_marginals
 from pyro_arbuf.latents import Locations, code
 from pyro_arbuf.tracing import is_traced
@@ -208,8 +207,7 @@ class ArBufferMarginals(ArBufferDistribution):
             super().__init__(context, x, nan=nan, validate_args=validate_args)
             shape = self._own_shape
             predictive = predict_marginals(context, self._fold_x(shape))
-            parts = (predictive.log_weights, predictive.means, predictive.sds)
-            self._mixture = GaussianMixture(*(unfold(p, shape, context.task_shape) for p in parts))
+            self._mixture = predictive.map(lambda parameter: unfold(parameter, shape, context.task_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, summed over the targets.
@@ -266,7 +264,9 @@ class ArBufferMarginals(ArBufferDistribution):
             uniform = torch.rand(shape + mixture.batch_shape[-2:], dtype=self._x.dtype, device=self._x.device)
             normal = torch.randn_like(uniform)
             draws = torch.empty_like(uniform)
-            chunk = max(1, MAX_COMPONENTS // max(1, mixture.means.numel()))  # draws at a time: fixed memory
+            chunk = max(
+                1, MAX_COMPONENTS // max(1, mixture.batch_shape.numel() * mixture.num_components)
+            )  # draws at a time: fixed memory
             flat = (t.view(sample_shape.numel(), *mixture.batch_shape) for t in (draws, uniform, normal))
             draws_flat, *noise = flat
             for part in chunks(sample_shape.numel(), chunk):

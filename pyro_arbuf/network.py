@@ -3,8 +3,6 @@
 Pure torch. Knows nothing of a user's arguments, of Contexts, of orders or of Pyro.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +10,8 @@ from pyro_arbuf.backbone import Backbone
 from pyro_arbuf.cache import Buffer, BufferCache, ContextCache
 from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.embedding import Embedder
-from pyro_arbuf.heads import GaussianHead, GaussianMixture, GaussianMixtureHead
-from pyro_arbuf.latents import UNIT_SD
+from pyro_arbuf.heads import GaussianHead, GaussianMixtureHead
+from pyro_arbuf.predictives import GaussianMixture
 
 
 class Network(nn.Module):
@@ -115,23 +113,12 @@ class Network(nn.Module):
         predictive = self.head(features)
         if not self.embedder.standardised_y:
             return predictive
-        parts = (predictive.log_weights, predictive.means, predictive.sds)
         if self.config.latents:
-            at_latent = (self.embedder.location(embedded_target) > 0)[..., None, None]
+            at_latent = (self.embedder.location(embedded_target) > 0).unsqueeze(-1)
             own = self.latent_head(features)  # (B, S, M, 1)
-            own = (own.log_weights, own.means, own.sds)
-            if self.config.dim_y not in (None, 1):  # further dimensions hold 0, of log density 0
-                rest = (1, self.config.dim_y - 1, own[0].shape[-1])
-                fill = (-math.log(rest[-1]), 0.0, UNIT_SD)
-                own = tuple(
-                    torch.cat([o, o.new_full(rest[1:], f).expand(*o.shape[:-2], *rest[1:])], -2)
-                    for o, f in zip(own, fill, strict=True)
-                )
-            repeats = own[0].shape[-1] // parts[0].shape[-1]  # C copies of a Gaussian head's one component
-            parts = (parts[0] - math.log(repeats), *parts[1:])
-            parts = tuple(torch.where(at_latent, o, p) for o, p in zip(own, parts, strict=True))
-        loc, scale = (s.unsqueeze(-1) for s in self.embedder.standard(embedded_target))
-        return GaussianMixture(parts[0], parts[1] * scale + loc, parts[2] * scale)
+            own = own if self.config.dim_y in (None, 1) else own.padded(self.config.dim_y)
+            predictive = predictive.replaced(at_latent, own)
+        return predictive.affine(*self.embedder.standard(embedded_target))
 
     def forward(
         self,

@@ -9,7 +9,8 @@ from scipy.stats import kstest
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 from torch.testing import assert_close
 
-from pyro_arbuf.heads import MIN_SD, GaussianHead, GaussianMixture, GaussianMixtureHead
+from pyro_arbuf.heads import MIN_SD, GaussianHead, GaussianMixtureHead
+from pyro_arbuf.predictives import GaussianMixture
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 BATCH, C = (2, 6, 3), 5
@@ -54,6 +55,38 @@ def test_icdf_takes_a_scalar(mixture):
     median = mixture.icdf(torch.tensor(0.5))
     assert median.shape == BATCH
     assert_close(mixture.cdf(median), torch.full(BATCH, 0.5, dtype=torch.float64), **EXACT)
+
+
+def test_affine_is_the_law_of_the_transformed_outcome(mixture):
+    loc, scale = torch.randn(3, dtype=torch.float64), torch.rand(2, 1, 3, dtype=torch.float64) + 0.5
+    y = torch.randn(BATCH, dtype=torch.float64)
+    changed = mixture.affine(loc, scale)
+    assert_close(changed.log_prob(loc + scale * y), mixture.log_prob(y) - scale.log(), **EXACT)
+    assert_close(changed.cdf(loc + scale * y), mixture.cdf(y), **EXACT)
+    assert_close(changed.mean, loc + scale * mixture.mean, **EXACT)
+
+
+@pytest.mark.parametrize("num_components", [1, C])
+def test_replaced_takes_each_element_from_one_of_two(mixture, num_components):
+    where = torch.rand(2, 6, 1) < 0.5
+    own = GaussianMixture(*_parameters(*BATCH, num_components))
+    y = torch.randn(BATCH, dtype=torch.float64)
+    both = own.replaced(where, mixture)
+    assert both.num_components == C
+    assert_close(both.log_prob(y), torch.where(where, mixture.log_prob(y), own.log_prob(y)), **EXACT)
+
+
+def test_padded_dimensions_are_zero_and_cost_nothing():
+    first = GaussianMixture(*_parameters(2, 6, 1, C))
+    y = torch.randn(2, 6, 1, dtype=torch.float64)
+    density = first.padded(3).log_prob(torch.nn.functional.pad(y, (0, 2)))
+    assert_close(density, torch.nn.functional.pad(first.log_prob(y), (0, 2)), **EXACT)
+
+
+def test_map_rearranges_the_batch(mixture):
+    y = torch.randn(BATCH, dtype=torch.float64)
+    turned = mixture.map(lambda part: part.transpose(0, 1))
+    assert torch.equal(turned.log_prob(y.transpose(0, 1)), mixture.log_prob(y).transpose(0, 1))
 
 
 def test_one_component_is_a_gaussian():

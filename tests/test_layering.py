@@ -20,6 +20,7 @@ ORDER = [
     "config",
     "embedding",
     "backbone",
+    "predictives",
     "heads",
     "network",
     "validation",
