@@ -21,6 +21,8 @@ NUM_COMPARED, RUN_SIZE = 256, 16
 NUM_AT_ONCE = 11  # data sets of the runs whose shapes and densities are compared
 NUM_TRIALS = 7
 MOST_NATS, MOST_RELATIVE = 3e-3, 1e-4  # per trial, between densities; rounding is far below, a wrong input far above
+# What a program raises where shapes are not those of a single run: a wrong index, a missing key, a number wanted.
+NOT_AT_ONCE = (*FAILURES, LookupError, TypeError, AttributeError, AssertionError)
 OR_DRAWS = "or changed how many random numbers are drawn"
 UNSEEDED = (
     "it gave other outcomes under the same seed, so that nothing can be compared (draw them by torch's or numpy's "
@@ -90,7 +92,7 @@ def _run_many(runs: ProgramRuns, x: Tensor, mode: Mode) -> tuple[Trace | None, s
             trace = runs.run(x if mode == "inputs" else x[0], len(x))
             if runs.outcome in trace.nodes and bool(torch.isfinite(trace.nodes[runs.outcome]["value"]).all()):
                 break
-        except Exception as error:  # it runs alone, so it cannot run this way: any error of the program's own says so
+        except NOT_AT_ONCE as error:  # it runs alone, so it cannot run this way
             fault = f"it raised {type(error).__name__} ({first_line(error)})"
     return trace, fault
 
