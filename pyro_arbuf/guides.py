@@ -176,11 +176,13 @@ def refine(
             stacklevel=3,  # behind torch.no_grad
         )
     elif num_resampled > size:
-        wanted = math.ceil(num_draws * num_resampled / size)
+        wanted = num_draws * num_resampled / size
+        digit = 10 ** (math.floor(math.log10(wanted)) - 1)
+        wanted = math.ceil(wanted / digit) * digit  # two digits
         warnings.warn(
             f"the weights have an effective sample size of {size:.0f}, so the {num_resampled} draws repeat and are "
             f"worth no more than {size:.0f} independent ones. Ask for fewer (num_resampled), or take more proposals: "
-            f"num_draws = {float(f'{wanted:.2g}'):.0f}",
+            f"num_draws = {wanted}",
             stacklevel=3,
         )
     draws = {name: value[kept] for name, value in sample.proposals.items()}
@@ -206,7 +208,9 @@ def context_simulator(program: Program, context: Context) -> Simulator:
     def inputs(num_trials: int) -> Tensor:
         return x[torch.arange(num_trials) % len(x)].to(torch.get_default_device())
 
-    simulator = Simulator(program, inputs, context.model.latents, context.model.config.outcome)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the notes are on what networks take for granted, and densities do not
+        simulator = Simulator(program, inputs, context.model.latents, context.model.config.outcome)
     check_program(simulator, context.model.config)
     return simulator
 

@@ -268,6 +268,14 @@ def test_more_draws_than_the_weights_are_worth_warn_once(context):
     assert len(result.draws["mu"]) == 500 and 150 < result.effective_sample_size < 300
 
 
+@pytest.mark.parametrize("num_resampled", [280, 320, 360, 400, 440])
+def test_proposals_to_take_are_enough(context, num_resampled):
+    with pytest.warns(UserWarning, match="num_draws = ") as caught:
+        result = refine(gaussian, context, 1000, num_resampled, seed=1)
+    proposed = int(str(caught[0].message).rpartition(" ")[2])
+    assert 0 <= proposed - 1000 * num_resampled / result.effective_sample_size < 100
+
+
 def test_refined_posterior_shows_what_it_is_worth(context):
     result = refine(gaussian, context, 1000, 50, seed=1)
     assert repr(result).startswith("Refined(sites=['tau', 'mu'], num_draws=1000, k_hat=-0.")
@@ -432,8 +440,7 @@ def test_posterior_of_the_guide_takes_orders(context):
     assert torch.equal(AmortizedGuide(context, orders).posterior.orders, ArBufferPosterior(context, orders).orders)
 
 
-@pytest.mark.filterwarnings("ignore:Site 'mu' is integrated out but shared")
-def test_program_with_latents_that_are_not_amortised_is_refused(build_model):
+def test_program_with_latents_that_are_not_amortised_is_refused_without_a_warning(build_model):
     net = build_model(**FIELDS | {"latents": gaussian_net.LATENTS[:1]})  # tau alone
     with pytest.raises(ValueError, match=r"\['mu'\] are integrated out"):
         refine(gaussian, net.condition(X, Y), 200, 50)

@@ -415,7 +415,7 @@ def test_standard_error_is_the_spread_over_sets_of_orders(scalar_model: ArBuffer
 
 def test_order_spread_warns_where_few_orders_dominate(scalar_model: ArBufferModel) -> None:
     joint = ArBufferJoint(single(scalar_model), draw(M, DIM_X), orders=random_orders(M, 16))
-    with pytest.warns(UserWarning, match=r"joint log density rests on few of its 16 orders, .* Take more") as caught:
+    with pytest.warns(UserWarning, match=r"joint log density rests on few of its 16 orders: .* Take more") as caught:
         spread = joint.order_spread(10 + 10 * draw(M))
     assert [w.filename for w in caught] == [__file__]
     assert 1 <= spread.effective_orders < 4 and spread.standard_error > 1  # by the delta method at most 1
