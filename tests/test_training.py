@@ -632,10 +632,19 @@ def raise_interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own answer to Ctrl-C, which a process started in the background of a script does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("press", "reached"), [(raise_interrupt, 3), (press_ctrl_c, 4)])
 def test_ctrl_c_before_the_first_checkpoint_saves_and_the_run_resumes_to_the_same_weights(
     press: Callable[[], None], reached: int, straight: tuple, tmp_path: Path
@@ -655,6 +664,7 @@ def test_ctrl_c_before_the_first_checkpoint_saves_and_the_run_resumes_to_the_sam
     assert state.history == straight[1].history
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_second_ctrl_c_within_a_step_interrupts_at_once(tmp_path: Path) -> None:
     def press_twice() -> None:
         for _ in range(2):
