@@ -22,8 +22,8 @@ from tqdm import tqdm
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferModel, random_orders
 from pyro_arbuf.checkpoint import find_model
-from pyro_arbuf.cli import PRIORS
-from pyro_arbuf.tasks import Task
+from pyro_arbuf.priors.recipes import PRIORS
+from pyro_arbuf.training.batch import Task
 
 SEED = 20_000
 CARD_START, CARD_END = "<!-- quality.py -->", "<!-- end -->"

@@ -52,12 +52,12 @@ from pyro_arbuf import (
     subset_gap,
 )
 from pyro_arbuf.checkpoint import CONFIG, find_model
-from pyro_arbuf.evidence import Z
 from pyro_arbuf.priors.ddm import ddm
 from pyro_arbuf.priors.gaussian import exact_log_evidence, exact_posterior, gaussian
-from pyro_arbuf.programs import find_simulator
+from pyro_arbuf.programs.configuration import find_simulator
+from pyro_arbuf.programs.evidence import Z
+from pyro_arbuf.programs.simulator import Simulations
 from pyro_arbuf.random_state import seeded
-from pyro_arbuf.simulation import Simulations
 
 SEED = 7_000  # of data sets; of calibration below: both fixed before any result was seen
 CALIBRATION_SEED = 8_000

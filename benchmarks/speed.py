@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferModel
-from pyro_arbuf.cache import BufferCache, ContextCache
+from pyro_arbuf.network.cache import BufferCache, ContextCache
 from pyro_arbuf.priors import gp_1d
-from pyro_arbuf.tasks import Task, curriculum
-from pyro_arbuf.training import make_optimizers
+from pyro_arbuf.training.batch import Task, curriculum
+from pyro_arbuf.training.loop import make_optimizers
 
 NUM_TARGETS = 16
 QUOTED = ((128, 16), (256, 1), (256, 64), (256, 256))

@@ -5,15 +5,17 @@ ctx = net.condition(x_obs, y_obs)
 y = pyro.sample("y", ArBufferJoint(ctx, x_new))
 """
 
-from pyro_arbuf.amortization import amortize
-from pyro_arbuf.calibration import Calibration, calibrate
 from pyro_arbuf.checkpoint import load, save, shipped_models
-from pyro_arbuf.checks import ModelCheckWarning, check_model
-from pyro_arbuf.config import ModelConfig
-from pyro_arbuf.context import Context
-from pyro_arbuf.datatree import to_datatree, to_inference_data
-from pyro_arbuf.distributions import ArBufferJoint, Moments
-from pyro_arbuf.evidence import (
+from pyro_arbuf.distributions.joint import ArBufferJoint, Moments
+from pyro_arbuf.distributions.marginals import ArBufferMarginals, PlateOverTargetsWarning
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.orders import OrderSpread, random_orders
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.programs.amortize import amortize
+from pyro_arbuf.programs.calibration import Calibration, calibrate
+from pyro_arbuf.programs.evidence import (
     Evidence,
     EvidenceComparison,
     SelfConsistency,
@@ -23,15 +25,14 @@ from pyro_arbuf.evidence import (
     self_consistency,
     subset_gap,
 )
-from pyro_arbuf.evidence_error import EvidenceError, measure_evidence_error
-from pyro_arbuf.guides import AmortizedGuide, Refined, refine
-from pyro_arbuf.loo import LooConditionals, exact_loo, loo_conditionals, to_elpd_data
-from pyro_arbuf.marginals import ArBufferMarginals, PlateOverTargetsWarning
-from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import OrderSpread, random_orders
-from pyro_arbuf.posteriors import ArBufferPosterior
-from pyro_arbuf.predictive import predictive
-from pyro_arbuf.simulation import Simulator
+from pyro_arbuf.programs.evidence_error import EvidenceError, measure_evidence_error
+from pyro_arbuf.programs.guide import AmortizedGuide
+from pyro_arbuf.programs.refine import Refined, refine
+from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.workflow.check_model import ModelCheckWarning, check_model
+from pyro_arbuf.workflow.datatree import to_datatree, to_inference_data
+from pyro_arbuf.workflow.loo import LooConditionals, exact_loo, loo_conditionals, to_elpd_data
+from pyro_arbuf.workflow.predictive import predictive
 
 __all__ = [
     "AmortizedGuide",

@@ -9,10 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Size, Tensor
 
-from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.hub import fetch
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST_CONFIG = 2**23  # bytes

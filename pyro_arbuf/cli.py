@@ -12,15 +12,15 @@ import torch
 import tyro
 
 from pyro_arbuf.checkpoint import CONFIG, find_model, load, models_folder, read_config, save, shipped_models
-from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.priors import gp_1d, gp_1d_noisy, sawtooth
-from pyro_arbuf.programs import PROGRAMS, program_config, simulator_of
-from pyro_arbuf.roles import draw_program_batch, make_bank, program_validation
-from pyro_arbuf.run_state import read_record
-from pyro_arbuf.tasks import validation_contexts, validation_tasks
-from pyro_arbuf.training import TrainingState, fit, validate
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.priors.recipes import CONFIGS, PRIORS, PROGRAMS
+from pyro_arbuf.programs.configuration import program_config, simulator_of
+from pyro_arbuf.programs.program_batches import draw_program_batch, make_bank, program_validation
+from pyro_arbuf.training.batch import validation_contexts, validation_tasks
+from pyro_arbuf.training.loop import TrainingState, fit, validate
+from pyro_arbuf.training.run_state import read_record
 
 PriorName = Literal[
     "gp-1d",
@@ -35,15 +35,6 @@ PriorName = Literal[
 ]
 BANK_SEED = 1
 STATE = "state.safetensors"
-PRIORS = {"gp-1d": gp_1d, "gp-1d-noisy": gp_1d_noisy, "sawtooth": sawtooth}
-_GP = ModelConfig(
-    num_layers=6, num_heads=2, prior="gp-1d", x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128)
-)
-CONFIGS = {
-    "gp-1d": _GP,
-    "gp-1d-noisy": replace(_GP, prior="gp-1d-noisy"),
-    "sawtooth": replace(_GP, prior="sawtooth", y_range=(-0.5, 1.5), max_frequency=40.0),
-}
 
 
 def train(

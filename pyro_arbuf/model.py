@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_arbuf.conditioning import make_context
-from pyro_arbuf.config import ModelConfig
-from pyro_arbuf.context import Context
-from pyro_arbuf.network import Network
-from pyro_arbuf.validation import inference_scope
+from pyro_arbuf.inference.conditioning import make_context
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.validation import inference_scope
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.network import Network
 
 MEASURED = {"evidence_rmse"}  # fields of a configuration that say what was found, not how the network is built
 

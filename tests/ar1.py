@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from pyro_arbuf.distributions import ArBufferJoint
+from pyro_arbuf.distributions.joint import ArBufferJoint
 
 NUM_TARGETS, CORRELATION, PRIOR_SD = 12, 0.9, 2.0
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
 
 CONFIG = ModelConfig(
     dim_x=2,

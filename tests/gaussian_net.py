@@ -2,8 +2,8 @@
 
 import torch
 
-from pyro_arbuf.latents import Latent
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.latents import Latent
 
 LATENTS = (Latent("tau", lower=0.0), Latent("mu"))
 FIELDS = {"dim_x": 1, "latents": LATENTS, "prior": "gaussian", "num_context": (0, 20), "num_targets": (1, 20)}

@@ -4,8 +4,8 @@ import torch
 from samples import draw
 from torch import Tensor
 
-from pyro_arbuf.latents import Latent
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.latents import Latent
 
 P = 6
 LATENTS = (

@@ -9,10 +9,10 @@ import pyro
 import samples
 from torch import Size, Tensor
 
-from pyro_arbuf.context import Context
-from pyro_arbuf.distributions import ArBufferJoint
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders
 
 B, N, M, DIM_X = 2, 5, 6, 2
 NETS = {

@@ -12,11 +12,12 @@ from accelerate.state import AcceleratorState, PartialState
 from program_cases import inputs, line, lone_line, one_vector, sampled_line
 
 import pyro_arbuf
-from pyro_arbuf import amortization, reports
-from pyro_arbuf.amortization import amortize
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.reports import training_report
-from pyro_arbuf.training import TrainingState, fit, read_record
+from pyro_arbuf.programs import amortize as amortization
+from pyro_arbuf.programs import reports
+from pyro_arbuf.programs.amortize import amortize
+from pyro_arbuf.programs.reports import training_report
+from pyro_arbuf.training.loop import TrainingState, fit, read_record
 
 SIZES = {"width": 12, "num_layers": 1, "num_heads": 2, "mlp_width": 14, "embedding_width": 10, "num_frequencies": 3}
 SIZES |= {"head_width": 13, "num_components": 3, "num_y_frequencies": 2, "buffer_size": 4, "batch_size": 2}

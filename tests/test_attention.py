@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from pyro_arbuf.attention import KeysValues, attend, attend_merged, attend_plain, attend_stock
+from pyro_arbuf.network.attention import KeysValues, attend, attend_merged, attend_plain, attend_stock
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 B, S, H, Q, N, K, h = 2, 3, 4, 6, 5, 7, 8

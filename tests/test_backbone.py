@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from pyro_arbuf.backbone import Backbone
-from pyro_arbuf.cache import BufferCache, ContextCache
+from pyro_arbuf.network.backbone import Backbone
+from pyro_arbuf.network.cache import BufferCache, ContextCache
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 B, S, N, K, M, WIDTH = 2, 3, 5, 4, 6, 14

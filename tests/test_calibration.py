@@ -8,10 +8,10 @@ import torch
 from gaussian_net import FIELDS
 from latent_nets import LATENTS, P
 
-from pyro_arbuf import calibration
-from pyro_arbuf.calibration import LEVELS, _coverage, _uniformity, calibrate
 from pyro_arbuf.priors.gaussian import exact_posterior
-from pyro_arbuf.simulation import Simulations
+from pyro_arbuf.programs import calibration
+from pyro_arbuf.programs.calibration import LEVELS, _coverage, _uniformity, calibrate
+from pyro_arbuf.programs.simulator import Simulations
 
 D, NUM_TRIALS = 400, 8
 

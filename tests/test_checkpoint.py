@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 import pyro_arbuf
 from pyro_arbuf import checkpoint, hub
 from pyro_arbuf.checkpoint import CONFIG, WEIGHTS, load, models_folder, save, shipped_models
-from pyro_arbuf.config import ADDED_LATER, ModelConfig
-from pyro_arbuf.latents import Latent
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ADDED_LATER, ModelConfig
+from pyro_arbuf.network.latents import Latent
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from samples import draw
 from torch import Tensor
 from torch.distributions.transforms import AbsTransform, AffineTransform, ExpTransform
 
-from pyro_arbuf.checks import ModelCheckWarning, check_model
-from pyro_arbuf.context import Context
-from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
-from pyro_arbuf.marginals import PlateOverTargetsWarning
+from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.distributions.marginals import PlateOverTargetsWarning
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders
+from pyro_arbuf.workflow.check_model import ModelCheckWarning, check_model
 
 B, N, M, DIM_X, DIM_Y = 2, 5, 6, 2, 3
 STANDARD = dist.Normal(torch.zeros((), dtype=torch.float64), 1.0)

@@ -11,11 +11,11 @@ from accelerate.state import AcceleratorState, PartialState
 
 from pyro_arbuf import checkpoint, cli
 from pyro_arbuf.checkpoint import load, save
-from pyro_arbuf.latents import Latent
-from pyro_arbuf.marginals import ArBufferMarginals
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.run_state import save_state
-from pyro_arbuf.training import make_optimizers
+from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.training.loop import make_optimizers
+from pyro_arbuf.training.run_state import save_state
 
 SIZES = ["--batch-size", "2", "--num-targets", "3", "--width", "12", "--num-layers", "1", "--num-heads", "2"]
 FILES = ["config.json", "loss.png", "model.safetensors", "training.json"]

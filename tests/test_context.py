@@ -15,13 +15,13 @@ from pyro.optim.clipped_adam import ClippedAdam
 from torch import Size, Tensor
 from torch.testing import assert_close
 
-from pyro_arbuf.context import Context, check_current
-from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
-from pyro_arbuf.embedding import Embedder
-from pyro_arbuf.latents import Latent
+from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.context import Context, check_current
+from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders
-from pyro_arbuf.posteriors import ArBufferPosterior
+from pyro_arbuf.network.embedding import Embedder
+from pyro_arbuf.network.latents import Latent
 
 B, N, K, M, DIM_X, DIM_Y = 2, 5, 4, 6, 2, 3
 NAN = float("nan")

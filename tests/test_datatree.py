@@ -13,12 +13,12 @@ from pyro.infer import MCMC, Importance, Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.mcmc import RandomWalkKernel
 
-import pyro_arbuf.datatree
-from pyro_arbuf.datatree import to_datatree, to_inference_data
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.loo import arviz_line, loo_conditionals
-from pyro_arbuf.marginals import ArBufferMarginals
-from pyro_arbuf.predictive import predictive
+import pyro_arbuf.workflow.datatree
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
+from pyro_arbuf.workflow.datatree import to_datatree, to_inference_data
+from pyro_arbuf.workflow.loo import arviz_line, loo_conditionals
+from pyro_arbuf.workflow.predictive import predictive
 
 pytestmark = [  # ArviZ's own
     pytest.mark.filterwarnings(r"ignore:\s*ArviZ is undergoing:FutureWarning"),

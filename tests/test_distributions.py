@@ -20,10 +20,10 @@ from scipy.stats import ks_2samp
 from torch import Size, Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_arbuf.context import Context
-from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders
 
 B, S, N, K, M, DIM_X, DIM_Y = 2, 3, 5, 4, 6, 2, 3
 BOTH = pytest.mark.parametrize("distribution", [ArBufferJoint, ArBufferMarginals])
@@ -607,7 +607,7 @@ def test_marginals_are_sampled_in_chunks_of_draws(monkeypatch) -> None:
     marginals = ArBufferMarginals(context, torch.linspace(-1, 1, 6)[:, None]).expand([2])
     draws = []
     for components in (2**22, 1):
-        monkeypatch.setattr("pyro_arbuf.marginals.MAX_COMPONENTS", components)
+        monkeypatch.setattr("pyro_arbuf.distributions.marginals.MAX_COMPONENTS", components)
         pyro.set_rng_seed(0)
         draws.append(marginals.sample((5, 3)))
     assert draws[0].shape == (5, 3, 2, 6) and torch.allclose(*draws)

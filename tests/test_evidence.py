@@ -13,12 +13,12 @@ from latent_nets import VECTOR
 from samples import draw
 from torch.testing import assert_close
 
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.evidence import NOT_RESOLVED, compare_evidence, log_evidence, self_consistency, subset_gap
-from pyro_arbuf.marginals import ArBufferMarginals
-from pyro_arbuf.orders import random_orders
-from pyro_arbuf.posteriors import ArBufferPosterior
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.priors.gaussian import exact_log_evidence, gaussian
+from pyro_arbuf.programs.evidence import NOT_RESOLVED, compare_evidence, log_evidence, self_consistency, subset_gap
 
 N, R, B = 7, 5, 2
 X, Y = torch.zeros(N, 1, dtype=torch.float64), draw(N, seed=1)

@@ -6,10 +6,10 @@ from latent_nets import SCALAR, VECTOR
 from samples import draw, outcome
 from torch.testing import assert_close
 
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.marginals import ArBufferMarginals
-from pyro_arbuf.orders import random_orders
-from pyro_arbuf.posteriors import ArBufferPosterior
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.orders import random_orders
 
 N, M = 5, 6
 SIZES = [(torch.float32, 1e19), (torch.float32, -1e25), (torch.float32, 3e38), (torch.float64, -1e300)]

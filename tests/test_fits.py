@@ -8,7 +8,7 @@ from pyro.infer import MCMC, NUTS, Importance, Predictive
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.infer.mcmc import RandomWalkKernel
 
-from pyro_arbuf.fits import read_fit
+from pyro_arbuf.workflow.posterior_draws import read_fit
 
 Y = torch.tensor([0.3, -0.1, 0.8])
 

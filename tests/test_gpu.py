@@ -16,12 +16,12 @@ from pyro_arbuf import (
     refine,
     self_consistency,
 )
-from pyro_arbuf.attention import attend, attend_plain
+from pyro_arbuf.network.attention import attend, attend_plain
 from pyro_arbuf.priors import gp_1d
 from pyro_arbuf.priors.gaussian import gaussian
-from pyro_arbuf.programs import program_config
-from pyro_arbuf.roles import draw_program_batch, program_validation
-from pyro_arbuf.training import fit
+from pyro_arbuf.programs.configuration import program_config
+from pyro_arbuf.programs.program_batches import draw_program_batch, program_validation
+from pyro_arbuf.training.loop import fit
 
 pytestmark = [
     pytest.mark.gpu,

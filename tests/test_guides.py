@@ -14,9 +14,10 @@ from pyro.infer import SVI, Importance, Predictive, Trace_ELBO, TraceEnum_ELBO, 
 from samples import draw
 from torch.testing import assert_close
 
-from pyro_arbuf.guides import AmortizedGuide, effective_sample_size, refine, resample, smooth_weights
-from pyro_arbuf.posteriors import ArBufferPosterior
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.priors.gaussian import RATE, SHAPE, exact_log_evidence, exact_posterior, gaussian
+from pyro_arbuf.programs.guide import AmortizedGuide
+from pyro_arbuf.programs.refine import effective_sample_size, refine, resample, smooth_weights
 
 PARAMETERS = ["AmortizedGuide.scale", "AmortizedGuide.shift"]
 MODEL = poutine.condition(gaussian, {"y": Y})

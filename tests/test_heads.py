@@ -9,8 +9,8 @@ from scipy.stats import kstest
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 from torch.testing import assert_close
 
-from pyro_arbuf.heads import MIN_SD, GaussianHead, GaussianMixtureHead
-from pyro_arbuf.predictives import GaussianMixture
+from pyro_arbuf.network.heads import MIN_SD, GaussianHead, GaussianMixtureHead
+from pyro_arbuf.network.predictives import GaussianMixture
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 BATCH, C = (2, 6, 3), 5

@@ -13,12 +13,12 @@ from scipy.stats import kstest
 from torch import Size, Tensor
 from torch.testing import assert_close
 
-from pyro_arbuf.context import Context
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.folding import fold, unfold
-from pyro_arbuf.inference import Noise, leave_one_out, predict_marginals, sample_joint, score_joint
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.inference.chain import Noise, leave_one_out, predict_marginals, sample_joint, score_joint
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.layout import fold, unfold
+from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 B, S, K, N, M, R = 2, 3, 4, 5, 6, 7

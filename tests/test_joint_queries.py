@@ -15,12 +15,12 @@ from scipy.stats import kstest
 from torch import Tensor
 from torch.testing import assert_close
 
-from pyro_arbuf.context import Context
-from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
-from pyro_arbuf.marginals import PlateOverTargetsWarning
+from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.distributions.marginals import PlateOverTargetsWarning
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.orders import random_orders, restrict_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders, restrict_orders
-from pyro_arbuf.predictives import GaussianMixture
+from pyro_arbuf.network.predictives import GaussianMixture
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 B, S, N, K, M, R, DIM_X = 2, 3, 5, 4, 6, 7, 2

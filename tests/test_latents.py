@@ -14,11 +14,11 @@ from pyro.infer import MCMC, NUTS
 from samples import draw, outcome
 from torch.testing import assert_close
 
-from pyro_arbuf.config import ModelConfig
-from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
-from pyro_arbuf.latents import Latent, standardisation
-from pyro_arbuf.loo import exact_loo
-from pyro_arbuf.posteriors import ArBufferPosterior
+from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.latents import Latent, standardisation
+from pyro_arbuf.workflow.loo import exact_loo
 
 B, S, K, N, M = 2, 3, 4, 5, 6
 X, X_TARGET = draw(N, 2, seed=1), draw(M, 2, seed=2)

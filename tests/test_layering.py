@@ -1,9 +1,11 @@
 """One direction of imports, small modules, no work at import."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,70 +13,25 @@ import pytest
 import pyro_arbuf
 
 PACKAGE = Path(pyro_arbuf.__file__).parent
-ORDER = [
-    "tracing",
-    "visibility",
-    "attention",
-    "cache",
-    "latents",
-    "config",
-    "embedding",
-    "backbone",
-    "predictives",
-    "heads",
-    "network",
-    "validation",
-    "context",
-    "conditioning",
-    "model",
-    "orders",
-    "moments",
-    "folding",
-    "inference",
-    "files",
-    "hub",
-    "progress",
-    "checkpoint",
-    "tasks",
-    "run_state",
-    "training",
-    "marginals",
-    "distributions",
-    "priors",
-    "random_state",
-    "sites",
-    "at_once",
-    "predictive",
-    "checks",
-    "loo",
-    "fits",
-    "datatree",
-    "program_sites",
-    "same_law",
-    "program_runs",
-    "vectorisation",
-    "program_notes",
-    "simulation",
-    "programs",
-    "roles",
-    "posteriors",
-    "guides",
-    "evidence",
-    "evidence_error",
-    "calibration",
-    "reports",
-    "amortization",
-    "cli",
-]
-CORE = ORDER[: ORDER.index("training") + 1]
+# What each folder, and each module beside them, may import of the others.
+LEAVES = {"files", "hub", "progress", "random_state"}
+MAY_IMPORT = {
+    **{leaf: set() for leaf in LEAVES},
+    "network": set(),
+    "inference": {"network"},
+    "model": {"network", "inference"},
+    "checkpoint": {"network", "model", "files", "hub"},
+    "distributions": {"network", "inference"},
+    "workflow": {"network", "inference", "model", "distributions", "progress", "random_state"},
+    "training": {"network", "files", "progress"},
+    "priors": {"network", "training"},
+}
+MAY_IMPORT["programs"] = {*MAY_IMPORT}
+MAY_IMPORT["cli"] = {*MAY_IMPORT}
+MOST_FLOORS = 9
+CORE = ("network", "inference", "model", "training", "files", "progress")
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 MODULES = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-
-
-def layer(path: Path) -> str:
-    """Name of the module, or of the subpackage it is in; empty for the package's own `__init__`."""
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return "" if parts == ("__init__",) else parts[0]
 
 
 def imports(path: Path) -> set[str]:
@@ -89,24 +46,65 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_every_module_has_a_place_in_the_order() -> None:
-    assert {layer(path) for path in FILES} - {""} == set(ORDER)
+def room(path: Path) -> str:
+    """The folder of a module, or its own name beside the folders; empty for the package's own `__init__`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+def own_imports(path: Path) -> set[str]:
+    """Dotted names, without `pyro_arbuf.`, of the package's modules that a file imports."""
+    modules = {".".join(each.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__") for each in FILES}
+    names = {name.removeprefix("pyro_arbuf.") for name in imports(path) if name.startswith("pyro_arbuf.")}
+    return {max((m for m in modules if name == m or name.startswith(f"{m}.")), key=len, default=name) for name in names}
+
+
+def depths(graph: dict[str, set[str]]) -> dict[str, int]:
+    """Floor of every node, above all it imports; raises where there is a circle."""
+    found = {}
+    for name in graphlib.TopologicalSorter(graph).static_order():
+        found[name] = 1 + max((found[other] for other in graph.get(name, ())), default=0)
+    return found
+
+
+def test_every_module_has_a_place() -> None:
+    assert {room(path) for path in FILES} - {""} == set(MAY_IMPORT)
 
 
 @MODULES
-def test_module_imports_only_modules_above_it(path: Path) -> None:
-    own = layer(path)
-    names = {name.split(".")[1] for name in imports(path) if name.startswith("pyro_arbuf.")}
-    above = set(ORDER if own == "" else ORDER[: ORDER.index(own)])
-    inside = {own} if path.parent != PACKAGE else set()
-    assert names <= above | inside
+def test_module_imports_only_what_its_room_may(path: Path) -> None:
+    own = room(path)
+    names = {name.split(".")[0] for name in own_imports(path)}
+    assert names <= (set(MAY_IMPORT) if own == "" else MAY_IMPORT[own] | {own})
     assert "pyro_arbuf" not in imports(path)
+
+
+def test_rooms_stand_on_few_floors_and_files_in_no_circle() -> None:
+    rooms = {name: set() for name in MAY_IMPORT}
+    for path in FILES:
+        if room(path):
+            rooms[room(path)] |= {name.split(".")[0] for name in own_imports(path)} - {room(path)}
+    assert max(depths(rooms).values()) <= MOST_FLOORS
+    names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in FILES}
+    depths({names[path]: own_imports(path) for path in FILES if path.stem != "__init__"})
 
 
 @pytest.mark.parametrize("name", CORE)
 def test_core_knows_nothing_of_pyro_arviz_or_xarray(name: str) -> None:
-    roots = {imported.split(".")[0] for imported in imports(PACKAGE / f"{name}.py")}
-    assert not roots & {"pyro", "arviz", "xarray"}
+    for path in (path for path in FILES if room(path) == name):
+        assert not {imported.split(".")[0] for imported in imports(path)} & {"pyro", "arviz", "xarray"}
+
+
+def test_every_folder_is_installed() -> None:
+    listed = set(tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {"pyro_arbuf", *(f"pyro_arbuf.{path.parent.name}" for path in FILES if path.parent != PACKAGE)}
+    assert listed == folders | {"pyro_arbuf.models"}
+
+
+def test_contributing_lists_every_module() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"^\| `([\w./]+)` \|", text, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(str(p.relative_to(PACKAGE).with_suffix("")) for p in FILES if p.stem != "__init__")
 
 
 @MODULES
@@ -116,7 +114,7 @@ def test_module_is_short(path: Path) -> None:
 
 @MODULES
 def test_masks_are_stated_in_visibility_alone(path: Path) -> None:
-    if layer(path) != "visibility":
+    if path.stem != "visibility":
         assert re.findall(r"\b(?:tril|triu|is_causal)\w*", path.read_text()) == []
 
 

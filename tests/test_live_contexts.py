@@ -10,8 +10,8 @@ from samples import draw, outcome
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from pyro_arbuf.context import Context
-from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.inference.context import Context
 from pyro_arbuf.model import ArBufferModel
 
 B, S, N, K, M, DIM_X = 2, 3, 5, 4, 6, 2

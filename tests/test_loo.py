@@ -11,11 +11,11 @@ import torch
 import xarray as xr
 from pyro.distributions.transforms import AffineTransform, ExpTransform, LowerCholeskyAffine
 
-import pyro_arbuf.loo
-from pyro_arbuf.datatree import to_datatree
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.loo import arviz_line, exact_loo, loo_conditionals, to_elpd_data
-from pyro_arbuf.marginals import ArBufferMarginals
+import pyro_arbuf.workflow.loo
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
+from pyro_arbuf.workflow.datatree import to_datatree
+from pyro_arbuf.workflow.loo import arviz_line, exact_loo, loo_conditionals, to_elpd_data
 
 pytestmark = [  # ArviZ's own
     pytest.mark.filterwarnings(r"ignore:\s*ArviZ is undergoing:FutureWarning"),

@@ -8,10 +8,10 @@ from samples import draw, outcome
 from torch import Tensor
 from torch.testing import assert_close
 
-from pyro_arbuf.context import Context
-from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.orders import random_orders, restrict_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders, restrict_orders
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 B, S, N, K, M, R, DIM_X = 2, 3, 5, 4, 9, 7, 2  # M = 2 K + 1: dropping targets moves the block boundaries

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from pyro_arbuf.cache import BufferCache
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.cache import BufferCache
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 B, S, K, N, M = 2, 3, 4, 5, 6

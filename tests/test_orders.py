@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.orders import (
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.inference.orders import (
     average_orders,
     check_index,
     check_orders,

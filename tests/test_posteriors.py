@@ -11,12 +11,12 @@ from pyro import poutine
 from samples import draw
 from torch.testing import assert_close
 
-from pyro_arbuf import distributions
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.latents import Latent, Locations
-from pyro_arbuf.marginals import ArBufferMarginals
-from pyro_arbuf.orders import random_orders
-from pyro_arbuf.posteriors import ArBufferPosterior
+from pyro_arbuf.distributions import joint
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.orders import random_orders
+from pyro_arbuf.network.latents import Latent, Locations
 
 B, S, N = 2, 3, 5
 X = draw(N, 2, seed=1)
@@ -87,7 +87,7 @@ def test_chunks_change_neither_draws_nor_densities(net, monkeypatch):
     draws = d.sample((S,))
     density = d.log_prob(draws)
     for name in ("sample_joint", "score_joint"):
-        monkeypatch.setattr(distributions, name, functools.partial(getattr(distributions, name), max_tokens=1))
+        monkeypatch.setattr(joint, name, functools.partial(getattr(joint, name), max_tokens=1))
     pyro.set_rng_seed(1)
     assert_close(d.sample((S,)), draws)
     assert_close(d.log_prob(draws), density)

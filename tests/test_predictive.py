@@ -13,10 +13,10 @@ from samples import draw
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from pyro_arbuf.context import Context
-from pyro_arbuf.distributions import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.inference.context import Context
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.predictive import predictive
+from pyro_arbuf.workflow.predictive import predictive
 
 B, N, M, DIM_X, DRAWS = 2, 5, 6, 2, 11
 ZERO = torch.zeros((), dtype=torch.float64)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from program_cases import inputs
 
-from pyro_arbuf.programs import PROGRAMS, simulator_of
-from pyro_arbuf.simulation import Simulator
+from pyro_arbuf.priors.recipes import PROGRAMS
+from pyro_arbuf.programs.configuration import simulator_of
+from pyro_arbuf.programs.simulator import Simulator
 
 
 def notes(*arguments, **options):

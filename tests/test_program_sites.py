@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 from torch.autograd.functional import jacobian
 
-from pyro_arbuf.latents import Latent
-from pyro_arbuf.simulation import Simulator
+from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.simulator import Simulator
 
 PRIORS = {
     "real": dist.Normal(0.0, 1.0),

@@ -15,8 +15,9 @@ from pyro_arbuf.cli import PriorName
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors.ddm import ddm, draw_coherence
 from pyro_arbuf.priors.gaussian import gaussian
-from pyro_arbuf.programs import PROGRAMS, find_simulator, program_config, simulator_of
-from pyro_arbuf.simulation import Simulator
+from pyro_arbuf.priors.recipes import PROGRAMS
+from pyro_arbuf.programs.configuration import find_simulator, program_config, simulator_of
+from pyro_arbuf.programs.simulator import Simulator
 
 SIZES = {name: getattr(tiny.CONFIG, name) for name in ("width", "num_layers", "num_heads", "embedding_width")}
 

@@ -17,7 +17,7 @@ from pyro_cases import NETS, Case, draw, make_case
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
-from pyro_arbuf.distributions import ArBufferJoint
+from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.model import ArBufferModel
 
 S = 4

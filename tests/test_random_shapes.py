@@ -11,9 +11,9 @@ from conftest import CONFIG, random_model
 from samples import draw
 from torch import Size, Tensor
 
-from pyro_arbuf.distributions import ArBufferJoint
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders
 
 SMALL = dataclasses.replace(CONFIG, width=6, num_layers=2, mlp_width=5, embedding_width=4, num_frequencies=2)
 FULL = [(), (2,), (3,), (2, 3), (2, 1, 3), (3, 2)]
@@ -93,7 +93,8 @@ def check(seed: int) -> None:
         torch.testing.assert_close(joint.log_prob_factors(squeeze(y)).sum(-1), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.filterwarnings("ignore::pyro_arbuf.marginals.PlateOverTargetsWarning")  # by chance a batch of M
+# By chance a batch of M.
+@pytest.mark.filterwarnings("ignore::pyro_arbuf.distributions.marginals.PlateOverTargetsWarning")
 @pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.slow) for part in range(1, 31)] + [0])
 def test_density_of_a_random_shape_is_the_reference(part: int) -> None:
     for seed in range(100 * part, 100 * part + (100 if part else 25)):

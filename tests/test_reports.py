@@ -4,10 +4,10 @@ import gaussian_net
 import pytest
 import torch
 
-from pyro_arbuf import calibration, reports
-from pyro_arbuf.calibration import LEVELS, Calibration
 from pyro_arbuf.priors.gaussian import exact_posterior
-from pyro_arbuf.reports import rise_at_the_end, training_report, verdict
+from pyro_arbuf.programs import calibration, reports
+from pyro_arbuf.programs.calibration import LEVELS, Calibration
+from pyro_arbuf.programs.reports import rise_at_the_end, training_report, verdict
 
 GOOD = "The posterior is calibrated and learned from the data."
 NOT_LEARNED = "The posterior is no better than the prior"

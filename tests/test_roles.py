@@ -7,11 +7,17 @@ import tiny
 import torch
 from program_cases import inputs, line, one_vector
 
-from pyro_arbuf.config import ModelConfig
-from pyro_arbuf.latents import Latent
-from pyro_arbuf.roles import Bank, draw_program_batch, draw_simulations, make_bank, program_validation
-from pyro_arbuf.simulation import Simulations, Simulator
-from pyro_arbuf.tasks import Task
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.program_batches import (
+    Bank,
+    draw_program_batch,
+    draw_simulations,
+    make_bank,
+    program_validation,
+)
+from pyro_arbuf.programs.simulator import Simulations, Simulator
+from pyro_arbuf.training.batch import Task
 
 B, K, M, P, LARGEST = 3, 4, 6, 3, 8
 LATENTS = (Latent("a"), Latent("b", (2,)))

@@ -12,9 +12,10 @@ from torch.testing import assert_close
 import pyro_arbuf
 from pyro_arbuf import random_orders
 from pyro_arbuf.checkpoint import find_model
-from pyro_arbuf.cli import PRIORS, evaluate
-from pyro_arbuf.latents import pad_outcome
-from pyro_arbuf.programs import PROGRAMS, simulator_of
+from pyro_arbuf.cli import evaluate
+from pyro_arbuf.network.latents import pad_outcome
+from pyro_arbuf.priors.recipes import PRIORS, PROGRAMS
+from pyro_arbuf.programs.configuration import simulator_of
 from pyro_arbuf.random_state import seeded
 
 NAMES = pyro_arbuf.shipped_models()

@@ -15,8 +15,8 @@ from pyro import poutine
 from samples import draw
 
 from pyro_arbuf.priors.two_moons import TwoMoons, two_moons
-from pyro_arbuf.programs import program_config
-from pyro_arbuf.simulation import Simulator
+from pyro_arbuf.programs.configuration import program_config
+from pyro_arbuf.programs.simulator import Simulator
 
 MODES = pytest.mark.parametrize("mode", LINES)
 

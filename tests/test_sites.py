@@ -6,9 +6,9 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.marginals import ArBufferMarginals
-from pyro_arbuf.sites import dimension_names, observed_sites, pointwise_log_prob, replayed_traces
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
+from pyro_arbuf.workflow.trace_sites import dimension_names, observed_sites, pointwise_log_prob, replayed_traces
 
 B, M = 2, 6
 

@@ -11,11 +11,11 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.marginals import ArBufferMarginals
-from pyro_arbuf.orders import random_orders
-from pyro_arbuf.posteriors import ArBufferPosterior
-from pyro_arbuf.tracing import is_traced
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.orders import random_orders
+from pyro_arbuf.network.tracing import is_traced
 
 S, N, K, M = 3, 5, 4, 6
 X, Y, X_TARGET, Y_TARGETS = draw(N, 2, seed=1), draw(N, seed=2), draw(M, 2, seed=3), draw(S, M, seed=4)

@@ -22,13 +22,23 @@ from accelerate.state import AcceleratorState, PartialState
 from safetensors import safe_open
 from torch import Tensor
 
-from pyro_arbuf import run_state, tasks, training
-from pyro_arbuf.distributions import ArBufferJoint
+from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.priors import gp, gp_1d, gp_1d_noisy, sawtooth
 from pyro_arbuf.progress import progress_bar
-from pyro_arbuf.run_state import read_record
-from pyro_arbuf.tasks import Prior, Task, curriculum, draw_batch, draw_num_context, split_task, validation_tasks
-from pyro_arbuf.training import learning_rate_factor, load_state, make_optimizers, save_state, validate
+from pyro_arbuf.training import batch as tasks
+from pyro_arbuf.training import loop as training
+from pyro_arbuf.training import run_state
+from pyro_arbuf.training.batch import (
+    Prior,
+    Task,
+    curriculum,
+    draw_batch,
+    draw_num_context,
+    split_task,
+    validation_tasks,
+)
+from pyro_arbuf.training.loop import learning_rate_factor, load_state, make_optimizers, save_state, validate
+from pyro_arbuf.training.run_state import read_record
 
 B, N, K, M = 2, 5, 4, 7
 

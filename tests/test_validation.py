@@ -9,13 +9,13 @@ import torch
 from latent_nets import SCALAR
 from samples import draw
 
-from pyro_arbuf.config import ModelConfig
-from pyro_arbuf.distributions import ArBufferJoint
-from pyro_arbuf.latents import Latent
-from pyro_arbuf.marginals import ArBufferMarginals
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.orders import random_orders
-from pyro_arbuf.posteriors import ArBufferPosterior
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.latents import Latent
 
 N, M = 5, 6
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from program_cases import LINES, SampleOnly, inputs
 
-from pyro_arbuf.simulation import Simulator
+from pyro_arbuf.programs.simulator import Simulator
 
 
 def trials(x, outcome):

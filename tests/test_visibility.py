@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference import dense_mask
 
-from pyro_arbuf.visibility import buffer_prefix_len, chain_prefix_len, context_mask, prefix_mask
+from pyro_arbuf.network.visibility import buffer_prefix_len, chain_prefix_len, context_mask, prefix_mask
 
 
 @pytest.mark.parametrize("num_slots", [0, 4])

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from pyro_arbuf.config import ModelConfig
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.tasks import Task, split_task
-from pyro_arbuf.training import TrainingState, fit
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.training.batch import Task, split_task
+from pyro_arbuf.training.loop import TrainingState, fit
 
 CONFIG = ModelConfig(
     buffer_size=4,

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_arbuf.tasks import Task, split_task
+from pyro_arbuf.training.batch import Task, split_task
 
 KERNEL_WEIGHTS = (0.4, 0.3, 0.3)  # RBF, Matern-3/2, Matern-5/2
 VARIANCE = (0.5, 1.5)

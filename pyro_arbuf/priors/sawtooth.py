@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_arbuf.tasks import Task, split_task
+from pyro_arbuf.training.batch import Task, split_task
 
 FREQUENCY = (3.0, 5.0)
 NOISE_SD = (0.05, 0.1)

@@ -1,0 +1,1 @@
+"""The Pyro distributions: joint, marginals, posterior."""

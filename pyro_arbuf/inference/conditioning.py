@@ -1,0 +1,116 @@
+"""From a user's observations and latents to a Context: checked, padded, broadcast, encoded.
+
+Knows nothing of how a model embeds or reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Size, Tensor
+
+from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
+from pyro_arbuf.inference.validation import (
+    broadcast_batches,
+    check_latents,
+    check_x,
+    check_y,
+    may_look_at,
+    warn_outside,
+)
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.latents import code, latent_locations, pad_outcome
+from pyro_arbuf.network.network import Network
+from pyro_arbuf.network.visibility import context_mask
+
+
+def make_context(
+    model: Network,
+    x: Tensor | Sequence[Tensor] | None,
+    y: Tensor | Sequence[Tensor] | None,
+    latents: Mapping[str, Tensor | float] | None = None,
+) -> Context:
+    """Checks observations and encodes them; see `ArBufferModel.condition`."""
+    config = model.config
+    check_mode(model)
+    tracked = any(isinstance(t, Tensor) and t.requires_grad for v in (x, y) for t in (v if _is_list(v) else (v,)))
+    if (x is None) != (y is None):
+        raise ValueError(
+            "x and y must be given together; got one of them; condition() without both is N = 0, and a program without "
+            "inputs has x = torch.zeros(n, 1)"
+        )
+    if x is None:
+        weight = next(model.parameters())
+        x = weight.new_zeros(0, config.dim_x)
+        y = weight.new_zeros((0,) if config.dim_y is None else (0, config.dim_y))
+    if _is_list(x) or _is_list(y):
+        x, y, context_len = _pad(model, x, y)
+        batch_shape = Size([x.shape[0]])
+    else:
+        x, y = check_x("x", x, model), check_y("y", y, model)
+        batch_shape = _check_pair(x, y, config)
+        context_len = None
+        x = x.expand(*batch_shape, *x.shape[-2:]).reshape(batch_shape.numel(), *x.shape[-2:])
+        y = y.expand(*batch_shape, *y.shape[-2:]).reshape(batch_shape.numel(), *y.shape[-2:])
+    given, names = check_latents(latents or {}, model)
+    tracked = tracked or given.requires_grad
+    shape = broadcast_batches({"x and y": batch_shape, "latents": given.shape[:-1]})
+    if shape.numel() == 0:
+        raise ValueError(f"x, y and latents must hold at least one task; got the batch shape {tuple(shape)}")
+    real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
+    warn_outside("num_context", x.shape[1], config.num_context, stacklevel=4)
+    for name, value, trained in (("x", x, config.x_range), ("y", y, config.y_range)):
+        if may_look_at(value):
+            warn_outside(name, value[real], trained, stacklevel=4)
+    x, y = code(x, config.latents).clone(), y.clone()  # the user's own may change; a clone keeps the graph
+    if names:
+        locations = latent_locations(config.latents, names, config.dim_x, y)
+        values = pad_outcome(given, config.dim_y or 1)
+        x, y = (_in_front(part, t, batch_shape, shape) for part, t in ((locations, x), (values, y)))
+        if context_len is not None:
+            context_len = context_len.view(batch_shape).expand(shape).flatten() + len(locations)
+        batch_shape = shape
+    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked)
+
+
+def _in_front(new: Tensor, pairs: Tensor, batch_shape: Size, shape: Size) -> Tensor:
+    """Rows `(*batch, P', .)` in front of `(B, N, .)` of `batch_shape`, for every element of `shape`, flattened."""
+    pairs = pairs.view(*batch_shape, *pairs.shape[1:])
+    both = torch.cat([t.expand(*shape, *t.shape[-2:]) for t in (new, pairs)], -2)
+    return both.reshape(shape.numel(), *both.shape[-2:])
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
+
+
+def _check_pair(x: Tensor, y: Tensor, config: ModelConfig) -> Size:
+    if x.shape[-2] != y.shape[-2]:
+        hint = ""
+        if config.dim_y is None:
+            hint = "; the network has one outcome, so y has shape (*batch, points), with no dimension for the outcome"
+            hint += ": use y.squeeze(-1)" if y.shape[-2] == 1 and y.dim() > 2 else ""
+        raise ValueError(f"x and y must have the same number of points N; got {x.shape[-2]} and {y.shape[-2]}{hint}")
+    return broadcast_batches({"x": x.shape[:-2], "y": y.shape[:-2]})
+
+
+def _pad(model: Network, x: object, y: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks lists of contexts of different lengths and pads them with zeros: x, y and the lengths."""
+    if not (_is_list(x) and _is_list(y) and len(x) == len(y) > 0):
+        got = [f"{len(v)} tensors" if _is_list(v) else type(v).__name__ for v in (x, y)]
+        raise ValueError(f"x and y must be lists of the same length >= 1, or both tensors; got {got[0]} and {got[1]}")
+    checked = [
+        (check_x(f"x[{i}]", a, model), check_y(f"y[{i}]", b, model)) for i, (a, b) in enumerate(zip(x, y, strict=True))
+    ]
+    for i, (a, b) in enumerate(checked):
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[0]:
+            shapes = f"{tuple(x[i].shape)} and {tuple(y[i].shape)}"
+            raise ValueError(
+                f"x[{i}] and y[{i}] must have shapes (N, D_x) and (N[, D_y]) with the same N; got {shapes}"
+            )
+    lengths = torch.tensor([a.shape[0] for a, _ in checked], device=checked[0][0].device)
+    pad = torch.nn.utils.rnn.pad_sequence
+    x_padded = pad([a for a, _ in checked], batch_first=True)
+    y_padded = pad([b for _, b in checked], batch_first=True)
+    return x_padded, y_padded, lengths

@@ -1,0 +1,298 @@
+"""Context: observations encoded once; an object the user holds.
+
+Knows nothing of how a model embeds or reads, nor of a user's arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Size, Tensor
+
+from pyro_arbuf.inference.validation import expanded_shape, inference_scope
+from pyro_arbuf.network.cache import ContextCache
+from pyro_arbuf.network.network import Network
+from pyro_arbuf.network.tracing import is_traced, unrecorded, unwrapped
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Context:
+    """Observations encoded by a model: what `ArBufferModel.condition` returns. Read-only.
+
+    Made from a frozen model and plain tensors it is graph-free: encode once, use anywhere, pickle. Made from inputs
+    that require gradients, or by a trainable model, it is live: part of one autograd graph, to be made inside the
+    function that is differentiated (a Pyro model), used there and dropped.
+
+    Attributes:
+        model: The model that made it.
+        x: `(B, N, D_x)`, batch flattened, zeros where padded; of a model with latents with their location column, the
+            latents given among the rows that are no padding.
+        y: `(B, N, D_y)`, batch flattened, zeros where padded.
+        context_len: `(B,)` int64, pairs per task; `None` = N for all.
+        task_shape: Batch shape of what is stored, B elements.
+        batch_shape: `*batch`; `task_shape` broadcasts to it.
+        cache: Keys and values of every layer.
+        fingerprint: Of the weights that made it.
+        latents: Names of the latents that are given.
+        tracked: Whether an input required gradients when it was made.
+        graph: Node of the autograd graph of a live context; `None` = graph-free.
+    """
+
+    model: Network
+    x: Tensor
+    y: Tensor
+    context_len: Tensor | None
+    task_shape: Size
+    batch_shape: Size
+    cache: ContextCache
+    fingerprint: tuple[int]
+    latents: tuple[str, ...] = ()
+    tracked: bool = False
+    graph: torch.autograd.graph.Node | None = None
+
+    @property
+    def num_context(self) -> int:
+        """Number of observed pairs N, of the longest context where they differ; latents do not count."""
+        return self.x.shape[1] - self.num_given
+
+    @property
+    def num_given(self) -> int:
+        """Number of latent locations that are given."""
+        return sum(latent.size for latent in self.model.config.latents if latent.name in self.latents)
+
+    @property
+    def observations(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs `(B, N, D_x)`, outcomes `(B, N, D_y)` and `(B,)` lengths of the observed pairs, without latents."""
+        length = None if self.context_len is None else self.context_len - self.num_given
+        observed = ~self._at_latent
+        return self.x[:, observed, : self.model.config.dim_x], self.y[:, observed], length
+
+    @property
+    def given(self) -> Tensor:
+        """Unconstrained numbers `(B, P')` of the latents that are given, in the order of their locations."""
+        return self.y[:, self._at_latent, 0]
+
+    @property
+    def _at_latent(self) -> Tensor:
+        """Which of the N + P' rows are latents, `(N + P',)` bool: the same ones in all tasks."""
+        return (self.x[0, :, self.model.config.dim_x :] > 0).any(-1)
+
+    @property
+    def live(self) -> bool:
+        """Whether it is part of an autograd graph."""
+        return self.graph is not None
+
+    def __repr__(self) -> str:
+        latents = f", latents={list(self.latents)}" if self.latents else ""
+        return f"Context(num_context={self.num_context}, batch_shape={tuple(self.batch_shape)}{latents})"
+
+    def __getitem__(self, index: object) -> Context:
+        """The contexts at an index of the batch: a plate's subsample, or a discrete latent's choice.
+
+        Args:
+            index: Whatever indexes a tensor of shape `*batch`: an integer, a slice, an int64 tensor of any shape.
+
+        Returns:
+            A Context of the indexed batch shape.
+
+        Raises:
+            ValueError: If there is no batch, the index lies outside it, or it selects nothing.
+        """
+        rows = torch.arange(self.x.shape[0], device=self.x.device).view(self.task_shape).expand(self.batch_shape)
+        try:
+            rows = rows[index]
+        except (IndexError, TypeError) as error:
+            raise ValueError(
+                f"index must fit the batch shape {tuple(self.batch_shape)} of this Context; {error}"
+            ) from None
+        if rows.numel() == 0:
+            raise ValueError(f"index must select at least one context; got the batch shape {tuple(rows.shape)}")
+        return self._select(rows)
+
+    def __iter__(self) -> Iterator[Context]:
+        """The contexts along the first dimension of the batch."""
+        if not self.batch_shape:
+            raise ValueError("only a Context with a batch can be iterated over; got batch_shape ()")
+        return (self[i] for i in range(self.batch_shape[0]))
+
+    def expand(self, *batch_shape: int | Sequence[int]) -> Context:
+        """The same contexts with a larger batch shape; nothing is copied.
+
+        Args:
+            batch_shape: New batch shape, to which the present one broadcasts: integers or one sequence.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        shape = batch_shape[0] if len(batch_shape) == 1 and not isinstance(batch_shape[0], int) else batch_shape
+        return dataclasses.replace(self, batch_shape=expanded_shape("batch_shape", self.batch_shape, shape))
+
+    def to(self, *args: object, **kwargs: object) -> Context:
+        """These contexts on the device and in the dtype that the model has been moved to, encoded anew there.
+
+        Args:
+            *args: As `torch.Tensor.to` takes them.
+            **kwargs: Likewise.
+
+        Raises:
+            ValueError: If the model is not there: `net.to(...)` comes first.
+        """
+        weight = next(self.model.parameters())
+        x, y = self.x.to(*args, **kwargs), self.y.to(*args, **kwargs)
+        if (x.dtype, x.device) != (weight.dtype, weight.device):
+            raise ValueError(
+                f"a Context goes where its model is, {weight.dtype} on {weight.device}; got {x.dtype} on {x.device}; "
+                "move the model first with net.to(...)"
+            )
+        length = None if self.context_len is None else self.context_len.to(x.device)
+        return encode_pairs(self.model, x, y, length, self.task_shape, self.batch_shape, self.latents, self.tracked)
+
+    def _select(self, rows: Tensor) -> Context:
+        """The contexts at flat row numbers, of the batch shape of `rows`."""
+        flat = rows.flatten()
+        return dataclasses.replace(
+            self,
+            x=self.x[flat],
+            y=self.y[flat],
+            context_len=None if self.context_len is None else self.context_len[flat],
+            task_shape=rows.shape,
+            batch_shape=rows.shape,
+            cache=self.cache.select(flat),  # which has lengths of its own: an empty context is one token
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        if self.live:
+            raise RuntimeError(
+                "a live Context (made from inputs or weights that require gradients) cannot be pickled or copied; "
+                "make it where it is used with net.condition(x, y)"
+            )
+        check_current(self)
+        return {k: v for k, v in self.__dict__.items() if k not in ("cache", "fingerprint")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Encodes anew: keys and values are many times the size of what they come from."""
+        self.__dict__.update(state)
+        with torch.no_grad(), inference_scope():
+            cache = self.model.encode(self.x, self.y, self.context_len)
+        self.__dict__.update(cache=cache, fingerprint=fingerprint(constants(self.model)))
+
+
+class _Freed(torch.autograd.Function):
+    """Identity whose node tells whether backward has freed the graph it is in."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
+        ctx.save_for_backward(tensor)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def encode_pairs(
+    model: Network,
+    x: Tensor,
+    y: Tensor,
+    context_len: Tensor | None,
+    task_shape: Size,
+    batch_shape: Size,
+    latents: tuple[str, ...],
+    tracked: bool,
+) -> Context:
+    """Encodes checked pairs `(B, N, .)` of B tasks as a Context, live where gradients reach its keys."""
+    with inference_scope():
+        cache, graph = model.encode(x, y, context_len), None
+    if cache.keys[0].requires_grad:
+        first = cache.keys[0] if is_traced() else _Freed.apply(cache.keys[0])
+        cache, graph = cache._replace(keys=(first, *cache.keys[1:])), first.grad_fn
+    checksum = fingerprint(constants(model))
+    shapes = (task_shape, batch_shape)
+    return Context(model, x, y, context_len, *shapes, cache, checksum, latents, tracked, graph)
+
+
+def check_current(context: Context) -> None:
+    """Checks that a context was made with the weights its model has now, where they are now.
+
+    Raises:
+        RuntimeError: If the weights have changed or moved since, gradients are wanted that it does not carry, or
+            backward has gone through it already.
+    """
+    remedy = "make it anew with context = model.condition(x, y)"
+    inside = "condition inside the function that is differentiated"
+    check_mode(context.model)
+    weights = constants(context.model)
+    weight = next(context.model.parameters())
+    if (weight.dtype, weight.device) != (context.x.dtype, context.x.device):
+        raise RuntimeError(
+            f"the model is {weight.dtype} on {weight.device} now, this Context {context.x.dtype} on "
+            f"{context.x.device}; {remedy}"
+        )
+    if torch.is_grad_enabled() and not context.live:
+        if context.tracked:
+            raise RuntimeError(
+                "this Context was made without gradients (torch.no_grad) from inputs that require them, so gradients "
+                f"would be silently incomplete; {inside}, or condition on x.detach(), y.detach()"
+            )
+        if any(w.requires_grad for w in weights):
+            raise RuntimeError(
+                "the model is trainable but this Context was made without gradients, which would be silently "
+                f"incomplete; {inside}, or freeze the model with requires_grad_(False)"
+            )
+    if torch.is_grad_enabled() and _is_freed(context):
+        raise RuntimeError(
+            f"backward has gone through this live Context already: it serves one gradient; {inside}, once per call"
+        )
+    if fingerprint(weights) != context.fingerprint:
+        raise RuntimeError(f"the model's weights have changed since this Context was made; {remedy}")
+
+
+def _is_freed(context: Context) -> bool:
+    if is_traced() or context.graph is None or context.graph.name() != "_FreedBackward":  # or it was made in a trace
+        return False
+    try:
+        return not context.graph.saved_tensors
+    except RuntimeError:  # how torch says it
+        return True
+
+
+def check_mode(model: Network) -> None:
+    """Checks that the model can give densities: exact enough, and the same ones twice.
+
+    Raises:
+        RuntimeError: If its weights have half precision, or a dropout layer is in training mode.
+    """
+    weight = next(model.parameters())
+    if weight.element_size() < 4:
+        raise RuntimeError(
+            f"the model's weights must be float32 or float64; got {weight.dtype}, which costs densities 0.01 nats per "
+            "target and more; use net.float()"
+        )
+    dropout = torch.nn.modules.dropout._DropoutNd
+    if any(isinstance(m, dropout) and m.training and m.p > 0 for m in model.modules()):
+        raise RuntimeError("the model has dropout in training mode, so its densities are random; call model.eval()")
+
+
+def constants(model: Network) -> list[Tensor]:
+    """What an encoding depends on besides the data: the weights and the standardisation."""
+    held = (tensor for m in model.modules() for tensor in (*m._parameters.values(), *m._buffers.values()))
+    return [tensor for tensor in held if tensor is not None]
+
+
+@torch.no_grad()
+def fingerprint(tensors: Sequence[Tensor]) -> tuple[int]:
+    """A cheap checksum: the bits, summed over the rows of a table, whose columns then count differently.
+
+    Version counters miss fused optimisers and `.data`. The number of columns is prime, so that permuted rows and
+    columns of a weight are seen. Under `torch.func` the bits are those below its wrappers, which can be read.
+    """
+    with unrecorded():
+        columns = 1021
+        flat = [tensor.flatten() for tensor in unwrapped(tensors)]
+        padding = flat[0].new_zeros(-sum(map(len, flat)) % (2 * columns))
+        flat = torch.cat([*flat, padding])
+        flat = flat.float() if flat.element_size() < 4 else flat
+        sums = flat.view(torch.int64).view(-1, columns).sum(0)
+        return (int((sums * torch.arange(1, 2 * columns, 2, device=sums.device)).sum()),)

@@ -1,0 +1,111 @@
+"""How joint predictions are laid out: a user's batch as B tasks x S draws, targets in order, chunks of fixed memory."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Size, Tensor
+
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.network.cache import ContextCache
+
+MAX_TOKENS = 2**14  # tokens in flight in one chunk of draws: memory is fixed whatever the number of draws
+
+
+def fold(tensor: Tensor, shape: Size, context_batch: Size, num_event_dims: int) -> Tensor:
+    """Sorts the dimensions of `shape` into those of the context's batch and those of its draws.
+
+    Args:
+        tensor: Broadcastable to `(*shape, *event)`.
+        shape: Sample and batch dimensions.
+        context_batch: Batch shape of the context, broadcastable to `shape`.
+        num_event_dims: Number of event dimensions.
+
+    Returns:
+        `(B, S, *event)`, B the context's tasks; S = 1 if the tensor does not vary over the draws.
+    """
+    event = tensor.shape[tensor.dim() - num_event_dims :]
+    tensor = tensor[(None,) * (len(shape) + num_event_dims - tensor.dim())]
+    of_context, of_draws = _split_dims(shape, context_batch)
+    shared = all(tensor.shape[i] == 1 for i in of_draws)
+    sizes = [1 if shared and i in of_draws else shape[i] for i in range(len(shape))]
+    permutation = [*of_context, *of_draws, *range(len(shape), len(shape) + num_event_dims)]
+    num_tasks = Size([shape[i] for i in of_context]).numel()
+    num_draws = Size([sizes[i] for i in of_draws]).numel()
+    return tensor.expand((*sizes, *event)).permute(permutation).reshape(num_tasks, num_draws, *event)
+
+
+def unfold(tensor: Tensor, shape: Size, context_batch: Size) -> Tensor:
+    """Undoes `fold`: `(B, S, *event)` to `(*shape, *event)`."""
+    event = tensor.shape[2:]
+    of_context, of_draws = _split_dims(shape, context_batch)
+    dims = [*of_context, *of_draws]
+    tensor = tensor.reshape([*(shape[i] for i in dims), *event])
+    back = [dims.index(i) for i in range(len(shape))]
+    return tensor.permute([*back, *range(len(shape), len(shape) + len(event))])
+
+
+def _split_dims(shape: Size, context_batch: Size) -> tuple[list[int], list[int]]:
+    lead = len(shape) - len(context_batch)
+    of_context = [i for i in range(lead, len(shape)) if context_batch[i - lead] != 1]
+    return of_context, [i for i in range(len(shape)) if i not in of_context]
+
+
+def chunks(size: int, chunk: int) -> Iterator[slice]:
+    """Cuts `0 .. size - 1` into slices of `chunk`."""
+    for start in range(0, size, chunk):
+        yield slice(start, min(start + chunk, size))
+
+
+def tasks_and_draws(
+    context: Context, num_draws: int, num_targets: int, buffer_size: int, max_tokens: int
+) -> Iterator[tuple[slice, slice]]:
+    """Cuts B tasks x S draws into pieces of at most about `max_tokens` tokens; shapes decide, never values."""
+    per_draw = 2 * min(num_targets, buffer_size)
+    if num_targets > buffer_size:  # absorbing re-encodes per draw; smaller pieces stay in the processor's cache
+        per_draw = 4 * (per_draw + context.num_context + num_targets)
+    pieces = max(1, max_tokens // per_draw)
+    tasks = max(1, pieces // num_draws)
+    for b in chunks(context.x.shape[0], tasks):
+        for s in chunks(num_draws, max(1, pieces // tasks)):
+            yield b, s
+
+
+def pick(tensor: Tensor, part: slice) -> Tensor:
+    """A part of dimension 1, or all of it where it has size 1 and is shared by the draws."""
+    return tensor if tensor.shape[1] == 1 else tensor[:, part]
+
+
+def place(tensor: Tensor, order: Tensor) -> Tensor:
+    """Puts targets in order: `(B, S or 1, M, .)` by `order` `(B, S or 1, M)`."""
+    tensor, index = torch.broadcast_tensors(tensor, order.unsqueeze(-1))
+    return tensor.gather(2, index)
+
+
+def part_of_cache(context: Context, tasks: slice) -> ContextCache:
+    """The keys and values of some of a context's tasks."""
+    return context.cache if tasks == slice(0, context.x.shape[0]) else context.cache.select(tasks)
+
+
+def join_context(
+    context: Context, x: Tensor, y: Tensor, tasks: slice = slice(None)
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The pairs of every draw's context with pairs of its own in front of them.
+
+    Args:
+        context: Of B tasks.
+        x: `(B, S or 1, T, D_x)` inputs.
+        y: `(B, S, T, D_y)` outcomes.
+        tasks: Which of the context's tasks.
+
+    Returns:
+        Inputs `(B * S, T + N, D_x)`, outcomes `(B * S, T + N, D_y)` and `(B * S,)` lengths, `None` = no padding.
+    """
+    num_draws = y.shape[1]
+    x_context, y_context = (t[tasks, None].expand(-1, num_draws, -1, -1) for t in (context.x, context.y))
+    # In front, so that padding stays behind; the context has no positions.
+    x = torch.cat([x.expand(-1, num_draws, -1, -1), x_context], 2).flatten(0, 1)
+    y = torch.cat([y, y_context], 2).flatten(0, 1)
+    context_len = context.context_len
+    if context_len is not None:
+        context_len = (context_len[tasks] + x.shape[1] - x_context.shape[2]).repeat_interleave(num_draws)
+    return x, y, context_len

@@ -1,0 +1,240 @@
+"""Checks of a user's tensors: argument, rule, expected, got, remedy; before any compute.
+
+Knows the configuration and the weights' dtype and device of a model, and nothing of contexts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Size, Tensor
+
+from pyro_arbuf.network.latents import Latent, Locations
+from pyro_arbuf.network.network import Network
+from pyro_arbuf.network.tracing import is_traced
+
+
+@contextlib.contextmanager
+def inference_scope() -> Iterator[None]:
+    """What all densities and draws run in: full precision, and quiet under a trace.
+
+    Autocast is switched off: it costs a density 0.01 nats per target and more. The tracer's warnings about branches in
+    Python are silenced: ours look at shapes, which a trace keeps fixed.
+    """
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.jit.is_tracing():
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        yield
+
+
+def may_look_at(value: Tensor) -> bool:
+    """Whether values may decide anything: those of data, not of latents (an exception kills a chain) or a trace."""
+    return not (value.requires_grad or is_traced())
+
+
+def expanded_shape(name: str, shape: Size, new_shape: Sequence[int]) -> Size:
+    """Checks that a batch shape broadcasts to a new one, and returns that.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    new_shape = Size(new_shape)
+    try:
+        reachable = torch.broadcast_shapes(shape, new_shape) == new_shape
+    except RuntimeError:
+        reachable = False
+    if not reachable:
+        raise ValueError(f"expand: {name} must be one that {tuple(shape)} broadcasts to; got {tuple(new_shape)}")
+    return new_shape
+
+
+def broadcast_batches(shapes: dict[str, Size]) -> Size:
+    """Broadcasts named batch shapes.
+
+    Raises:
+        ValueError: If they do not broadcast; names the arguments.
+    """
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError:
+        got = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"batch shapes must broadcast; got {got}; use unsqueeze to align them") from None
+
+
+def check_tensor(name: str, value: object, model: Network, finite: bool = True) -> Tensor:
+    """Checks type, dtype, device and, of data, finiteness of a user's tensor and casts it to the model's dtype.
+
+    Raises:
+        ValueError: Naming the argument, the rule and what was got.
+    """
+    weight = next(model.parameters())
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor; got {type(value).__name__}; use torch.as_tensor({name})")
+    if not value.is_floating_point():
+        hint = ""
+        if name.startswith("y"):
+            hint = "; outcomes are continuous: for counts or choices use a latent and a Pyro likelihood on top"
+        raise ValueError(f"{name} must have a floating dtype; got {value.dtype}; use {name}.float(){hint}")
+    if value.device != weight.device:
+        raise ValueError(
+            f"{name} must be on the model's device {weight.device}; got {value.device}; "
+            f"use {name}.to('{weight.device}') or model.to('{value.device}')"
+        )
+    if finite and may_look_at(value) and not bool(torch.isfinite(value).all()):
+        count = int((~torch.isfinite(value)).sum())
+        raise ValueError(f"{name} must be finite; got {count} NaN or infinite of {value.numel()} values; drop them")
+    return value.to(weight.dtype)
+
+
+def check_x(name: str, x: object, model: Network, finite: bool = True) -> Tensor:
+    """Checks inputs `(*batch, T, D_x)`."""
+    dim_x = model.config.dim_x
+    if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[-1] != dim_x):
+        have = "one input column" if dim_x == 1 else f"{dim_x} input columns"
+        raise ValueError(
+            f"{name} must have shape (*batch, points, {dim_x}); got {tuple(x.shape)}; the network has {have}"
+            f"{_column_hint(name, x, dim_x)}"
+        )
+    return check_tensor(name, x, model, finite)
+
+
+def _column_hint(name: str, value: Tensor, columns: int) -> str:
+    """What helps where the last dimension has another size: a missing dimension can be added, no more than that."""
+    if columns > 1 or value.dim() == 0:
+        return ""
+    if value.dim() == 1:
+        return f": use {name}.unsqueeze(-1)"
+    number = value.shape[-1]
+    return f": give one of the {number} columns, or, where they are points of several data sets, {name}.unsqueeze(-1)"
+
+
+def check_sample_shape(sample_shape: object) -> Size:
+    """Checks the shape of draws.
+
+    Raises:
+        ValueError: If it is no sequence of integers of at least 0.
+    """
+    if not isinstance(sample_shape, Sequence) or isinstance(sample_shape, str):
+        remedy = f"; for {sample_shape} draws write ({sample_shape},)" if isinstance(sample_shape, int) else ""
+        raise ValueError(f"sample_shape must be a tuple of integers; got {sample_shape!r}{remedy}")
+    return Size([check_count("every number in sample_shape", n, 0) for n in sample_shape])
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """Checks a number of draws, orders or the like; NumPy's integers are taken too.
+
+    Raises:
+        ValueError: If it is no integer of at least `least`.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or isinstance(value, bool) or count < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    return count
+
+
+def check_y(name: str, y: object, model: Network, finite: bool = True) -> Tensor:
+    """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` and returns `(*batch, T, D_y)`, D_y = 1 for scalars."""
+    dim_y = model.config.dim_y
+    if isinstance(y, Tensor) and dim_y is None and y.dim() < 1:
+        raise ValueError(f"{name} must have shape (*batch, points); got {tuple(y.shape)}")
+    if isinstance(y, Tensor) and dim_y is not None and (y.dim() < 2 or y.shape[-1] != dim_y):
+        have = "one outcome dimension" if dim_y == 1 else f"{dim_y} outcome dimensions"
+        raise ValueError(
+            f"{name} must have shape (*batch, points, {dim_y}); got {tuple(y.shape)}; the network has {have}"
+            f"{_column_hint(name, y, dim_y)}"
+        )
+    y = check_tensor(name, y, model, finite)
+    return y.unsqueeze(-1) if dim_y is None else y
+
+
+def check_latent(name: str, latent: Latent, value: Tensor) -> None:
+    """Checks shape `(*batch, *shape)` and support of a latent's values."""
+    if value.shape[max(value.dim() - len(latent.shape), 0) :] != latent.shape:
+        want = ", ".join(["*batch", *map(str, latent.shape)])
+        raise ValueError(f"{name} must have shape ({want}); got {tuple(value.shape)}")
+    if not may_look_at(value):
+        return
+    outside = ~latent.contains(value)
+    if bool(outside.any()):
+        got = value[outside].flatten()[:4].tolist()
+        raise ValueError(f"{name} must lie in its support, {latent.support}; got {got} among its values")
+
+
+def check_latents(latents: Mapping[str, object], model: Network) -> tuple[Tensor, tuple[str, ...]]:
+    """Checks values of latents; returns them unconstrained, `(*batch, P')`, and their names, in the model's order."""
+    known = model.config.latents
+    have = f"the model's latents are {list(model.latents)}" if known else "the model has none"
+    if not isinstance(latents, Mapping):
+        raise ValueError(f"latents must be a dict of the model's latents; got {type(latents).__name__}; {have}")
+    unknown = [name for name in latents if name not in model.latents]
+    if unknown:
+        raise ValueError(f"latents must be a dict of the model's latents; got {unknown[0]!r}; {have}")
+    weight = next(model.parameters())
+    parts = []
+    for latent in known:
+        if latent.name not in latents:
+            continue
+        name, value = f"latents[{latent.name!r}]", latents[latent.name]
+        if isinstance(value, int | float):
+            value = torch.tensor(float(value), device=weight.device)
+        value = check_tensor(name, value, model)
+        check_latent(name, latent, value)
+        parts.append(latent.unconstrain(value))
+    if not parts:
+        return weight.new_zeros(0).detach(), ()
+    names = tuple(latent.name for latent in known if latent.name in latents)
+    shape = broadcast_batches({f"latents[{n!r}]": p.shape[:-1] for n, p in zip(names, parts, strict=True)})
+    return torch.cat([part.expand(*shape, -1) for part in parts], -1), names
+
+
+def check_targets(x: object, model: Network, check_values: bool) -> Tensor | Locations:
+    """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M.
+
+    Values are looked at only where validation is on: an exception would kill a chain.
+    """
+    if isinstance(x, Locations):
+        return x
+    x = check_x("x", x, model, check_values).clone()  # the user's own may change under what is computed from it
+    if x.shape[-2] == 0:
+        raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(x.shape)}")
+    # The user's line is behind two __init__ and the __call__ of Pyro's metaclass.
+    if check_values:
+        warn_outside("x", x, model.config.x_range, stacklevel=6)
+    warn_outside("num_targets", x.shape[-2], model.config.num_targets, stacklevel=6)
+    return x
+
+
+def warn_outside(name: str, value: Tensor | int, trained: tuple[float, float] | None, stacklevel: int) -> None:
+    """Warns where something lies outside the range it had in training (`trained = None`: nothing is known).
+
+    The text does not say what was given: Python shows a text once per line of code, so that a loop over data sets
+    warns once. NaN is passed over.
+    """
+    if is_traced() or trained is None:
+        return
+    if isinstance(value, Tensor) and (value.numel() == 0 or not may_look_at(value)):
+        return
+    low, high = (value, value) if isinstance(value, int) else (float(t) for t in torch.aminmax(value.detach()))
+    if math.isnan(low):
+        value = value[~value.isnan()]
+        return warn_outside(name, value, trained, stacklevel + 1)
+    if low < trained[0] or high > trained[1]:
+        remedy = "densities are unreliable there"
+        if isinstance(value, Tensor):
+            remedy += (
+                f"; rescale {name} affinely into the range (for y = a + b z, log p(y) = log p(z) - log b per "
+                "outcome; x needs no correction)"
+            )
+        warnings.warn(f"{name} lies outside the trained range {list(trained)}: {remedy}", stacklevel=stacklevel)

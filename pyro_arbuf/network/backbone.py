@@ -1,0 +1,130 @@
+"""The transformer: one kind of block and two directions of information, `encode_context` and `read`.
+
+`encode_context` never receives buffer or targets (R1, R3); in `read` targets are never projected to keys (R4), buffer
+tokens are, and they see slots up to their own (R2). Training, density and decoding all go through these two functions.
+Knows nothing of inputs, outcomes or heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_arbuf.network.attention import KeysValues, attend
+from pyro_arbuf.network.cache import Buffer, ContextCache
+from pyro_arbuf.network.visibility import buffer_prefix_len
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: the only one in the package."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_attention = nn.LayerNorm(width, bias=False)
+        self.norm_mlp = nn.LayerNorm(width, bias=False)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, mlp_width)
+        self.down = nn.Linear(mlp_width, width)
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)  # (*batch, H, T, h)
+
+    def kv(self, normed: Tensor) -> KeysValues:
+        """Keys and values `(*batch, H, T, h)` of normalised tokens `(*batch, T, d)`."""
+        return self._heads(self.key(normed)), self._heads(self.value(normed))
+
+    def q(self, normed: Tensor) -> Tensor:
+        """Queries `(*batch, H, T, h)` of normalised tokens `(*batch, T, d)`."""
+        return self._heads(self.query(normed))
+
+    def update(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        """Adds what was read, `(*batch, H, T, h)`, and the MLP of the result to tokens `(*batch, T, d)`."""
+        tokens = tokens + self.out(attended.transpose(-2, -3).flatten(-2))
+        return tokens + self.down(F.gelu(self.up(self.norm_mlp(tokens))))
+
+
+class Backbone(nn.Module):
+    """A stack of blocks over context, buffer and targets.
+
+    Args:
+        width: Token width d.
+        num_layers: Number of blocks L.
+        num_heads: Number of heads H; divides `width`.
+        mlp_width: Hidden width of the blocks' MLP.
+    """
+
+    def __init__(self, width: int, num_layers: int, num_heads: int, mlp_width: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_width) for _ in range(num_layers))
+        for block in self.blocks:
+            for branch in (block.out, block.down):
+                nn.init.normal_(branch.weight, std=(2 * num_layers * branch.in_features) ** -0.5)
+
+    def encode_context(self, tokens: Tensor, context_len: Tensor | None = None) -> ContextCache:
+        """Encodes the context once: every token reads every other, positions play no role.
+
+        Args:
+            tokens: `(B, N, d)` embedded context, N >= 1.
+            context_len: `(B,)` int64, real tokens per task, the padding behind them; `None` = all N.
+
+        Returns:
+            The keys and values of every layer.
+        """
+        keys, values = [], []
+        for block in self.blocks:
+            normed = block.norm_attention(tokens)
+            kv = block.kv(normed)  # 2 x (B, H, N, h)
+            keys.append(kv[0])
+            values.append(kv[1])
+            if block is not self.blocks[-1]:  # nobody reads the context's own output of the last layer
+                attended = attend(block.q(normed).unsqueeze(1), kv, context_len=context_len)
+                tokens = block.update(tokens, attended.squeeze(1))
+        return ContextCache(tuple(keys), tuple(values), context_len)
+
+    def read(
+        self,
+        cache: ContextCache,
+        buffer: Buffer,
+        buffer_tokens: Tensor | None,
+        target_tokens: Tensor,
+        prefix_len: Tensor | None = None,
+    ) -> tuple[Tensor, Buffer]:
+        """Reads targets against the cached context and a prefix of the buffer, after appending tokens to the buffer.
+
+        Args:
+            cache: The encoded context of B tasks.
+            buffer: What the buffer holds already.
+            buffer_tokens: `(B, S or 1, T, d)` tokens that enter the buffer, in order; `None` = none.
+            target_tokens: `(B, S or 1, M, d)`.
+            prefix_len: int64 `(M,)` or `(B, M)`, visible slots per target; `None` = every slot, the new ones too.
+
+        Returns:
+            Target features `(B, S, M, d)` and the longer buffer.
+        """
+        num_new = 0 if buffer_tokens is None else buffer_tokens.shape[-2]
+        num_slots = buffer.num_slots + num_new
+        num_draws = max(buffer.num_draws, target_tokens.shape[1], buffer_tokens.shape[1] if num_new else 1)
+        tokens, query_len = target_tokens.expand(-1, num_draws, -1, -1), prefix_len
+        if num_new:
+            tokens = torch.cat([buffer_tokens.expand(-1, num_draws, -1, -1), tokens], -2)
+            if num_new > 1 or prefix_len is not None:
+                own = buffer_prefix_len(buffer.num_slots, num_new, tokens.device)
+                targets = own.new_full(target_tokens.shape[-2:-1], num_slots) if prefix_len is None else prefix_len
+                query_len = torch.cat([own.expand(*targets.shape[:-1], -1), targets], -1)
+        grown = []
+        for layer, block in enumerate(self.blocks):
+            normed = block.norm_attention(tokens)
+            if num_new:
+                # Contiguous: a strided input would become one small product per draw instead of one large one.
+                grown.append(buffer.append(layer, *block.kv(normed[..., :num_new, :].contiguous())))
+            if num_new and block is self.blocks[-1]:  # of the last layer only the targets' output is wanted
+                tokens, normed = (t[..., num_new:, :].contiguous() for t in (tokens, normed))
+                query_len = prefix_len
+            buffer_kv = grown[layer] if num_new else buffer.stored(layer)
+            q = block.q(normed)  # (B, S, H, Q, h)
+            attended = attend(q, (cache.keys[layer], cache.values[layer]), buffer_kv, query_len, cache.context_len)
+            tokens = block.update(tokens, attended)
+        return tokens, buffer.extended(grown) if num_new else buffer

@@ -1,0 +1,160 @@
+"""Tokens from pairs and inputs: E_x, E_y, roles, buffer positions, latent locations, empty-context token (section 3).
+
+    context  E_x(x) + E_y(y) + role        buffer slot j  E_x(x) + E_y(y) + role + a(j)        target  E_x(x) + role
+
+E_x is an MLP with a linear skip over x and learned sines and cosines of it; E_y an MLP with a linear skip, of sines and
+cosines too where the configuration says so. A latent has a learned vector in place of E_x and an E_y of its own.
+Knows nothing of attention or of distributions.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.latents import standardisation
+
+CONTEXT, BUFFER, TARGET = range(3)
+MAX_Y_FREQUENCY = 16.0  # before training, radians per standard deviation of y
+
+
+class Embedder(nn.Module):
+    """Embeds pairs and inputs as tokens of width d.
+
+    An embedded input has d numbers, and its location (0 = an observation) behind them where there are latents.
+
+    Args:
+        config: Sizes, frequencies, latents and standardisation.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        dim_x, dim_y, width, hidden_width = config.dim_x, config.dim_y or 1, config.width, config.embedding_width
+        self.width, self.num_latents = width, config.num_latents
+        top, count = math.log10(config.max_frequency), config.num_frequencies
+        magnitudes = torch.logspace(math.log10(0.5), top, count).unsqueeze(-1)
+        self.frequencies = nn.Parameter(magnitudes * F.normalize(torch.randn(count, dim_x), dim=-1))
+        num_features = dim_x + 2 * count
+        self.x_in = nn.Linear(num_features, hidden_width)
+        self.x_out = nn.Linear(hidden_width, width)
+        self.x_skip = nn.Linear(num_features, width, bias=False)
+        y_features = dim_y
+        self.y_frequencies = None
+        if config.num_y_frequencies:
+            magnitudes = torch.logspace(0.0, math.log10(MAX_Y_FREQUENCY), config.num_y_frequencies).unsqueeze(-1)
+            directions = F.normalize(torch.randn(config.num_y_frequencies, dim_y), dim=-1)
+            self.y_frequencies = nn.Parameter(magnitudes * directions)
+            y_features = 2 * dim_y + 2 * config.num_y_frequencies
+        self.y_in = nn.Linear(y_features, hidden_width)
+        self.y_out = nn.Linear(hidden_width, width)
+        self.y_skip = nn.Linear(y_features, width, bias=False)
+        self.role = nn.Parameter(torch.randn(3, width) * 0.5)
+        self.slot = nn.Parameter(torch.randn(config.buffer_size, width) * 0.02)
+        self.empty_context = nn.Parameter(torch.randn(width) * 0.5)
+        if self.num_latents:
+            self.latent = nn.Parameter(torch.randn(self.num_latents, width) * 0.5)
+            self.latent_in = nn.Linear(2 * self.num_latents, hidden_width)
+            self.latent_out = nn.Linear(hidden_width, width)
+            self.latent_skip = nn.Linear(2 * self.num_latents, width, bias=False)
+            self.count_skip = nn.Linear(2, width, bias=False)
+        self.standardised_x = config.x_loc is not None and config.x_scale is not None
+        if self.standardised_x:
+            self.register_buffer("x_loc", torch.tensor(config.x_loc), persistent=False)
+            self.register_buffer("x_scale", torch.tensor(config.x_scale), persistent=False)
+        self.standardised_y = bool(config.latents) or (config.y_loc is not None and config.y_scale is not None)
+        if self.standardised_y:
+            loc, scale = standardisation(config.latents, dim_y, config.y_loc, config.y_scale)
+            self.register_buffer("y_loc", loc, persistent=False)  # (P + 1, D_y)
+            self.register_buffer("y_scale", scale, persistent=False)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """E_x: `(*batch, T, d)` of inputs `(*batch, T, D_x)`; with latents one column more, on both sides."""
+        with torch.autocast(x.device.type, enabled=False):  # bf16 phases and outcomes are coarser than the noise
+            if not self.num_latents:
+                return self._observed_inputs(x)
+            location = x[..., -1:]
+            latent = F.pad(self.latent, (0, 0, 1, 0))[location.squeeze(-1).long()]
+            embedded = torch.where(location > 0, latent, self._observed_inputs(x[..., :-1]))
+            return torch.cat([embedded, location], -1)
+
+    def _observed_inputs(self, x: Tensor) -> Tensor:
+        if self.standardised_x:
+            x = (x - self.x_loc) / self.x_scale
+        phase = x @ self.frequencies.mT  # (*batch, T, F)
+        features = torch.cat([x, torch.sin(phase), torch.cos(phase)], -1)
+        return self.x_out(F.gelu(self.x_in(features))) + self.x_skip(features)
+
+    def outcomes(self, y: Tensor, embedded_x: Tensor) -> Tensor:
+        """E_y: `(*batch, T, d)` of outcomes `(*batch, T, D_y)` at embedded inputs `(*batch, T, d)`."""
+        with torch.autocast(y.device.type, enabled=False):
+            if not self.standardised_y:
+                return self._observed_outcomes(_at_most(y, y))
+            loc, scale = self.standard(embedded_x)
+            y = _at_most((y - loc) / scale, y)
+            observed = self._observed_outcomes(y)
+            if not self.num_latents:
+                return observed
+            location = self.location(embedded_x)
+            which = (location.unsqueeze(-1) == torch.arange(1, self.num_latents + 1, device=y.device)).to(y.dtype)
+            which = which.expand(*y.shape[:-1], -1)
+            features = torch.cat([which * y[..., :1], which], -1)
+            latent = self.latent_out(F.gelu(self.latent_in(features))) + self.latent_skip(features)
+            return torch.where(location.unsqueeze(-1) > 0, latent, observed)
+
+    def _observed_outcomes(self, y: Tensor) -> Tensor:
+        if self.y_frequencies is not None:
+            squashed = torch.asinh(y)  # outcomes far out keep a moderate phase
+            phase = squashed @ self.y_frequencies.mT
+            y = torch.cat([y, squashed, torch.sin(phase), torch.cos(phase)], -1)
+        return self.y_out(F.gelu(self.y_in(y))) + self.y_skip(y)
+
+    def location(self, embedded_x: Tensor) -> Tensor:
+        """Locations `(*batch, T)` int64 of embedded inputs: 0 = an observation, p = the p-th latent number."""
+        if not self.num_latents:
+            return torch.zeros(embedded_x.shape[:-1], dtype=torch.int64, device=embedded_x.device)
+        return embedded_x[..., -1].long()
+
+    def standard(self, embedded_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale of the outcome at embedded inputs, each `(*batch, T, D_y)`."""
+        location = self.location(embedded_x)
+        return self.y_loc[location], self.y_scale[location]
+
+    def context(self, embedded_x: Tensor, y: Tensor) -> Tensor:
+        """Context tokens `(*batch, N, d)` of embedded inputs `(*batch, N, d)` and outcomes `(*batch, N, D_y)`."""
+        return embedded_x[..., : self.width] + self.outcomes(y, embedded_x) + self.role[CONTEXT]
+
+    def count(self, embedded_x: Tensor, context_len: Tensor | None = None) -> Tensor:
+        """What tells the tokens of a context how many observations it has, `(B, 1, d)`.
+
+        Softmax averages over exchangeable tokens cannot count them, but a posterior's width depends on their number.
+
+        Args:
+            embedded_x: `(B, N, d + 1)` embedded inputs, latents included.
+            context_len: `(B,)` int64, real tokens per task; `None` = all N.
+        """
+        observed = (self.location(embedded_x) == 0).sum(-1)
+        if context_len is not None:
+            observed = observed - (embedded_x.shape[-2] - context_len)  # padding looks like observations
+        number = (1 + observed).to(embedded_x.dtype)
+        return self.count_skip(torch.stack([number.log() - 3, number.rsqrt()], -1)).unsqueeze(-2)
+
+    def buffer(self, embedded_x: Tensor, y: Tensor, first_slot: int) -> Tensor:
+        """Buffer tokens `(*batch, T, d)` for slots `first_slot`, `first_slot + 1`, ... (counted from 0)."""
+        slots = self.slot[first_slot : first_slot + y.shape[-2]]
+        return embedded_x[..., : self.width] + self.outcomes(y, embedded_x) + self.role[BUFFER] + slots
+
+    def target(self, embedded_x: Tensor) -> Tensor:
+        """Target tokens `(*batch, M, d)` of embedded inputs `(*batch, M, d)`."""
+        return embedded_x[..., : self.width] + self.role[TARGET]
+
+
+def _at_most(standardised: Tensor, y: Tensor) -> Tensor:
+    """Standardised outcomes up to a limit, NaN where the outcome is infinite.
+
+    Beyond 1e15 (in float32) layer norms see the direction of a token only, so the limit stands for all that is larger;
+    but squares would overflow there, and targets read after one of density 0 would be NaN.
+    """
+    limit = torch.finfo(standardised.dtype).max ** 0.4
+    return standardised.clamp(-limit, limit).masked_fill(y.isinf(), torch.nan)

@@ -1,0 +1,51 @@
+"""From target features to the predictive of one target.
+
+Output dimensions are independent given what the target read. Computed in at least float32 whatever the features are.
+Knows nothing of contexts, buffers or orders.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_arbuf.network.predictives import GaussianMixture
+
+MIN_SD = 1e-3
+
+
+class GaussianMixtureHead(nn.Module):
+    """Features to a mixture of C Gaussians per output dimension.
+
+    Args:
+        width: Feature width d.
+        hidden_width: Hidden width of the MLP.
+        dim_y: Output dimensions D_y.
+        num_components: Components C.
+    """
+
+    def __init__(self, width: int, hidden_width: int, dim_y: int, num_components: int):
+        super().__init__()
+        self.dim_y = dim_y
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.hidden = nn.Linear(width, hidden_width)
+        self.out = nn.Linear(hidden_width, 3 * dim_y * num_components)
+        nn.init.normal_(self.out.weight, std=0.3 * hidden_width**-0.5)
+        with torch.no_grad():
+            bias = torch.zeros(3, dim_y, num_components)
+            bias[1] = torch.linspace(-1.0, 1.0, num_components) if num_components > 1 else 0.0
+            self.out.bias.copy_(bias.flatten())
+
+    def forward(self, features: Tensor) -> GaussianMixture:
+        """The predictive, batch shape `(*batch, M, D_y)`, of features `(*batch, M, d)`."""
+        with torch.autocast(features.device.type, enabled=False):
+            raw = self.out(F.gelu(self.hidden(self.norm(features.to(self.out.weight.dtype)))))
+            raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+            logits, means, scales = raw.unflatten(-1, (3, self.dim_y, -1)).unbind(-3)  # 3 x (*batch, M, D_y, C)
+            return GaussianMixture(F.log_softmax(logits, -1), means, F.softplus(scales) + MIN_SD)
+
+
+class GaussianHead(GaussianMixtureHead):
+    """Features to one Gaussian per output dimension (the paper's plain alternative)."""
+
+    def __init__(self, width: int, hidden_width: int, dim_y: int):
+        super().__init__(width, hidden_width, dim_y, num_components=1)

@@ -1,0 +1,170 @@
+"""Network = Embedder + Backbone + heads: contexts to keys and values, targets to predictives, batches to densities.
+
+Pure torch. Knows nothing of a user's arguments, of Contexts, of orders or of Pyro.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pyro_arbuf.network.backbone import Backbone
+from pyro_arbuf.network.cache import Buffer, BufferCache, ContextCache
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.embedding import Embedder
+from pyro_arbuf.network.heads import GaussianHead, GaussianMixtureHead
+from pyro_arbuf.network.predictives import GaussianMixture
+
+
+class Network(nn.Module):
+    """A set model with a causal autoregressive buffer, as training and inference see it.
+
+    Args:
+        config: Sizes, head and trained ranges.
+
+    Raises:
+        ValueError: If a location is so large that its scale is lost beside it.
+
+    Source:
+        Hassan et al. (2026), section 3.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        check_resolution(config, torch.get_default_dtype())
+        self.__dict__["config"] = config  # past the property, which cannot be set
+        dim_y = config.dim_y or 1
+        self.embedder = Embedder(config)
+        self.backbone = Backbone(config.width, config.num_layers, config.num_heads, config.mlp_width)
+        if config.head == "mixture":
+            self.head = GaussianMixtureHead(config.width, config.head_width, dim_y, config.num_components)
+        else:
+            self.head = GaussianHead(config.width, config.head_width, dim_y)
+        if config.latents:
+            self.latent_head = GaussianMixtureHead(config.width, config.head_width, 1, config.num_components)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes, head, standardisation and trained ranges: read-only, the weights and buffers were made for them."""
+        return self.__dict__["config"]
+
+    @config.setter
+    def config(self, config: ModelConfig) -> None:
+        raise AttributeError(
+            "net.config is read-only: the network's layers and standardisation were made from it, so a new one would "
+            "be ignored in part. Build a network of the new configuration and give it these weights: "
+            "other = ArBufferModel(config); other.load_state_dict(net.state_dict())"
+        )
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the latents, in the order of their locations; empty for a model without."""
+        return tuple(latent.name for latent in self.config.latents)
+
+    def encode(self, x: Tensor, y: Tensor, context_len: Tensor | None = None) -> ContextCache:
+        """Encodes contexts; where one has no pair, the empty-context token stands in.
+
+        Args:
+            x: `(B, N, D_x)`, zeros where padded.
+            y: `(B, N, D_y)`, zeros where padded.
+            context_len: `(B,)` int64, real pairs per task, the padding behind them; `None` = all N.
+
+        Returns:
+            Keys and values of every layer, of max(N, 1) tokens.
+        """
+        empty = self.embedder.empty_context
+        if x.shape[1] == 0:
+            return self.backbone.encode_context(empty.expand(x.shape[0], 1, -1))
+        embedded_x = self.embedder.inputs(x)
+        tokens = self.embedder.context(embedded_x, y)
+        if self.config.latents:
+            tokens = tokens + self.embedder.count(embedded_x, context_len)
+        if context_len is not None:
+            first = torch.arange(x.shape[1], device=x.device) == 0
+            tokens = torch.where(((context_len == 0)[:, None] & first)[..., None], empty, tokens)
+            context_len = context_len.clamp(min=1)
+        return self.backbone.encode_context(tokens, context_len)
+
+    def predict(
+        self,
+        cache: ContextCache,
+        buffer: Buffer,
+        pairs: tuple[Tensor, Tensor] | None,
+        embedded_target: Tensor,
+        prefix_len: Tensor | None = None,
+    ) -> tuple[GaussianMixture, Buffer]:
+        """Appends pairs to the buffer and predicts targets from the context and a prefix of the buffer.
+
+        Args:
+            cache: The encoded context.
+            buffer: The buffer so far.
+            pairs: Embedded inputs `(B, S or 1, T, d)` and outcomes `(B, S, T, D_y)` that enter; `None` = none.
+            embedded_target: E_x of the targets, `(B, S or 1, M, d)`.
+            prefix_len: int64 `(M,)` or `(B, M)`; `None` = the whole buffer.
+
+        Returns:
+            The predictive, batch shape `(B, S, M, D_y)`, and the longer buffer.
+        """
+        entering = None if pairs is None else self.embedder.buffer(*pairs, buffer.num_slots)
+        target_tokens = self.embedder.target(embedded_target)
+        features, buffer = self.backbone.read(cache, buffer, entering, target_tokens, prefix_len)
+        return self._predictive(features, embedded_target), buffer
+
+    def _predictive(self, features: Tensor, embedded_target: Tensor) -> GaussianMixture:
+        """The predictive in the user's units; unconstrained ones at a latent, whose one number is dimension 0."""
+        predictive = self.head(features)
+        if not self.embedder.standardised_y:
+            return predictive
+        if self.config.latents:
+            at_latent = (self.embedder.location(embedded_target) > 0).unsqueeze(-1)
+            own = self.latent_head(features)  # (B, S, M, 1)
+            own = own if self.config.dim_y in (None, 1) else own.padded(self.config.dim_y)
+            predictive = predictive.replaced(at_latent, own)
+        return predictive.affine(*self.embedder.standard(embedded_target))
+
+    def forward(
+        self,
+        x_context: Tensor,
+        y_context: Tensor,
+        x_buffer: Tensor,
+        y_buffer: Tensor,
+        x_target: Tensor,
+        y_target: Tensor,
+        prefix_len: Tensor,
+    ) -> Tensor:
+        """Teacher-forced log densities: the training forward, the same functions as everything else.
+
+        Args:
+            x_context: `(B, N, D_x)`.
+            y_context: `(B, N, D_y)`.
+            x_buffer: `(B, K, D_x)`.
+            y_buffer: `(B, K, D_y)`.
+            x_target: `(B, M, D_x)`.
+            y_target: `(B, M, D_y)`.
+            prefix_len: int64 `(M,)` or `(B, M)`.
+
+        Returns:
+            `(B, M)` nats per target.
+        """
+        cache = self.encode(x_context, y_context)
+        pairs = (self.embedder.inputs(x_buffer)[:, None], y_buffer[:, None]) if x_buffer.shape[1] else None
+        embedded_target = self.embedder.inputs(x_target)[:, None]
+        predictive, _ = self.predict(cache, BufferCache(), pairs, embedded_target, prefix_len)
+        return predictive.log_prob(y_target[:, None]).sum(-1).squeeze(1)  # (B, M)
+
+
+def check_resolution(config: ModelConfig, dtype: torch.dtype) -> None:
+    """Checks that a network's numbers can hold what it was made for, beside its location.
+
+    Raises:
+        ValueError: If a scale is below 1e-5 of its location (in float32): data would lose their second digit.
+    """
+    least = 1e-5 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    pairs = {"x": (config.x_loc, config.x_scale), "y": (config.y_loc, config.y_scale)}
+    pairs |= {f"latent {latent.name!r}": (latent.loc, latent.scale) for latent in config.latents}
+    for name, (locs, scales) in pairs.items():
+        for loc, scale in zip(locs or (), scales or (), strict=True) if locs and scales else ():
+            if scale < least * abs(loc):
+                raise ValueError(
+                    f"the scale of {name} must be at least {least:.1g} of its location, or {dtype} cannot tell values "
+                    f"apart; got location {loc:.10g} and scale {scale:.4g}; subtract the location from the data before "
+                    "they are given, in float64, and make the network for what is left: densities are unchanged"
+                )

@@ -1,0 +1,173 @@
+"""amortize: a Pyro program to one trained network of its posterior, likelihood, predictive and evidence."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_arbuf.checkpoint import CONFIG, save
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.priors.recipes import PROGRAMS
+from pyro_arbuf.programs.configuration import PROGRAM_FIELDS, program_config
+from pyro_arbuf.programs.program_batches import draw_program_batch, make_bank, program_validation
+from pyro_arbuf.programs.reports import describe_training, training_report
+from pyro_arbuf.programs.simulator import Program, Simulator
+from pyro_arbuf.random_state import seeded
+from pyro_arbuf.training.loop import TrainingState, fit
+from pyro_arbuf.training.run_state import read_record
+
+DEFAULT_MINUTES = 8.0
+TARGETS = 32  # fresh trials per data set and step
+STATE = "state.safetensors"
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def amortize(
+    program: Program,
+    inputs: Callable[[int], Tensor] | None = None,
+    latents: Sequence[str] | None = None,
+    outcome: str = "y",
+    num_context: tuple[int, int] = (0, 100),
+    minutes: float | None = None,
+    steps: int | None = None,
+    num_simulations: int | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    batch_size: int | None = None,
+    report: bool = True,
+    **sizes: Any,
+) -> ArBufferModel:
+    """Trains a network on simulations of a Pyro program, with a progress bar and a final report.
+
+    Before training it prints what will be trained: latents, sites integrated out, outcome, inputs, ranges.
+
+    The program samples its latents, then the outcome of n exchangeable trials at inputs x `(n, D_x)`; it needs no
+    density. One network then gives the posterior (`ArBufferPosterior`), the likelihood (`ArBufferMarginals` with the
+    latents given), predictions (`ArBufferJoint`) and the evidence (`log_evidence`).
+
+    Args:
+        program: The program.
+        inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
+            constant 0).
+        latents: Sites whose posterior is wanted; others are integrated out. `None` = all continuous sites outside
+            plates.
+        outcome: The site of the outcome.
+        num_context: Range (0, n) of the number of trials; (0, 1) for a program of one observation.
+        minutes: Training time; 8 where neither `minutes` nor `steps` is given.
+        steps: Number of steps; with both limits, whichever is reached first.
+        num_simulations: Trains on a fixed set of so many data sets; `None` = new ones in every step.
+        folder: Where the network and the state of the run are kept, written every few minutes; `None` = nowhere.
+        resume: Continue the run in `folder`.
+        seed: Seed of weights and simulations.
+        batch_size: Data sets per step; `None` = 32, and 128 for a program of one observation.
+        report: Whether calibration, what was learned beyond the prior, and self-consistency are measured and printed at
+            the end, with a verdict.
+        **sizes: Fields of `ModelConfig`, e.g. `width=128`.
+
+    Returns:
+        The network, frozen, in eval mode, on the CPU; its `simulator` is the program.
+
+    Raises:
+        ValueError: If the program cannot be amortised, an argument breaks its rule, or `folder` holds a network.
+        RuntimeError: If training diverges.
+    """
+    if resume and folder is None:
+        raise ValueError("resume=True needs the folder of the run; got folder=None")
+    if folder is not None and not resume and (Path(folder) / CONFIG).exists():
+        raise ValueError(
+            f"folder must hold no network yet, which a new run would replace; got {folder}; use resume=True to go on "
+            "with the run in it, or another folder"
+        )
+    if minutes is None and steps is None:
+        minutes = DEFAULT_MINUTES
+    _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if resume and not (Path(folder) / STATE).exists():
+            raise ValueError(f"resume=True needs the state of a run; there is none in {folder}; start without resume")
+    simulator = Simulator(program, inputs, latents, outcome)
+    name = getattr(program, "__name__", type(program).__name__)
+    if name in PROGRAMS and PROGRAMS[name].program is not program:
+        name = f"{getattr(program, '__module__', 'user')}.{name}"  # a shipped network's program it is not
+    config = program_config(simulator, num_context, name, **sizes)
+    if resume:
+        config = _with_statistics_of(config, Path(folder) / STATE)
+    print(describe_training(simulator, config, minutes, steps, num_simulations))
+    source = simulator
+    if num_simulations is not None:
+        trials = max(1, num_context[1]) if simulator.single else num_context[1] + config.buffer_size + TARGETS
+        source = make_bank(simulator, num_simulations, trials, seed)
+    with seeded(seed):
+        model = ArBufferModel(config)
+    model.simulator = simulator
+
+    def keep(state: TrainingState) -> None:
+        if folder is not None:
+            save(model, folder, state.best_weights)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        state = fit(
+            model,
+            source,
+            Path(folder or scratch) / STATE,
+            minutes=minutes,
+            steps=steps,
+            batch_size=(128 if simulator.single else 32) if batch_size is None else batch_size,
+            num_targets=TARGETS,
+            seed=seed,
+            resume=resume,
+            on_checkpoint=keep,
+            draw=draw_program_batch,
+            tasks=program_validation(source, config),
+        )
+    model.load_state_dict(state.best_weights)
+    model.cpu().eval().requires_grad_(False)
+    if report:
+        print(training_report(model, state.best_score, state.steps, state.history, folder))
+    return model
+
+
+def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:
+    """A configuration with the locations, scales and ranges of the run that it continues.
+
+    They are estimated from simulations, which differ from call to call where the program has a generator of its own.
+    """
+    begun = ModelConfig.from_json(read_record(state_path).get("setup", {}).get("config", "{}"))
+    names = ["x_range", "y_range"]
+    names += ["x_loc", "x_scale"] if begun.dim_x == config.dim_x else []
+    names += ["y_loc", "y_scale"] if begun.dim_y == config.dim_y else []
+    before, now = ([dataclasses.replace(each, loc=None, scale=None) for each in c.latents] for c in (begun, config))
+    names += ["latents"] if before == now else []  # what differs otherwise is for `fit` to name
+    return dataclasses.replace(config, **{field: getattr(begun, field) for field in names})
+
+
+def _check_arguments(
+    program: object,
+    inputs: object,
+    minutes: object,
+    steps: object,
+    num_simulations: object,
+    seed: object,
+    batch_size: object,
+    sizes: dict[str, Any],
+) -> None:
+    """Raises ValueError before any simulation."""
+    for name, value in {"program": program, "inputs": inputs}.items():
+        if not callable(value) and not (name == "inputs" and value is None):
+            raise ValueError(f"{name} must be a function; got {type(value).__name__}")
+    if minutes is not None and (not isinstance(minutes, int | float) or not minutes > 0):
+        raise ValueError(f"minutes must be a positive number; got {minutes!r}")
+    least = {"steps": (steps, 1), "num_simulations": (num_simulations, 2), "batch_size": (batch_size, 1)}
+    for name, (value, low) in (least | {"seed": (seed, 0)}).items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+            raise ValueError(f"{name} must be an integer of at least {low}; got {value!r}")
+    free = {field.name for field in dataclasses.fields(ModelConfig)} - PROGRAM_FIELDS
+    if not set(sizes) <= free:
+        raise ValueError(f"sizes must be among {sorted(free)}; got {sorted(set(sizes) - free)}")

@@ -1,0 +1,187 @@
+"""From a Pyro program to the configuration of its network, and from a network back to its program."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.latents import Latent, rounded
+from pyro_arbuf.priors.recipes import PROGRAMS
+from pyro_arbuf.programs.simulator import NUM_FOR_SCALES, Program, Simulator, check_resolution, rounded_all
+from pyro_arbuf.random_state import seeded
+
+PROGRAM_FIELDS = {"dim_x", "dim_y", "prior", "x_range", "y_range", "num_context", "num_targets", "latents", "outcome"}
+PROGRAM_FIELDS |= {"x_loc", "x_scale", "y_loc", "y_scale", "evidence_rmse"}  # not for the user to choose
+KEPT_TRIALS = 8  # of a data set whose outcomes are standardised
+NUM_FOR_RANGES = 256  # data sets
+MOST_NUMBERS = 10**6  # in memory at a time
+SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "num_y_frequencies": 16, "max_frequency": 8.0}
+
+
+def simulator_of(name: str) -> Simulator:
+    """The simulator of a shipped program.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in PROGRAMS:
+        raise ValueError(f"name must be one of {list(PROGRAMS)}; got {name!r}")
+    return Simulator(PROGRAMS[name].program, PROGRAMS[name].inputs)
+
+
+def find_simulator(net: ArBufferModel, program: Program | Simulator | None = None) -> Simulator:
+    """The simulator of a network: a given one, of a given program, of the one it was amortised from, or a shipped one.
+
+    Raises:
+        ValueError: If none of them is known, or it does not fit the network, or a given program comes without the
+            inputs it needs.
+    """
+    config = net.config
+    if not config.latents:
+        raise ValueError("net must have latents; got a network without; amortize a program")
+    if isinstance(program, Simulator):
+        simulator = program
+    elif program is not None:
+        known = [net.simulator.inputs] if net.simulator is not None else []
+        known = [recipe.inputs for recipe in PROGRAMS.values() if recipe.program is program] + known
+        if not known and (config.dim_x > 1 or config.x_range != (0.0, 0.0)):
+            raise ValueError(
+                f"the network was trained with inputs (dim_x = {config.dim_x}, x_range = {config.x_range}), and a "
+                "program alone does not say how to draw them; pass program=pyro_arbuf.Simulator(program, inputs)"
+            )
+        simulator = Simulator(program, known[0] if known else None, net.latents, config.outcome)
+    elif net.simulator is not None:
+        simulator = net.simulator
+    elif config.prior in PROGRAMS:
+        simulator = simulator_of(config.prior)
+    else:
+        raise ValueError(
+            f"the program of this network is not known (config.prior = {config.prior!r}); set net.simulator = "
+            "pyro_arbuf.Simulator(program, inputs)"
+        )
+    check_program(simulator, config)
+    return simulator
+
+
+def check_program(simulator: Simulator, config: ModelConfig) -> None:
+    """Raises ValueError if a program's latents, inputs or outcome are not those of a network; names the difference."""
+    names, wanted = ([latent.name for latent in each.latents] for each in (simulator, config))
+    if names != wanted:
+        raise ValueError(
+            f"the program must have the network's latents in its order, {wanted}; got {names}; choose them by "
+            f"pyro_arbuf.Simulator(program, inputs, latents={wanted}), or rename the sites of the program"
+        )
+    for got, want in zip(simulator.latents, config.latents, strict=True):
+        if (got.shape, _support(got)) != (want.shape, _support(want)):
+            raise ValueError(
+                f"the program must have the network's latents: {want.name!r} must have shape {want.shape} and be "
+                f"{_support(want)}; got shape {got.shape}, {_support(got)}; use the program it was trained on"
+            )
+    if simulator.dim_x != config.dim_x:
+        raise ValueError(
+            f"the program must have inputs of {config.dim_x} columns, as the network; got {simulator.dim_x}; give "
+            "those by pyro_arbuf.Simulator(program, inputs)"
+        )
+    outcomes = ["a number" if each.dim_y is None else f"a vector of {each.dim_y}" for each in (simulator, config)]
+    if outcomes[0] != outcomes[1]:
+        raise ValueError(
+            f"the program's outcome must be {outcomes[1]}, as the network's; got {outcomes[0]}; use the program that "
+            "the network was trained on"
+        )
+
+
+def _support(latent: Latent) -> str:
+    """A support in words."""
+    if latent.simplex:
+        return "a probability vector"
+    low, high = latent.lower, latent.upper
+    if low is None and high is None:
+        return "any real number"
+    if low is not None and high is not None:
+        return f"between {low} and {high}"
+    return f"above {low}" if high is None else f"below {high}"
+
+
+def program_config(simulator: Simulator, num_context: tuple[int, int], prior: str = "", **sizes: Any) -> ModelConfig:
+    """The configuration of a model of a program: its latents, standardisation and ranges, from prior simulations.
+
+    Args:
+        simulator: The program.
+        num_context: Trained range of the number of trials N.
+        prior: Name of the program.
+        **sizes: Fields of `ModelConfig`.
+
+    Raises:
+        ValueError: If `num_context` is no range from 0, or exceeds 1 for a program of one observation, or the latents
+            do not fit into the buffer.
+    """
+    integers = isinstance(num_context, tuple) and [type(number) for number in num_context] == [int, int]
+    if not integers or num_context[0] != 0 or num_context[1] < 1 or (simulator.single and num_context[1] > 1):
+        rule = "(0, 1) for a program of one observation" if simulator.single else "(0, n) with n >= 1"
+        raise ValueError(f"num_context must be {rule}; got {num_context}")
+    measured = _measure(simulator, num_context[1])
+    num_latents = sum(latent.size for latent in simulator.latents)
+    fields = SIZES | {"buffer_size": max(16, num_latents)} | sizes
+    if fields["buffer_size"] < num_latents:
+        raise ValueError(f"buffer_size must hold all {num_latents} latent numbers; got {fields['buffer_size']}")
+    return ModelConfig(
+        dim_x=simulator.dim_x,
+        dim_y=simulator.dim_y,
+        prior=prior,
+        num_context=num_context,
+        num_targets=(1, num_context[1]),
+        latents=simulator.latents,
+        outcome=simulator.outcome,
+        **measured,
+        **fields,
+    )
+
+
+def _measure(simulator: Simulator, num_trials: int) -> dict[str, tuple[float, ...]]:
+    """Location, scale and range of inputs (moments) and outcomes (quantiles) at a number of trials.
+
+    Outcomes are those of a few trials of each data set, from the first to the last. What is in memory at a time is
+    bounded, whatever the number of trials.
+    """
+    numbers = num_trials * max(simulator.dim_x, simulator.dim_y or 1)
+    num_datasets = min(NUM_FOR_SCALES[simulator.mode], max(MOST_NUMBERS // numbers, NUM_FOR_RANGES))
+    kept = torch.linspace(0, num_trials - 1, min(num_trials, KEPT_TRIALS)).round().long()
+    with seeded(0):
+        sizes = [len(part) for part in torch.arange(num_datasets).split(max(1, min(128, MOST_NUMBERS // numbers)))]
+        drawn = torch.cat([simulator.draw(size, num_trials).y[:, kept] for size in sizes]).double()
+        x = [
+            simulator.inputs(num_trials).double() for _ in range(max(16, min(NUM_FOR_RANGES, MOST_NUMBERS // numbers)))
+        ]
+    x, y = torch.cat(x), drawn.flatten(0, 1)
+    x_loc, x_scale = x.mean(0), x.std(0, correction=0)
+    x_scale = torch.where(x_scale > 1e-12 * x_loc.abs(), x_scale, 1.0)
+    y_loc, y_scale = _middle_and_scale(y)
+    check_resolution("each column of the inputs", x_loc, x_scale)
+    check_resolution(f"the outcome {simulator.outcome!r}", y_loc, y_scale)
+    low, high = x.min().item(), x.max().item()
+    margin = 0.01 * (high - low)  # so that the ends of the inputs' range do not lie outside by chance
+    few = drawn[:NUM_FOR_RANGES]
+    middle = few.median().item()
+    spread = (few - middle).abs().max().item()
+    return {
+        "x_loc": rounded_all(x_loc, x_scale),
+        "x_scale": rounded_all(x_scale),
+        "y_loc": rounded_all(y_loc, y_scale),
+        "y_scale": rounded_all(y_scale),
+        "x_range": tuple(rounded(end, high - low, 4) for end in (low - margin, high + margin)),
+        "y_range": tuple(rounded(end, spread) for end in (middle - 2 * spread, middle + 2 * spread)),
+    }
+
+
+def _middle_and_scale(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Median and scale of each column: of the quartiles, unless the tails of 90 % are more than 5 times as wide.
+
+    Numbers beyond do not count, so that heavy tails leave the scale alone; where most numbers are equal, it is the
+    standard deviation.
+    """
+    low, first, middle, third, high = torch.quantile(y[:50_000], y.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95]), 0)
+    scale = torch.maximum((third - first) / 1.349, 0.2 * (high - low) / 3.29)  # of a Gaussian, its sd and 0.2 of it
+    scale = torch.where(scale > 0, scale, y.std(0))
+    return middle, torch.where(scale > 0, scale, 1.0)

@@ -1,0 +1,194 @@
+"""What a program's user should know before training: what is integrated out, and which trials depend on each other.
+
+Read from traces where they tell; measured on simulations where they do not. Knows nothing of models.
+"""
+
+import contextlib
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_arbuf.programs.inspect import fixed_plates, is_of_trials, may_be_latent, program_sites
+from pyro_arbuf.programs.runs import FAILURES, Mode, ProgramRuns
+from pyro_arbuf.programs.vectorization import NUM_TRIALS, log_densities
+from pyro_arbuf.random_state import seeded
+
+NUM_GROUPS = 8  # of data sets with the same latents and inputs
+GROUP_SIZE: dict[Mode, int] = {"inputs": 128, "datasets": 128, "loop": 16}
+NUM_CHANGES = 8  # values of a site that are tried
+JOINT = "measure the likelihood by ArBufferJoint, which needs no independence"
+WRONG = (
+    "the posterior is right, but the likelihood by ArBufferMarginals with the latents given, and what rests on it, "
+    "takes the trials for independent"
+)
+
+
+def program_notes(
+    runs: ProgramRuns,
+    traces: Sequence[Trace],
+    num_trials: Sequence[int],
+    mode: Mode,
+    single: bool,
+    all_continuous: bool,
+) -> tuple[str, ...]:
+    """What was found, each a sentence with a remedy.
+
+    Args:
+        runs: The program.
+        traces: Of single runs.
+        num_trials: Of each of them.
+        mode: How many data sets are run at once.
+        single: Whether a data set is one observation.
+        all_continuous: Whether the latents are all continuous sites outside plates, as the user named none.
+    """
+    notes = []
+    latents = [latent.name for latent in runs.latents]
+    rest = dict.fromkeys(name for trace in traces for name in program_sites(trace))
+    rest = [name for name in rest if name not in (*latents, runs.outcome)]
+    shared = [name for name in rest if single or not is_of_trials(name, traces, num_trials)]
+    for name in shared if all_continuous else ():
+        for plate, size in fixed_plates(name, traces).items():
+            notes.append(
+                f"Site {name!r} is inside the plate {plate!r} of fixed size {size}, so it is integrated out and has "
+                f"no posterior; to have one, draw it outside the plate with .expand([{size}]).to_event(1)."
+            )
+    if not single:
+        notes += _trial_notes(runs, shared, {name for name in shared if may_be_latent(name, traces)}, mode)
+    if runs.dim_y is not None and runs.dim_y > 1:
+        notes.append(
+            f"The outcome {runs.outcome!r} has {runs.dim_y} dimensions, which the network predicts as independent of "
+            "each other given the context: likelihoods, predictions and evidence are wrong where they are correlated; "
+            "rely on the posterior alone, or make the outcome one number per trial."
+        )
+    return tuple(notes)
+
+
+def _trial_notes(runs: ProgramRuns, shared: Sequence[str], possible: Collection[str], mode: Mode) -> list[str]:
+    """Notes on trials that depend on each other given the latents, or on their order.
+
+    Args:
+        runs: The program.
+        shared: Sites that are integrated out and not one value per trial.
+        possible: Those of them that can be latents as they are.
+        mode: How many data sets are run at once.
+    """
+    notes = []
+    with seeded(0):
+        common = [name for name in shared if _matters(runs, name, shared)]
+        replicates = _replicates(runs, mode)
+    if common:
+        names, one = ", ".join(map(repr, common)), len(common) == 1
+        it = "it" if one else "them"
+        plate = f"make {it} continuous, with .expand([d]).to_event(1) in place of a plate, and "
+        remedy = f"{'' if possible >= set(common) else plate}name {it} among latents=[...], or {JOINT}"
+        notes.append(
+            f"{'Site' if one else 'Sites'} {names} {'is' if one else 'are'} integrated out but shared by all trials of "
+            f"a data set, which so depend on each other given the latents: {WRONG}; {remedy}."
+        )
+    elif correlation := _correlation(replicates):
+        notes.append(
+            f"The trials of a data set depend on each other given the latents (rank correlation {correlation:.2f}), "
+            f"although no site that is integrated out says why: {WRONG}; draw what they share by pyro.sample and name "
+            f"it among latents=[...], or {JOINT}."
+        )
+    if _order_matters(replicates):
+        notes.append(
+            "The trials are not exchangeable: with the inputs in reverse order, the outcomes at the same inputs had "
+            "another law, but the network ignores the order of trials; give what tells trials apart, such as their "
+            "index, as a column of x."
+        )
+    return notes
+
+
+def _matters(runs: ProgramRuns, name: str, shared: Sequence[str]) -> bool:
+    """Whether a shared site changes the law of some trial, all other sites held fixed.
+
+    It is taken to do so where a density that would tell is missing.
+    """
+    skipped = {*shared, *(latent.name for latent in runs.latents)}
+    for seed in range(NUM_CHANGES):
+        with contextlib.suppress(*FAILURES):
+            x = runs.inputs(NUM_TRIALS)
+            one, other = (program_sites(runs.run(x)) for _ in range(2))
+            if name not in one or name not in other:
+                return True
+            fixed, found = {known: site["value"] for known, site in one.items()}, []
+            for value in (fixed[name], other[name]["value"]):
+                with seeded(seed):
+                    sites = program_sites(runs.run(x, given=fixed | {name: value}))
+                found.append(log_densities({known: site for known, site in sites.items() if known not in skipped}))
+            before, after = found
+            told = runs.outcome in before and bool(torch.isfinite(before[runs.outcome]).all())
+            if not told or before.keys() != after.keys():
+                return True
+            if any(not torch.equal(before[known], after[known]) for known in before):
+                return True
+    return False
+
+
+class _Replicates(NamedTuple):
+    """Outcomes `(R, n, D_y)` at the same latents, trial by trial at the same inputs.
+
+    Attributes:
+        forward: With the inputs in their own order.
+        backward: With the inputs in reverse order, put back.
+    """
+
+    forward: Tensor
+    backward: Tensor
+
+
+def _replicates(runs: ProgramRuns, mode: Mode) -> list[_Replicates]:
+    """Several groups of data sets; those that fail are left out, as are data sets with numbers that are not finite."""
+    found, size = [], GROUP_SIZE[mode]
+    for _ in range(NUM_GROUPS):
+        with contextlib.suppress(*FAILURES):
+            x = runs.inputs(NUM_TRIALS)
+            trace = runs.run(x)
+            values = {s.name: trace.nodes[s.name]["value"].expand(size, *s.shape) for s in runs.latents}
+            many = x.expand(size, *x.shape)
+            pair = (runs.outcomes(values, many, mode), runs.outcomes(values, many.flip(1), mode).flip(1))
+            kept = [y[torch.isfinite(y).flatten(1).all(1)].double() for y in pair]
+            if min(map(len, kept)) >= size // 2:
+                found.append(_Replicates(*kept))
+    return found
+
+
+def _ranks(y: Tensor) -> Tensor:
+    """Ranks `(2, R, n, D_y)` of the outcomes of a trial and of their distances from its median, ties in the middle."""
+    y = torch.stack([y, (y - y.median(0).values).abs()]).movedim(1, -1).contiguous()
+    ordered = y.sort(-1).values
+    ranks = torch.searchsorted(ordered, y).double() + torch.searchsorted(ordered, y, right=True).double()
+    return (0.5 * ranks).movedim(-1, 1)
+
+
+def _correlation(replicates: Sequence[_Replicates]) -> float:
+    """The largest mean rank correlation of two trials, of neighbours or of all; 0 within 5 standard errors of it."""
+    found, count = [], 0
+    for y in (y for pair in replicates for y in pair):
+        z = _ranks(y)
+        z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True).clamp(min=1e-12)  # (2, R, n, D_y)
+        n = z.shape[2]
+        pairs = ((z.sum(2) ** 2 - (z**2).sum(2)) / (n * (n - 1))).mean(1)
+        found.append(torch.stack([(z[:, :, 1:] * z[:, :, :-1]).mean((1, 2)), pairs]))  # (2, 2, D_y)
+        count += len(y)
+    if not found:
+        return 0.0
+    error = torch.tensor([1 / (n - 1), 2 / (n * (n - 1))], dtype=torch.float64).div(count).sqrt()[:, None, None]
+    mean = torch.stack(found).mean(0)
+    mean = torch.where(mean.abs() > 5 * error, mean, 0.0).flatten()
+    return mean[mean.abs().argmax()].item()
+
+
+def _order_matters(replicates: Sequence[_Replicates]) -> bool:
+    """Whether some trial's outcomes have another law where the inputs are in reverse order."""
+    squares = []
+    for forward, backward in replicates:
+        one, other = _ranks(torch.cat([forward, backward])).split([len(forward), len(backward)], 1)
+        error = one.var(1) / len(forward) + other.var(1) / len(backward)
+        squares.append((one.mean(1) - other.mean(1)) ** 2 / error.clamp(min=1e-12))
+    count = len(squares)
+    return bool(squares) and bool((sum(squares) > count + 8 * (2 * count) ** 0.5).any())

@@ -1,0 +1,183 @@
+"""What `amortize` says: before training what will be trained, afterwards what was learned, with one verdict."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.calibration import Calibration, calibrate
+from pyro_arbuf.programs.configuration import find_simulator
+from pyro_arbuf.programs.evidence import self_consistency, subset_gap
+from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.random_state import seeded
+
+REPORT_DATASETS = 200
+HARDLY_NARROWER, HARDLY_ANY_GAIN = 0.9, 0.05  # of the prior's standard deviation; nats
+SMALLEST_P = 0.01
+STILL_RISING = 0.01  # nats per target over the last third of a run
+
+
+def describe_training(
+    simulator: Simulator, config: ModelConfig, minutes: float | None, steps: int | None, num_simulations: int | None
+) -> str:
+    """What will be trained, as a few lines of text.
+
+    Args:
+        simulator: The program.
+        config: Of the network.
+        minutes: Limit of the training; `None` = none.
+        steps: Likewise.
+        num_simulations: Size of a fixed set of simulations; `None` = new ones in every step.
+    """
+    numbers = "one number" if config.dim_y is None else f"a vector of {config.dim_y}"
+    outcome = f"{config.outcome}, {numbers} per {'data set (one observation)' if simulator.single else 'trial'}"
+    columns = f"{config.dim_x} column{'s' if config.dim_x > 1 else ''}"
+    constant = config.x_range is not None and config.x_range[0] == config.x_range[1]
+    limits = [f"{limit:g} {unit}" for limit, unit in ((minutes, "minutes"), (steps, "steps")) if limit is not None]
+    simulated = "new data sets in every step" if num_simulations is None else f"{num_simulations} fixed data sets"
+    lines = {
+        "latents": "; ".join(_describe_latent(latent) for latent in config.latents),
+        "integrated out": ", ".join(simulator.integrated_out) or "no site",
+        "outcome": outcome,
+        "inputs": f"{columns}, constant" if constant else f"{columns} in {_show_range(config.x_range)}",
+        "simulated": simulator.mode_reason,
+        "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
+        f"{_show_range(config.y_range)}",
+        "training": f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}, on {simulated}",
+    }
+    notes = [f"  note: {note}" for note in simulator.notes]
+    return "\n".join([f"amortize {config.prior}:", *(f"  {name}: {text}" for name, text in lines.items()), *notes])
+
+
+def _describe_latent(latent: Latent) -> str:
+    size = math.prod(latent.shape)
+    if latent.simplex:
+        support = ", a probability vector"
+    elif latent.lower is not None and latent.upper is not None:
+        support = f" between {latent.lower:g} and {latent.upper:g}"
+    elif latent.lower is not None:
+        support = f" above {latent.lower:g}"
+    else:
+        support = "" if latent.upper is None else f" below {latent.upper:g}"
+    return f"{latent.name}, {'one number' if not latent.shape else f'{size} numbers {latent.shape}'}{support}"
+
+
+def _show_range(ends: tuple[float, float] | None) -> str:
+    return "no declared range" if ends is None else f"{ends[0]:g} to {ends[1]:g}"
+
+
+def rise_at_the_end(history: Sequence[Mapping[str, float]]) -> float | None:
+    """How far the best validation density of the last third of a run lies above the best before, nats per target.
+
+    Args:
+        history: What `fit` returns as history; of fewer than three validations nothing can be said, and the result is
+            `None`.
+    """
+    scores = [entry["validation"] for entry in history]
+    before = len(scores) - math.ceil(len(scores) / 3)
+    return None if len(scores) < 3 else max(scores[before:]) - max(scores[:before])
+
+
+def verdict(checked: Calibration, rise: float | None, train_longer: str) -> str:
+    """One line in plain words: whether the posterior learned from the data, is calibrated, and was still improving.
+
+    Args:
+        checked: What `calibrate` returns.
+        rise: What `rise_at_the_end` returns.
+        train_longer: How.
+    """
+    gain, error = _mean_and_error(checked.gain)
+    pairs = zip(checked.names, checked.contraction.tolist(), checked.marginal_gain.tolist(), strict=True)
+    wide = {n: c for n, c, g in pairs if c > HARDLY_NARROWER and g < HARDLY_ANY_GAIN}
+    why = "the data say little about it, or the network has not learned it"
+    found = []
+    if not gain > max(HARDLY_ANY_GAIN, 2 * error):
+        found.append(
+            "The posterior is no better than the prior: the true latents are not more likely under it; the data say "
+            "little about them, or the network has not learned it."
+        )
+    elif wide:
+        names = ", ".join(f"{name!r} ({share:.0%} of the prior's sd)" for name, share in wide.items())
+        found.append(f"The posterior of {names} is hardly narrower than the prior: {why}.")
+    if checked.p_value < SMALLEST_P:
+        found.append(f"The posterior is not calibrated: its ranks are not uniform (p = {checked.p_value:.2g}).")
+    if rise is not None and rise > STILL_RISING:
+        found.append("The validation density was still improving.")
+    if not found:
+        return "The posterior is calibrated and learned from the data."
+    return " ".join([*found, f"To train longer: {train_longer}."])
+
+
+def _mean_and_error(values: torch.Tensor) -> tuple[float, float]:
+    values = values.double()
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+def training_report(
+    net: ArBufferModel,
+    validation: float,
+    steps: int,
+    history: Sequence[Mapping[str, float]] = (),
+    folder: str | Path | None = None,
+) -> str:
+    """What was learned, as a few lines of text; the last is the verdict.
+
+    Args:
+        net: The network, with its simulator.
+        validation: Its validation density, nats per target.
+        steps: Of its training.
+        history: What `fit` returns as history.
+        folder: Where the state of the run is kept; `None` = nowhere.
+    """
+    simulator, num_trials = find_simulator(net), max(1, net.config.num_context[1])
+    rise = rise_at_the_end(history)
+    last_third = "" if rise is None else f", {rise:+.3f} in the last third of the run"
+    more = f"folder={str(folder)!r}, resume=True" if folder is not None else "folder=..., and then resume=True"
+    more = f"amortize(..., {more}) with more minutes or steps"
+
+    def calibration() -> tuple[str, str]:
+        checked = calibrate(net, REPORT_DATASETS)
+        worst = (checked.coverage - torch.tensor(checked.levels)[:, None]).abs().max().item()
+        gain, error = _mean_and_error(checked.gain)
+        pairs = zip(checked.names, checked.contraction.tolist(), strict=True)
+        text = (
+            f", {REPORT_DATASETS} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage off by "
+            f"at most {worst:.3f}\nposterior sd / prior sd: {', '.join(f'{name} {part:.2f}' for name, part in pairs)}\n"
+            f"log density of the true latents above the prior's: {gain:.3f} +- {error:.3f} nats"
+        )
+        return text, verdict(checked, rise, more)
+
+    def consistency() -> tuple[str, str]:
+        with seeded(0):
+            drawn = simulator.draw(1, num_trials)
+        x, y = drawn.x[0], net.config.squeeze_outcome(drawn.y[0])
+        found = self_consistency(net, x, y)
+        text = (
+            f" on one of them: log p(y) = {found.mean:.2f}, sd {found.standard_deviation:.2f} nats over posterior "
+            "draws (0 if exact)"
+        )
+        if num_trials < 4:
+            return text, ""
+        gap = subset_gap(net, x, y)
+        return f"{text}\nsubset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target", ""
+
+    lines = [f"{net.config.prior}: {steps} steps, validation density {validation:.3f} nats per target{last_third}"]
+    failed = getattr(simulator, "failure_share", 0.0)
+    if failed > 0:
+        lines.append(f"the program failed in {failed:.3%} of its data sets, which were drawn anew")
+    last = "The posterior could not be checked."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*outside the trained range.*")
+        for name, measure in {"calibration": calibration, "self-consistency": consistency}.items():
+            try:
+                text, found = measure()
+                lines.append(f"{name}{text}")
+                last = found or last
+            except ValueError as error:  # the trained network must not be lost with its report
+                lines.append(f"{name} not available: {error}")
+    return "\n".join([*lines, f"verdict: {last}"])

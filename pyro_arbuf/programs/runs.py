@@ -1,0 +1,161 @@
+"""Runs of a Pyro program: single ones, or many data sets at once in an outer plate; failed ones are drawn anew.
+
+Knows nothing of models.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.same_law import Simulations, joined
+
+Program = Callable[[Tensor], Any]
+Mode = Literal["inputs", "datasets", "loop"]
+FAILURES = (ValueError, RuntimeError, ArithmeticError)  # torch's LinAlgError is the second, numpy's the first
+PLATE = "_datasets"
+MOST_FAILED, LEAST_SIMULATED = 0.01, 10_000  # a larger share stops; as many failures as of the second are always free
+MOST_TRIES = 10  # for one data set
+
+
+class ProgramRuns:
+    """A program, what is known of its sites, and the count of its failures.
+
+    A data set fails where the program raises one of `FAILURES` or gives a number that is not finite, such as a latent
+    that rounds to the bound of its support. It is drawn anew, with new inputs.
+
+    Args:
+        program: The program.
+        inputs: Draws inputs `(n, D_x)` of n trials.
+        outcome: The site of the outcome.
+
+    Attributes:
+        latents: Set by whoever reads the program's sites, as are the next two.
+        dim_y: D_y; `None` for a scalar outcome.
+        nesting: Number of the program's own batch dimensions, at least 1.
+        simulated: Data sets simulated so far, failed ones included.
+        failed: Data sets that failed; an error of many data sets at once counts as one.
+    """
+
+    def __init__(self, program: Program, inputs: Callable[[int], Tensor], outcome: str):
+        self.program, self.inputs, self.outcome = program, inputs, outcome
+        self.latents: tuple[Latent, ...] = ()
+        self.dim_y: int | None = None
+        self.nesting = 1
+        self.simulated = self.failed = 0
+
+    def run(self, x: Tensor, plate: int | None = None, given: Mapping[str, Tensor] | None = None) -> poutine.Trace:
+        """A trace of the program, nothing of it visible to an enclosing program.
+
+        Args:
+            x: Inputs, as the program gets them.
+            plate: Size of an outer plate of data sets; `None` = one data set without a plate.
+            given: Values of sites, in the shapes they have in this run.
+        """
+        with poutine.block(), _quietly(), contextlib.ExitStack() as stack:
+            if plate is not None:
+                stack.enter_context(pyro.plate(PLATE, plate, dim=-1 - self.nesting))
+            return poutine.trace(poutine.condition(self.program, given or {})).get_trace(x)
+
+    def probe(self, num_trials: int) -> poutine.Trace:
+        """A trace of one run at inputs of its own; one that fails is tried again, its last error is the program's."""
+        for _ in range(2):
+            with contextlib.suppress(*FAILURES):
+                return self.run(self.inputs(num_trials))
+        return self.run(self.inputs(num_trials))
+
+    def in_plate(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of latents, `(S, *shape)` each, in the shapes they have in a run in the outer plate."""
+        ones = (1,) * self.nesting
+        return {name: value.reshape(len(value), *ones, *value.shape[1:]) for name, value in values.items()}
+
+    def draw_inputs(self, num_datasets: int, num_trials: int, mode: Mode) -> Tensor:
+        """Inputs `(B, n, D_x)`, of each data set or the same for all."""
+        one = mode == "datasets" or num_datasets == 1
+        x = torch.stack([self.inputs(num_trials) for _ in range(1 if one else num_datasets)])
+        return x.expand(num_datasets, -1, -1)
+
+    def outcomes(self, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> Tensor:
+        """Outcomes `(S, n, D_y)` at given latents.
+
+        Args:
+            values: All latents, `(S, *shape)` each.
+            x: `(S, n, D_x)` inputs, the same for all in mode "datasets".
+            mode: How to run the program.
+        """
+        if mode == "loop":
+            rows = [{name: value[i] for name, value in values.items()} for i in range(len(x))]
+            traces = [self.run(each, given=row) for each, row in zip(x, rows, strict=True)]
+        else:
+            traces = [self.run(x[0] if mode == "datasets" else x, len(x), self.in_plate(values))]
+        return self._outcome(traces, x.shape[1])
+
+    def simulate(self, x: Tensor, mode: Mode) -> Simulations:
+        """Data sets with inputs `(B, n, D_x)`, which must be the same for all in mode "datasets".
+
+        Raises:
+            ValueError: If too many fail.
+        """
+        if mode == "loop":
+            return joined([self._simulate(each[None], mode, MOST_TRIES) for each in x])
+        return self._simulate(x, mode, MOST_TRIES)
+
+    def _simulate(self, x: Tensor, mode: Mode, tries: int) -> Simulations:
+        """Data sets of one run; where that raises, of one run for each half of them."""
+        self.simulated += len(x)
+        try:
+            trace = self.run(x[0]) if mode == "loop" else self.run(x[0] if mode == "datasets" else x, len(x))
+            drawn = self._read([trace], x)
+        except FAILURES as error:
+            rule = f"run for the latents of its prior; it raised {type(error).__name__}: {first_line(error)}"
+            self._count(1, rule, tries, error)
+            if len(x) > 1:
+                halves = x.split(len(x) - len(x) // 2)
+                return joined([self._simulate(half, mode, tries) for half in halves])
+            return self._simulate(self.draw_inputs(1, x.shape[1], mode), mode, tries - 1)
+        bad = {name: ~torch.isfinite(part).flatten(1).all(1) for name, part in drawn._asdict().items()}
+        rows = torch.stack(list(bad.values())).any(0)
+        count = int(rows.sum())
+        if count:
+            got = ", ".join(f"{name} of {int(part.sum())}" for name, part in bad.items() if bool(part.any()))
+            rule = f"simulate finite numbers; got NaN or infinite ones in {got} of {len(x)} data sets"
+            self._count(count, rule, tries, None)
+            again = self._simulate(self.draw_inputs(count, x.shape[1], mode), mode, tries - 1)
+            drawn = Simulations(*(part.index_put((rows,), new) for part, new in zip(drawn, again, strict=True)))
+        return drawn
+
+    def _read(self, traces: Sequence[poutine.Trace], x: Tensor) -> Simulations:
+        values = {s: torch.cat([t.nodes[s.name]["value"].reshape(-1, *s.shape) for t in traces]) for s in self.latents}
+        latents = [latent.unconstrain(value) for latent, value in values.items()]
+        return Simulations(torch.cat(latents, -1).float(), x.float(), self._outcome(traces, x.shape[1]).float())
+
+    def _outcome(self, traces: Sequence[poutine.Trace], num_trials: int) -> Tensor:
+        return torch.cat([t.nodes[self.outcome]["value"].reshape(-1, num_trials, self.dim_y or 1) for t in traces])
+
+    def _count(self, count: int, rule: str, tries: int, error: Exception | None) -> None:
+        """Counts failures, and raises ValueError where they are too many."""
+        self.failed += count
+        if tries == 0 or self.failed > MOST_FAILED * max(self.simulated, LEAST_SIMULATED):
+            raise ValueError(
+                f"the program must {rule}; bound the prior, or clamp what the program returns ({self.failed} of "
+                f"{self.simulated} data sets failed so far, and {MOST_FAILED:.0%} may)"
+            ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the shapes of all sites that Pyro appends."""
+    return str(error).partition("\n")[0]
+
+
+@contextlib.contextmanager
+def _quietly():
+    """Without Pyro's validation, and its warnings about plates."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

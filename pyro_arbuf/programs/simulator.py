@@ -1,0 +1,265 @@
+"""A Pyro program as a source of data sets: many at once where it can, and its densities where it has them.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_arbuf.network.latents import Latent, rounded
+from pyro_arbuf.programs.inspect import check_observed, continuous_latents, program_sites, read_latent, read_outcome
+from pyro_arbuf.programs.notes import program_notes
+from pyro_arbuf.programs.runs import Program, ProgramRuns
+from pyro_arbuf.programs.same_law import Simulations
+from pyro_arbuf.programs.vectorization import find_mode
+from pyro_arbuf.random_state import seeded
+
+PROBES = (3, 4, 5, 3, 4, 5, 3, 4)  # numbers of trials of the runs that tell what a program does
+NUM_FOR_SCALES = {"inputs": 2048, "datasets": 2048, "loop": 256}  # data sets, by mode
+FINEST = 1e-5  # of its distance from zero, the smallest scale of a number that float32 can hold
+
+
+class Simulator:
+    """A Pyro program whose outcome is simulated given its latents; a density is not needed.
+
+    The program takes inputs x `(n, D_x)`, samples its latents, then the outcome of n exchangeable trials: inside a
+    plate of n, or, for one observation per data set, without a plate. It is run for many data sets at once inside an
+    outer plate where that gives the shapes, densities and moments of single runs; one by one otherwise. Data sets for
+    which it raises a ValueError, RuntimeError or ArithmeticError, or gives a number that is not finite, are drawn anew
+    and counted; the share that may fail is 1 %, of at least 10,000.
+
+    Args:
+        program: The program.
+        inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
+            constant 0).
+        latents: Sites whose posterior is wanted, in order; the others are integrated out by simulation. `None` = all
+            continuous sites outside plates.
+        outcome: The site of the outcome.
+
+    Attributes:
+        latents: Standardised by prior draws.
+        single: Whether a data set is one observation.
+        mode: Data sets run at once, each with its own inputs ("inputs") or all with the same ("datasets"), or one by
+            one ("loop").
+        mode_reason: Why this mode, as a sentence.
+        notes: What was found in the program and its user should know, each a whole sentence with a remedy; each is
+            also issued as a UserWarning when the simulator is made.
+        integrated_out: Names of the other sites.
+
+    Raises:
+        ValueError: If there is no such outcome or latent, or it is discrete, in a plate, or varies in shape or support;
+            if a site is observed, a latent constant, or too many data sets fail.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: Callable[[int], Tensor] | None = None,
+        latents: Sequence[str] | None = None,
+        outcome: str = "y",
+    ):
+        self.program, self.outcome = program, outcome
+        self.inputs = _no_inputs if inputs is None else inputs
+        self._runs = ProgramRuns(program, self.inputs, outcome)
+        with seeded(0), torch.no_grad():
+            self.dim_x = self._check_inputs()
+            traces = [self._runs.probe(n) for n in PROBES]
+            check_observed(traces)
+            self.single, self.dim_y = read_outcome(outcome, traces, PROBES)
+            sites = [item for trace in traces for item in program_sites(trace).items()]
+            frames = [frame for _, site in sites for frame in site["cond_indep_stack"]]
+            self.nesting = max([1] + [-frame.dim for frame in frames if frame.vectorized])
+            names = continuous_latents(outcome, traces[0]) if latents is None else list(latents)
+            if not names or len(set(names)) < len(names) or isinstance(latents, str):
+                raise ValueError(f"latents must be a list of different sites, at least one; got {latents!r}")
+            self.latents = tuple(read_latent(name, outcome, traces) for name in names)
+            self.integrated_out = tuple(dict.fromkeys(name for name, _ in sites if name not in (*names, outcome)))
+            self._runs.latents, self._runs.dim_y, self._runs.nesting = self.latents, self.dim_y, self.nesting
+            self.mode, self.mode_reason = find_mode(self._runs, self.single)
+            self.latents = self._standardise()
+            self.notes = program_notes(self._runs, traces, PROBES, self.mode, self.single, latents is None)
+        self._runs.simulated = self._runs.failed = 0
+        for note in self.notes:
+            warnings.warn(note, UserWarning, stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"Simulator(latents={[s.name for s in self.latents]}, outcome={self.outcome!r}, mode={self.mode!r})"
+
+    @property
+    def simulated(self) -> int:
+        """Data sets that `draw` has simulated, failed ones included."""
+        return self._runs.simulated
+
+    @property
+    def failed(self) -> int:
+        """Data sets of them that failed: the program raised, or gave a number that is not finite; drawn anew."""
+        return self._runs.failed
+
+    @property
+    def failure_share(self) -> float:
+        """Share of failed data sets, 0 before the first one."""
+        return self.failed / max(1, self.simulated)
+
+    @torch.no_grad()
+    def draw(self, num_datasets: int, num_trials: int) -> Simulations:
+        """Draws data sets with torch's global generator; those that fail are drawn anew.
+
+        Args:
+            num_datasets: Data sets B.
+            num_trials: Trials n of each; 1 for a program of one observation.
+
+        Raises:
+            ValueError: If a number is no positive integer, a program of one observation is asked for more, or more than
+                1 % of the data sets have failed so far, and more than 100.
+        """
+        for name, value in {"num_datasets": num_datasets, "num_trials": num_trials}.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name} must be an integer; got {value!r}; use int(...) to make it one")
+        if num_datasets < 1 or num_trials < 1 or (self.single and num_trials > 1):
+            rule = "num_trials = 1, as the program has one observation" if self.single else "num_trials >= 1"
+            raise ValueError(f"draw needs num_datasets >= 1 and {rule}; got {num_datasets} and {num_trials}")
+        return self._runs.simulate(self._runs.draw_inputs(num_datasets, num_trials, self.mode), self.mode)
+
+    def log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log density of the program's own prior at latents.
+
+        Args:
+            values: All latents, `(S, *shape)` each, in their own supports.
+
+        Returns:
+            `(S,)` nats, in the space of the supports.
+
+        Raises:
+            ValueError: If a value is missing or of wrong shape, or the density depends on sites that are integrated
+                out.
+        """
+        self._check_values(values)
+        with seeded(0):
+            density = self._log_density(values, self.inputs(1), None)
+        if self.integrated_out:
+            with seeded(1):
+                again = self._log_density(values, self.inputs(1), None)
+            if not torch.equal(density, again):
+                raise ValueError(
+                    f"the prior of the latents must not depend on sites that are integrated out; got one that does on "
+                    f"some of {list(self.integrated_out)}; name those among latents=[...]"
+                )
+        return density
+
+    def log_joint(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """Log density of the program at latents and an outcome, which needs the outcome's density.
+
+        Args:
+            values: All latents, `(S, *shape)` each, in their own supports.
+            x: `(n, D_x)` inputs.
+            y: `(n,)` or `(n, D_y)` outcomes.
+
+        Returns:
+            `(S,)` nats, in the space of the supports.
+
+        Raises:
+            ValueError: If the outcome has no density, sites are integrated out, or a shape is wrong.
+        """
+        self._check_values(values)
+        if self.integrated_out:
+            raise ValueError(
+                f"the density of the program needs all its sites; {list(self.integrated_out)} are integrated out by "
+                "simulation, which has no density; name them among latents=[...], or write the program without them"
+            )
+        event = () if self.dim_y is None else (self.dim_y,)
+        length = 1 if self.single else len(x)
+        if x.dim() != 2 or x.shape[1] != self.dim_x or len(x) != length or y.shape != (length, *event):
+            want = f"({length if self.single else 'n'}, {self.dim_x}) and ({', '.join(map(str, (length, *event)))})"
+            raise ValueError(f"x and y must have shapes {want}; got {tuple(x.shape)} and {tuple(y.shape)}")
+        return self._log_density(values, x, y)
+
+    @torch.no_grad()
+    def _log_density(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor | None) -> Tensor:
+        home = torch.get_default_device()  # where the program makes its tensors
+        x, given = x.to(home), {} if y is None else {self.outcome: (y[0] if self.single else y).to(home)}
+        device, num_draws = values[self.latents[0].name].device, len(values[self.latents[0].name])
+        values = {latent.name: values[latent.name].to(home) for latent in self.latents}
+        if self.mode == "loop":
+            rows = [{name: value[i] for name, value in values.items()} for i in range(num_draws)]
+            totals = [self._total(self._runs.run(x, given=row | given), [*row, *given], 1) for row in rows]
+            return torch.cat(totals).to(device)
+        shaped = self._runs.in_plate(values)
+        x = x.expand(num_draws, *x.shape) if self.mode == "inputs" else x
+        trace = self._runs.run(x, num_draws, shaped | given)
+        return self._total(trace, [*shaped, *given], num_draws).to(device)
+
+    def _total(self, trace: poutine.Trace, names: list[str], num_draws: int) -> Tensor:
+        """Sum `(S,)` of the log densities of some sites."""
+        total = torch.zeros(num_draws, device=trace.nodes[names[0]]["value"].device)
+        for site in (trace.nodes[name] for name in names):
+            try:
+                part = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+            except NotImplementedError:
+                raise ValueError(
+                    f"the density of site {site['name']!r} is needed; its distribution {type(site['fn']).__name__} has "
+                    "no log_prob"
+                ) from None
+            total = total + part.reshape(num_draws, -1).sum(-1)
+        return total
+
+    def _check_values(self, values: Mapping[str, Tensor]) -> None:
+        shapes = {name: tuple(value.shape) for name, value in values.items()}
+        num_draws = next(iter(shapes.values()))[:1] if shapes else ()
+        if not num_draws or shapes != {latent.name: (*num_draws, *latent.shape) for latent in self.latents}:
+            want = {latent.name: ("S", *latent.shape) for latent in self.latents}
+            raise ValueError(f"values must hold all latents, of shapes {want}; got {shapes}")
+
+    def _check_inputs(self) -> int:
+        x = self.inputs(7)
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[0] != 7 or not x.is_floating_point():
+            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"inputs(num_trials) must return a floating tensor (num_trials, D_x); got {got} for 7")
+        return x.shape[1]
+
+    def _standardise(self) -> tuple[Latent, ...]:
+        """Latents with location and scale under the prior."""
+        drawn = self.draw(NUM_FOR_SCALES[self.mode], 1 if self.single else 8).latents
+        loc, scale = drawn.mean(0), drawn.std(0)
+        low, middle, high = drawn.quantile(drawn.new_tensor([0.25, 0.5, 0.75]), 0)
+        heavy = scale > 5 * (high - low) / 1.349  # tails without a standard deviation
+        heavy &= high > low
+        loc, scale = torch.where(heavy, middle, loc), torch.where(heavy, (high - low) / 1.349, scale)
+        latents, first = [], 0
+        for latent in self.latents:
+            rows = slice(first, first + latent.size)
+            if not bool((scale[rows] > 0).all()):
+                raise ValueError(f"latents must vary under the prior; site {latent.name!r} is constant; fix it instead")
+            check_resolution(f"the latent {latent.name!r}", loc[rows], scale[rows])
+            standard = {"loc": rounded_all(loc[rows], scale[rows]), "scale": rounded_all(scale[rows])}
+            latents.append(dataclasses.replace(latent, **standard))
+            first += latent.size
+        return tuple(latents)
+
+
+def _no_inputs(num_trials: int) -> Tensor:
+    return torch.zeros(num_trials, 1)
+
+
+def rounded_all(values: Tensor, scales: Tensor | None = None) -> tuple[float, ...]:
+    """Few digits, of locations as many as their scales need."""
+    scales = values if scales is None else scales
+    return tuple(rounded(value, scale) for value, scale in zip(values.tolist(), scales.tolist(), strict=True))
+
+
+def check_resolution(what: str, loc: Tensor, scale: Tensor) -> None:
+    """Raises ValueError if numbers vary by less than float32 resolves at their distance from zero."""
+    coarse = scale < FINEST * loc.abs()
+    if bool(coarse.any()):
+        got = f"{loc[coarse][0].item():.6g} with a scale of {scale[coarse][0].item():.3g}"
+        raise ValueError(
+            f"{what} must vary by more than {FINEST} of its distance from zero, as networks compute in float32; got "
+            f"{got}; subtract the offset in the program, or measure from another origin"
+        )

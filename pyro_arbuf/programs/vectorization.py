@@ -1,0 +1,233 @@
+"""Whether a program gives the same data sets many at once as one by one, and what differs where it does not.
+
+Three kinds of checks: densities of all sites of a run of many, put into single runs; where those say nothing, what
+changes when one input or latent does, under the same seed; moments of the simulations. Knows nothing of models.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Mapping
+
+import torch
+from pyro.poutine import Trace
+from torch import Size, Tensor
+
+from pyro_arbuf.programs.inspect import program_sites
+from pyro_arbuf.programs.runs import FAILURES, Mode, ProgramRuns, first_line
+from pyro_arbuf.programs.same_law import independent, same_law
+from pyro_arbuf.random_state import NoiseByLine, seeded
+
+NUM_COMPARED, RUN_SIZE = 256, 16
+NUM_AT_ONCE = 11  # data sets of the runs whose shapes and densities are compared
+NUM_TRIALS = 7
+MOST_NATS, MOST_RELATIVE = 3e-3, 1e-4  # per trial, between densities; rounding is far below, a wrong input far above
+# What a program raises where shapes are not those of a single run: a wrong index, a missing key, a number wanted.
+NOT_AT_ONCE = (*FAILURES, LookupError, TypeError, AttributeError, AssertionError)
+OR_DRAWS = "or changed how many random numbers are drawn"
+UNSEEDED = (
+    "it gave other outcomes under the same seed, so that nothing can be compared (draw them by torch's or numpy's "
+    "global generator)"
+)
+LABELS: dict[Mode, str] = {"inputs": "with inputs of their own", "datasets": "with the same inputs for all of them"}
+
+
+def find_mode(runs: ProgramRuns, single: bool) -> tuple[Mode, str]:
+    """How many data sets are run at once, each with its inputs, all with the same, or one by one; and why.
+
+    Args:
+        runs: The program, whose latents and outcome are known.
+        single: Whether a data set is one observation.
+
+    Returns:
+        The mode, and its reason as a sentence.
+    """
+    num_trials = 1 if single else NUM_TRIALS
+    faults = []
+    for mode, label in LABELS.items():
+        fault = _fault(runs, mode, num_trials)
+        if fault is None and not faults:
+            return mode, "Many data sets are simulated at once, each with inputs of its own, as single runs agreed."
+        if fault is None:
+            return mode, f"Many data sets are simulated at once, all with the same inputs, because {faults[0]}."
+        faults.append(f"{label} {fault}")
+    return "loop", f"Data sets are simulated one by one, which is slow, because {'; '.join(faults)}."
+
+
+def _fault(runs: ProgramRuns, mode: Mode, num_trials: int) -> str | None:
+    """What is wrong with a way to run many data sets; `None` = nothing."""
+    x = runs.draw_inputs(NUM_AT_ONCE, num_trials, "inputs")
+    x = x if mode == "inputs" else x[:1].expand_as(x)
+    trace, fault = _run_many(runs, x, mode)
+    if trace is None:
+        return fault
+    with seeded(0):
+        fault = _shape_fault(runs, trace, num_trials) or _density_fault(runs, trace, x, mode)
+        if fault is None and num_trials > 1:
+            fault = _fault_of_one_trial(runs, mode)
+    if fault is not None:
+        return fault
+    x = runs.draw_inputs(NUM_COMPARED, num_trials, mode)
+    alone = runs.simulate(x, "loop")
+    if mode == "inputs":
+        x = runs.draw_inputs(NUM_COMPARED, num_trials, mode)
+    counts = runs.simulated, runs.failed
+    try:
+        together = runs.simulate(x, mode)
+        with seeded(0):
+            several = [runs.simulate(part, mode) for part in x.split(RUN_SIZE)]
+    except ValueError as error:
+        return f"it failed ({first_line(error)})"
+    finally:
+        runs.simulated, runs.failed = counts  # failures of this way of running are not the program's
+    if not same_law(alone, together):
+        return "the moments of data sets differed from those of single runs"
+    return None if independent(several, alone) else "data sets of one run were correlated"
+
+
+def _run_many(runs: ProgramRuns, x: Tensor, mode: Mode) -> tuple[Trace | None, str]:
+    """A run of many, and why there is none: rare failures of single data sets get three tries."""
+    trace, fault = None, ""
+    for _ in range(3):
+        try:
+            trace = runs.run(x if mode == "inputs" else x[0], len(x))
+            if runs.outcome in trace.nodes and bool(torch.isfinite(trace.nodes[runs.outcome]["value"]).all()):
+                break
+        except NOT_AT_ONCE as error:  # it runs alone, so it cannot run this way
+            fault = f"it raised {type(error).__name__} ({first_line(error)})"
+    return trace, fault
+
+
+def _shape_fault(runs: ProgramRuns, trace: Trace, num_trials: int) -> str | None:
+    lead = (NUM_AT_ONCE, *(1,) * runs.nesting)
+    expected = {latent.name: (*lead, *latent.shape) for latent in runs.latents}
+    expected[runs.outcome] = (*lead[:-1], num_trials, *(() if runs.dim_y is None else (runs.dim_y,)))
+    for name, shape in expected.items():
+        got = tuple(trace.nodes[name]["value"].shape) if name in trace.nodes else "no such site"
+        if got != shape:
+            return f"site {name!r} had shape {got} in place of {shape}"
+    return None
+
+
+def _fault_of_one_trial(runs: ProgramRuns, mode: Mode) -> str | None:
+    """The same checks for data sets of one trial, whose dimension a program may lose; not where it needs several."""
+    try:
+        runs.run(runs.inputs(1))
+    except (*FAILURES, LookupError):
+        return None
+    x = runs.draw_inputs(NUM_AT_ONCE, 1, mode)
+    trace, fault = _run_many(runs, x, mode)
+    if trace is not None:
+        fault = _shape_fault(runs, trace, 1) or _density_fault(runs, trace, x, mode)
+    return f"for one trial {fault}" if fault else None
+
+
+def _density_fault(runs: ProgramRuns, trace: Trace, x: Tensor, mode: Mode) -> str | None:
+    """Compares the densities of the sites of a run of many with those of single runs at the same values.
+
+    Where the outcome has no density, or one that depends on more than latents, inputs and other sites, inputs and
+    latents are changed instead.
+    """
+    sites, shapes = program_sites(trace), _shapes(runs.probe(x.shape[1]))
+    names = [name for name in shapes if name in sites]
+    for name in names:
+        got, want = tuple(sites[name]["value"].shape), shapes[name]
+        if sites[name]["value"].numel() != len(x) * want.numel():
+            return f"site {name!r} had shape {got} for {len(x)} data sets where one has {tuple(want)}"
+    rows = [{name: sites[name]["value"][i].reshape(shapes[name]) for name in names} for i in range(len(x))]
+    try:
+        alone = [log_densities(program_sites(runs.run(*pair))) for pair in zip(x, [None] * len(x), rows, strict=True)]
+        again = [log_densities(program_sites(runs.run(x[i], None, rows[i]))) for i in range(2)]
+    except FAILURES as error:
+        return f"its values raised {type(error).__name__} in a single run ({first_line(error)})"
+    many = log_densities(sites)
+    if not all(_usable(runs.outcome, *pair) for pair in zip(alone, again + alone[2:], strict=True)):
+        values = {latent.name: sites[latent.name]["value"].reshape(len(x), *latent.shape) for latent in runs.latents}
+        return _influence_fault(runs, values, x, mode)
+    for name in names:
+        if name not in many or any(name not in one for one in alone):
+            continue
+        single = torch.stack([one[name].flatten() for one in alone])
+        if many[name].numel() != single.numel():
+            return f"the density of site {name!r} had {many[name].numel()} numbers in place of {single.numel()}"
+        part = many[name].reshape(single.shape)
+        if not torch.allclose(part, single, MOST_RELATIVE, MOST_NATS, equal_nan=True):
+            gap = (part - single).abs().nan_to_num(torch.inf).max().item()
+            return f"the density of site {name!r} differed from that of single runs by up to {gap:.2g} nats"
+    return None
+
+
+def _usable(outcome: str, one: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> bool:
+    """Whether the outcome has a density, and all densities are functions of the values of sites."""
+    finite = outcome in one and bool(torch.isfinite(one[outcome]).all())
+    return finite and one.keys() == again.keys() and all(torch.equal(one[name], again[name]) for name in one)
+
+
+def _shapes(trace: Trace) -> dict[str, Size]:
+    return {name: site["value"].shape for name, site in program_sites(trace).items()}
+
+
+def log_densities(sites: Mapping[str, dict]) -> dict[str, Tensor]:
+    """Log densities of the values of those sites that have one."""
+    found = {}
+    for name, site in sites.items():
+        with contextlib.suppress(NotImplementedError):
+            found[name] = site["fn"].log_prob(site["value"]).double()
+    return found
+
+
+def _influence_fault(runs: ProgramRuns, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> str | None:
+    """Compares what changes, under the same seed, with one trial's inputs or one data set's latents.
+
+    Over some trials, data sets and seeds, as a single outcome need not show a change. A loop over torch's random calls
+    may end earlier for other inputs. A program whose numbers the seed does not fix cannot be compared, and is found at
+    fault; so is one that draws more or fewer of them by other means.
+    """
+
+    def outcomes(seed: int, given: Mapping[str, Tensor], x: Tensor, way: Mode) -> Tensor:
+        with seeded(seed), NoiseByLine():
+            return runs.outcomes(given, x, way)
+
+    found = {"itself": [False, False], "siblings": [False, False], "latents": [False, False]}  # alone, many
+    num_trials = x.shape[1]
+    for seed, b, trial in itertools.product((0, 1), (1, len(x) - 2), {0, num_trials // 2, num_trials - 1}):
+        moved = _with_other_inputs(x, b, trial, mode)
+        swapped = {name: value.index_copy(0, torch.tensor([b]), value[b - 1 : b]) for name, value in values.items()}
+        for k, rows in enumerate((slice(b, b + 1), slice(None))):
+            way, one = ("loop", 0) if k == 0 else (mode, b)
+            given, other = ({name: value[rows] for name, value in each.items()} for each in (values, swapped))
+            try:
+                y = outcomes(seed, given, x[rows], way)
+                if seed == trial == 0 and bool(_changed(y, outcomes(seed, given, x[rows], way)).any()):
+                    return UNSEEDED
+                of_inputs = _changed(y, outcomes(seed, given, moved[rows], way))
+                of_latents = _changed(y, outcomes(seed, other, x[rows], way))
+            except FAILURES as error:
+                return f"it raised {type(error).__name__} for other inputs or latents ({first_line(error)})"
+            found["itself"][k] |= bool(of_inputs[one, trial])
+            found["latents"][k] |= bool(of_latents[one].any())
+            of_inputs[:, trial] &= mode == "inputs"  # of all data sets where they share them
+            of_inputs[one, trial] = False
+            found["siblings"][k] |= bool(of_inputs.any())
+            of_latents[one] = False
+            if of_latents.any():
+                return f"the latents of one data set reached others, {OR_DRAWS}"
+    if found["siblings"][0] != found["siblings"][1]:
+        return f"the inputs of one trial reached others, {OR_DRAWS}"
+    if found["itself"][0] != found["itself"][1]:
+        return "the inputs of a trial did not reach it"
+    return None if found["latents"][0] == found["latents"][1] else "the latents of a data set did not reach it"
+
+
+def _with_other_inputs(x: Tensor, b: int, trial: int, mode: Mode) -> Tensor:
+    """Inputs `(B, n, D_x)` with those of one trial moved to the farthest ones of all trials."""
+    pool = x.flatten(0, 1)
+    distance = ((pool - x[b, trial]).abs() / pool.std(0).clamp(min=1e-30)).sum(-1)
+    moved = x.clone()
+    moved[b if mode == "inputs" else slice(None), trial] = pool[distance.argmax()]
+    return moved
+
+
+def _changed(before: Tensor, after: Tensor) -> Tensor:
+    """Which outcomes `(S, n)` are not the same, by more than rounding."""
+    spread = (before - before.median()).abs().median()
+    return ((before - after).abs() > 1e-5 * spread).any(-1)

@@ -1,0 +1,1 @@
+"""Batches, the loop, the state of a run."""

@@ -1,0 +1,1 @@
+"""For any Pyro model: predictive draws, checks, leave-one-out, ArviZ."""

@@ -1,0 +1,323 @@
+"""Sites of a Pyro model at given latents: which hold data, which of their densities are pointwise.
+
+Knows nothing of xarray and ArviZ.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+import torch.distributions as td
+from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.util import site_is_factor, site_is_subsample
+from torch import Size, Tensor
+
+from pyro_arbuf.distributions.marginals import ArBufferDistribution, ArBufferMarginals
+from pyro_arbuf.progress import progress_bar
+
+Names = tuple[str | None, ...]  # of a site's dimensions; None = of size 1 and outside all plates, left out
+SAMPLE = ("chain", "draw")  # dimensions of all draws
+
+
+def check_draws(name: str, draws: Mapping[str, Tensor]) -> int:
+    """Checks draws by site and returns their number S.
+
+    Raises:
+        ValueError: If a value is no tensor `(S, ...)`, S >= 1, or they differ in S.
+    """
+    rule = f"{name} must map names of sites to tensors (S, ...) of the same number of draws S >= 1"
+    if not isinstance(draws, Mapping) or not all(isinstance(v, Tensor) and v.dim() for v in draws.values()):
+        got = {k: type(v).__name__ for k, v in draws.items()} if isinstance(draws, Mapping) else type(draws).__name__
+        raise ValueError(f"{rule}; got {got}; use torch.stack for a list of draws")
+    sizes = {key: len(value) for key, value in draws.items()}
+    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+        raise ValueError(f"{rule}; got {sizes}; of MCMC take get_samples(), chains merged")
+    return next(iter(sizes.values()))
+
+
+def without_auxiliaries(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Draws without what autoguides add to those of the latents: `_Auto..._latent`, and `z_unconstrained` beside z."""
+    twins = {f"{name}_unconstrained" for name in draws}
+    return {name: values for name, values in draws.items() if not name.startswith("_Auto") and name not in twins}
+
+
+def same_up_to_ones(shape: Size, expected: Size) -> bool:
+    """Whether two shapes differ by dimensions of size 1 only, as those of plates may."""
+    return [n for n in shape if n != 1] == [n for n in expected if n != 1]
+
+
+class _LatentsMessenger(Messenger):
+    """Puts one draw in at the latents, in the shape that the model gives them."""
+
+    def __init__(self, draw: Mapping[str, Tensor]):
+        super().__init__()
+        self._draw = draw
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if msg["name"] not in self._draw or msg["is_observed"]:
+            return
+        value, shape = self._draw[msg["name"]], msg["fn"].shape()
+        msg["value"] = value.reshape(shape) if same_up_to_ones(value.shape, shape) else value
+
+
+def replayed_traces(model: Callable, draws: Mapping[str, Tensor], args: tuple, kwargs: Mapping) -> Iterator[Trace]:
+    """Runs the model once per draw of its latents, without gradients.
+
+    One by one: this works for any model, and MCMC has run it many times for every draw.
+
+    Args:
+        model: The Pyro model.
+        draws: `(S, *site)` by site.
+        args: Of the model.
+        kwargs: Of the model.
+
+    Returns:
+        S traces.
+
+    Raises:
+        ValueError: If a site is no latent of the model, one is missing, a shape does not fit, or a plate subsamples.
+    """
+    num_draws, draws = check_draws("posterior", draws), without_auxiliaries(draws)
+    for draw in progress_bar(range(num_draws), desc="densities", delay=2, leave=False, disable=None):
+        given = {name: values[draw].detach() for name, values in draws.items()}
+        with torch.no_grad(), _LatentsMessenger(given):
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+        if draw == 0:
+            _check_latents(trace, draws)
+        yield trace
+
+
+def _check_latents(trace: Trace, draws: Mapping[str, Tensor]) -> None:
+    latents = {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
+    unknown, missing = set(draws) - set(latents), set(latents) - set(draws)
+    if unknown or missing:
+        raise ValueError(
+            f"posterior must hold exactly the model's latents {sorted(latents)}; got unknown {sorted(unknown)}, "
+            f"missing {sorted(missing)}; leave out what the model observes or computes, and draw enumerated latents "
+            "with pyro.infer.infer_discrete"
+        )
+    for name, site in latents.items():
+        shape = site["fn"].batch_shape + site["fn"].event_shape
+        if not same_up_to_ones(draws[name].shape[1:], shape):
+            raise ValueError(
+                f"posterior[{name!r}] must have shape (S, *{tuple(shape)}); got {tuple(draws[name].shape)}"
+            )
+    for name, site in trace.nodes.items():
+        if site_is_subsample(site) and len(site["value"]) < site["fn"].size:
+            raise ValueError(
+                f"plate {name!r} must hold all its data, to tell which density belongs to whom; got a subsample of "
+                f"{len(site['value'])} of {site['fn'].size}; use the model with subsample_size=None"
+            )
+
+
+def sample_sites(trace: Trace) -> dict[str, Message]:
+    """Latent, observed and deterministic sites; neither plates nor factors."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site_is_factor(site)
+    }
+
+
+def is_deterministic(site: Message) -> bool:
+    """Whether a site is of `pyro.deterministic`, which Pyro counts as observed."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def observed_sites(trace: Trace) -> dict[str, Message]:
+    """Sites that hold data."""
+    return {k: s for k, s in sample_sites(trace).items() if s["is_observed"] and not is_deterministic(s)}
+
+
+def layers(site: Message) -> list[object]:
+    """A site's distribution and what it wraps (masks, transforms, reinterpreted dimensions), outermost first."""
+    found = [site["fn"]]
+    while hasattr(found[-1], "base_dist"):
+        found.append(found[-1].base_dist)
+    return found
+
+
+def unwrapped(site: Message) -> object:
+    """The distribution inside all masks, events and transforms of a site."""
+    return layers(site)[-1]
+
+
+def innermost(site: Message) -> tuple[ArBufferDistribution, Tensor, Tensor]:
+    """Takes off what wraps an ArBufferJoint or ArBufferMarginals.
+
+    Args:
+        site: Node of a trace, with such a distribution inside.
+
+    Returns:
+        The distribution; the site's value in its coordinates, z where y = f(z); log |dy/dz| `(*batch, M)`.
+
+    Raises:
+        ValueError: If a transform is not elementwise.
+    """
+    fn, value = site["fn"], site["value"]
+    log_jacobian = torch.zeros_like(value)
+    while not isinstance(fn, ArBufferDistribution):
+        if isinstance(fn, td.TransformedDistribution):
+            for transform in reversed([part for t in fn.transforms for part in _elementwise(site["name"], t)]):
+                inner = transform.inv(value)
+                log_jacobian = log_jacobian + transform.log_abs_det_jacobian(inner, value)
+                value = inner
+        fn = fn.base_dist
+    return fn, value, log_jacobian.sum(-1) if len(fn.event_shape) == 2 else log_jacobian
+
+
+def _elementwise(name: str, transform: td.Transform) -> list[td.Transform]:
+    """A transform as transforms whose log-Jacobian has an entry per element."""
+    if isinstance(transform, td.ComposeTransform):
+        return [part for whole in transform.parts for part in _elementwise(name, whole)]
+    if isinstance(transform, td.IndependentTransform):
+        return _elementwise(name, transform.base_transform)
+    if isinstance(transform, td.AffineTransform):
+        return [td.AffineTransform(transform.loc, transform.scale)]
+    if transform.domain.event_dim or transform.codomain.event_dim:
+        raise ValueError(
+            f"site {name!r} must be transformed elementwise to have a density per target; got {transform}; use "
+            "AffineTransform(loc, scale), which is"
+        )
+    return [transform]
+
+
+def unless_masked(site: Message, density: Tensor) -> Tensor:
+    """Densities `(*batch, ...)` of a site, NaN where a mask says that there is no observation."""
+    masks = [site["mask"]]
+    if isinstance(site["fn"], MaskedDistribution):
+        masks.append(site["fn"]._mask)
+    for mask in masks:
+        if mask is not None:
+            mask = torch.as_tensor(mask, device=density.device)
+            mask = mask.view(*mask.shape, *[1] * (density.dim() - len(site["fn"].batch_shape)))
+            density = density.masked_fill(~mask, torch.nan)
+    return density
+
+
+def pointwise_log_prob(site: Message) -> Tensor | None:
+    """Log density of every independent event of an observed site: what may stand in `log_likelihood`.
+
+    Args:
+        site: Node of a trace at given latents.
+
+    Returns:
+        `(*batch, M)` of ArBufferMarginals and `(*batch,)` of others, in nats, with the dimensions that `to_event`
+        hides; NaN where nothing was observed. `None` for a single event whose parts depend on each other.
+
+    Raises:
+        ValueError: If an ArBufferMarginals is transformed by other than elementwise transforms.
+    """
+    fn = site["fn"]
+    while isinstance(fn, td.Independent | MaskedDistribution):
+        fn = fn.base_dist
+    if isinstance(unwrapped(site), ArBufferMarginals):
+        marginals, y, log_jacobian = innermost(site)
+        density = marginals.log_prob_factors(y) - log_jacobian
+        density = density.masked_fill(_missing_targets(site), torch.nan)
+    elif fn.event_shape and not fn.batch_shape:
+        return None
+    else:
+        density = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
+        if isinstance(unwrapped(site), ArBufferDistribution):
+            density = density.masked_fill(_missing_targets(site).all(-1), torch.nan)
+    return unless_masked(site, density)
+
+
+def _missing_targets(site: Message) -> Tensor:
+    """`(*batch, M)`, true where an outcome dimension is NaN."""
+    missing = site["value"].isnan()
+    return missing if len(unwrapped(site).event_shape) == 1 else missing.any(-1)
+
+
+def dimension_names(trace: Trace, dims: Mapping[str, Sequence[str]]) -> tuple[dict[str, Names], set[str]]:
+    """Names the dimensions of all sites: plates, `target` and `output`, `{site}_dim_0` and so on.
+
+    Args:
+        trace: Of the model.
+        dims: A user's names, in place of those found, by site.
+
+    Returns:
+        Names by site; and which of them are targets.
+
+    Raises:
+        ValueError: If a user names too many dimensions of a site, or too few.
+    """
+    sites, targets = sample_sites(trace), set()
+    fns = {name: unwrapped(site) for name, site in sites.items()}
+    events = {name: fn.event_shape for name, fn in fns.items() if isinstance(fn, ArBufferDistribution)}
+    names: dict[str, Names] = {}
+    for name, site in sites.items():
+        own = [
+            axis_name if len(sizes) == 1 and axis_name not in sites else f"{name}_{axis_name}"
+            for axis_name, sizes in (
+                ("target", {event[0] for event in events.values()}),
+                ("output", {event[1] for event in events.values() if len(event) == 2}),
+            )
+        ][: len(events.get(name, ()))]
+        names[name] = rename_dimensions(name, _names_of_site(name, site, own), dims)
+        if own:
+            targets.add(names[name][-len(own)])
+    return names, targets
+
+
+def _names_of_site(name: str, site: Message, own: list[str]) -> Names:
+    plates = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    shape, num_batch_dims = site["fn"].batch_shape + site["fn"].event_shape, len(site["fn"].batch_shape)
+    if is_deterministic(site):  # all event to Pyro, unless told; in plates, where they fit
+        shape = site["value"].shape
+        fits = all(-dim <= len(shape) and shape[dim] == plate.size for dim, plate in plates.items())
+        num_batch_dims = len(shape) if fits else 0
+    names: list[str | None] = [f"{name}_dim_{i}" for i in range(len(shape))]
+    for i in range(num_batch_dims):
+        if i - num_batch_dims in plates:
+            names[i] = plates[i - num_batch_dims].name
+        elif shape[i] == 1:
+            names[i] = None
+    names[len(names) - len(own) :] = own
+    return tuple(names)
+
+
+def rename_dimensions(name: str, names: Names, dims: Mapping[str, Sequence[str]]) -> Names:
+    """Puts a user's names in place of those found for a site.
+
+    Raises:
+        ValueError: If they are too many, or too few.
+    """
+    if name not in dims:
+        return names
+    kept = [own for own in names if own is not None]
+    if len(dims[name]) != len(kept):
+        raise ValueError(f"dims[{name!r}] must name the {len(kept)} dimensions {kept}; got {list(dims[name])}")
+    given = iter(dims[name])
+    return tuple(None if own is None else next(given) for own in names)
+
+
+def check_names(sites: Iterable[str], dims: Mapping[str, Names]) -> None:
+    """Checks names of sites, and of the dimensions of each, that are to stand beside the draws of several chains.
+
+    Raises:
+        ValueError: If one holds "/", is that of a dimension of all draws, or names two dimensions of one site.
+    """
+    own = {dim for names in dims.values() for dim in names if dim is not None}
+    slashed = sorted(name for name in {*sites, *own} if "/" in name)
+    if slashed:
+        raise ValueError(
+            f"names of sites and dimensions must hold no '/', which separates the groups of a DataTree; got {slashed}; "
+            "rename the sites in the model, or those of draws without a model by {name.replace('/', '.'): values for "
+            "name, values in draws.items()}; rename the dimensions, which plates name, by dims={site: [...]}"
+        )
+    taken = sorted({*sites, *own} & set(SAMPLE))
+    if taken:
+        raise ValueError(
+            f"no site and no plate may be called 'chain' or 'draw', the dimensions of all draws; got {taken}; rename "
+            "the site in the model and in draws; name the dimension of a plate by dims={site: [...]}"
+        )
+    double = sorted(
+        name for name, names in dims.items() if len(set(names) - {None}) < sum(n is not None for n in names)
+    )
+    if double:
+        raise ValueError(f"the dimensions of a site must have different names; got {dims[double[0]]} for {double[0]!r}")
