@@ -315,7 +315,7 @@ def test_a_joint_alone_takes_no_model(scalar_model, task):
 
 
 def test_inference_data_without_arviz_0_points_to_the_datatree(draws, monkeypatch):
-    monkeypatch.setattr(pyro_arbuf.datatree, "arviz_line", lambda: 1)
+    monkeypatch.setattr(pyro_arbuf.workflow.datatree, "arviz_line", lambda: 1)
     with pytest.raises(RuntimeError, match="use to_datatree"):
         to_inference_data(draws, rows, torch.zeros(4))
 

@@ -100,7 +100,7 @@ def test_arviz_compares_exact_elpds(scalar_model, build_model, draw_task):
 def test_elpd_data_without_arviz_says_what_to_install(scalar_model, draw_task, monkeypatch):
     task = draw_task(scalar_model)
     loo = exact_loo(scalar_model, task.x_context, task.y_context[..., 0])
-    monkeypatch.setattr(pyro_arbuf.loo, "arviz_line", lambda: None)
+    monkeypatch.setattr(pyro_arbuf.workflow.loo, "arviz_line", lambda: None)
     with pytest.raises(RuntimeError, match="pip install arviz"):
         to_elpd_data(loo)
 

@@ -80,7 +80,7 @@ def draw_program_batch(
     process: int = 0,
     posterior_share: float | None = None,
 ) -> Batch:
-    """Draws the batch of a step from a program; called as `tasks.draw_batch` is.
+    """Draws the batch of a step from a program; called as `training.batch.draw_batch` is.
 
     `posterior_share` of the batches ask for the posterior; `None` = 0.5, and 0.8 for one observation per data set.
 
