@@ -17,6 +17,8 @@ from torch import Size, Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
+FINEST = 1e-5  # of its distance from zero, the smallest scale of a number that float32 can hold
+
 
 @dataclasses.dataclass(frozen=True)
 class Latent:

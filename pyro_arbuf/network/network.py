@@ -11,6 +11,7 @@ from pyro_arbuf.network.cache import Buffer, BufferCache, ContextCache
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.embedding import Embedder
 from pyro_arbuf.network.heads import GaussianHead, GaussianMixtureHead
+from pyro_arbuf.network.latents import FINEST
 from pyro_arbuf.network.predictives import GaussianMixture
 
 
@@ -157,7 +158,7 @@ def check_resolution(config: ModelConfig, dtype: torch.dtype) -> None:
     Raises:
         ValueError: If a scale is below 1e-5 of its location (in float32): data would lose their second digit.
     """
-    least = 1e-5 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    least = FINEST * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
     pairs = {"x": (config.x_loc, config.x_scale), "y": (config.y_loc, config.y_scale)}
     pairs |= {f"latent {latent.name!r}": (latent.loc, latent.scale) for latent in config.latents}
     for name, (locs, scales) in pairs.items():

@@ -167,9 +167,8 @@ def training_report(
         return f"{text}\nsubset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target", ""
 
     lines = [f"{net.config.prior}: {steps} steps, validation density {validation:.3f} nats per target{last_third}"]
-    failed = getattr(simulator, "failure_share", 0.0)
-    if failed > 0:
-        lines.append(f"the program failed in {failed:.3%} of its data sets, which were drawn anew")
+    if simulator.failure_share > 0:
+        lines.append(f"the program failed in {simulator.failure_share:.3%} of its data sets, which were drawn anew")
     last = "The posterior could not be checked."
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*outside the trained range.*")

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_arbuf.network.latents import Latent, rounded
+from pyro_arbuf.network.latents import FINEST, Latent, rounded
 from pyro_arbuf.programs.inspect import check_observed, continuous_latents, program_sites, read_latent, read_outcome
 from pyro_arbuf.programs.notes import program_notes
 from pyro_arbuf.programs.runs import Program, ProgramRuns
@@ -24,7 +24,6 @@ from pyro_arbuf.random_state import seeded
 
 PROBES = (3, 4, 5, 3, 4, 5, 3, 4)  # numbers of trials of the runs that tell what a program does
 NUM_FOR_SCALES = {"inputs": 2048, "datasets": 2048, "loop": 256}  # data sets, by mode
-FINEST = 1e-5  # of its distance from zero, the smallest scale of a number that float32 can hold
 
 
 class Simulator:
