@@ -21,7 +21,7 @@ import pyro_arbuf
 from pyro_arbuf import checkpoint, hub
 from pyro_arbuf.checkpoint import CONFIG, WEIGHTS, load, models_folder, save, shipped_models
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.network.config import ADDED_LATER, ModelConfig
+from pyro_arbuf.network.config import ADDED_LATER, PARTS, ModelConfig, names_of
 from pyro_arbuf.network.latents import Latent
 
 
@@ -87,7 +87,7 @@ def test_given_weights_are_saved_in_place_of_the_models(model: ArBufferModel, tm
 
 def test_saved_folder_holds_a_configuration_and_weights_alone(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS]
-    assert json.loads((folder / CONFIG).read_text())["dim_y"] == 3
+    assert json.loads((folder / CONFIG).read_text())["architecture"]["dim_y"] == 3
 
 
 def test_crash_while_saving_leaves_the_old_files(
@@ -382,12 +382,24 @@ def test_weights_that_are_no_floating_numbers_are_refused(dtype: torch.dtype, fo
         load(folder)
 
 
+def fields_of(folder: Path) -> dict[str, object]:
+    """The fields of all parts of config.json: what a file of before there were parts holds."""
+    parts = json.loads((folder / CONFIG).read_text())
+    return {name: value for part in parts.values() for name, value in part.items()}
+
+
+def write_fields(folder: Path, values: dict[str, object], in_parts: bool = False) -> None:
+    """Writes config.json, in parts or as it was before there were any."""
+    parts = {part: {n: v for n, v in values.items() if n in names_of(kind)} for part, kind in PARTS.items()}
+    (folder / CONFIG).write_text(json.dumps(parts if in_parts else values))
+
+
 def change(folder: Path, **fields: object) -> None:
     """Overwrites fields of config.json; a dict is merged into the first latent."""
-    values = json.loads((folder / CONFIG).read_text())
+    values = fields_of(folder)
     if isinstance(fields.get("latents"), dict):
         fields["latents"] = [values["latents"][0] | fields["latents"]]
-    (folder / CONFIG).write_text(json.dumps(values | fields))
+    write_fields(folder, values | fields, in_parts=True)
 
 
 @pytest.fixture
@@ -399,23 +411,41 @@ def latent_folder(tmp_path: Path) -> Path:
     return tmp_path / "program"
 
 
+@pytest.mark.parametrize("in_parts", [False, True], ids=["flat", "parts"])
 @pytest.mark.parametrize("field", dataclasses.fields(ModelConfig), ids=lambda field: field.name)
-def test_missing_field_is_no_default(field: dataclasses.Field, latent_folder: Path) -> None:
-    values = json.loads((latent_folder / CONFIG).read_text())
+def test_missing_field_is_no_default(field: dataclasses.Field, in_parts: bool, latent_folder: Path) -> None:
+    values = fields_of(latent_folder)
     del values[field.name]
-    (latent_folder / CONFIG).write_text(json.dumps(values))
+    write_fields(latent_folder, values, in_parts)
     with pytest.raises(ValueError, match=rf"must have the fields .* missing are \['{field.name}'\]"):
         load(latent_folder)
 
 
 def test_older_file_without_the_fields_added_later_loads(folder: Path) -> None:
-    values = json.loads((folder / CONFIG).read_text())
-    expected = load(folder).config
+    values, expected = fields_of(folder), load(folder).config
     for added in ADDED_LATER:
         for name in added:
             del values[name]
-    (folder / CONFIG).write_text(json.dumps(values))
+    write_fields(folder, values)
     assert load(folder).config == expected
+
+
+def test_file_of_before_there_were_parts_loads(latent_folder: Path) -> None:
+    expected = load(latent_folder).config
+    write_fields(latent_folder, fields_of(latent_folder))
+    assert load(latent_folder).config == expected
+
+
+def test_parts_of_a_configuration_are_checked(latent_folder: Path) -> None:
+    parts = json.loads((latent_folder / CONFIG).read_text())
+    for broken, message in (
+        ({"architecture": parts["architecture"]}, "config.json must have the fields .* missing are"),
+        (parts | {"units": 3}, "units in config.json must be an object; got 3"),
+        (parts | {"measured": {"width": 8}}, r"measured in config.json must have the fields .*; got \['width'\]"),
+    ):
+        (latent_folder / CONFIG).write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match=message):
+            load(latent_folder)
 
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -637,6 +667,15 @@ def test_file_that_may_not_be_read_is_a_value_error(name: str, folder: Path, mon
 def test_configuration_survives_json() -> None:
     config = ModelConfig(dim_y=2, head="gaussian", x_range=(-2.0, 2.0), num_targets=(1, 9), prior="lines")
     assert ModelConfig.from_json(config.to_json()) == config
+    each = dataclasses.replace(config, dim_x=2, x_range=((0.0, 1.0), (5.0, 9.0)), y_range=((-1.0, 1.0), (0.0, 3.0)))
+    assert ModelConfig.from_json(each.to_json()) == each
+
+
+def test_ranges_are_one_pair_or_one_for_every_column() -> None:
+    with pytest.raises(ValueError, match=r"x_range must be one pair \(low, high\), or 2 of them; got 3 pairs"):
+        ModelConfig(dim_x=2, x_range=((0.0, 1.0),) * 3)
+    with pytest.raises(ValueError, match=r"y_range must be a pair .* low < high; got \(1.0, 1.0\)"):
+        ModelConfig(dim_y=2, y_range=((0.0, 1.0), (1.0, 1.0)))
 
 
 @pytest.mark.parametrize(

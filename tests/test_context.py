@@ -349,6 +349,15 @@ def test_outside_the_trained_range_one_warning_points_to_the_caller(
     assert all(fragment in str(caught[0].message) for fragment in fragments)
 
 
+def test_each_column_has_a_trained_range_of_its_own(build_model: Callable[..., ArBufferModel]) -> None:
+    net = build_model(x_range=((-3.0, 3.0), (5.0, 9.0)))
+    x = torch.stack([Y, 6 + Y.abs().clamp(max=2)], -1)
+    net.condition(x, Y)  # a warning would be an error
+    with pytest.warns(UserWarning, match=r"x\[..., 1\] lies outside the trained range \[5.0, 9.0\]") as caught:
+        net.condition(x.flip(-1).clamp(max=3), Y)
+    assert len(caught) == 1
+
+
 def test_inside_the_trained_ranges_nothing_is_said(build_model: Callable[..., ArBufferModel]) -> None:
     context = build_model(**RANGES).condition(2 * X, 6 * Y + 3)
     ArBufferJoint(context, 2 * X[:4]).marginals()  # one block: nothing is absorbed

@@ -50,7 +50,9 @@ EXACT = Path(__file__).parent.parent / "benchmarks" / "multisensory_evidence.csv
 EXACT_HUMAN = Path(__file__).parent / "data" / "shams_av_evidence.csv"
 
 torch.set_num_threads(1)
-warnings.filterwarnings("ignore", message="x lies outside the trained range")  # inputs from the programs' own law
+warnings.filterwarnings(
+    "ignore", message=r"x(\[.*\])? lies outside the trained range"
+)  # inputs from the programs' own law
 warnings.filterwarnings("ignore", message="the log evidence of .* rests on few of its")  # the error holds their spread
 PROGRAMS = {"rho = 1": multisensory_rho1, "rho = 4/3": multisensory_rho43}
 FILES = {"rho = 1": "multisensory-rho1", "rho = 4/3": "multisensory-rho43"}

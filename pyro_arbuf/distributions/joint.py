@@ -29,6 +29,7 @@ from pyro_arbuf.inference.validation import (
     check_y,
     inference_scope,
     warn_outside,
+    warn_outside_counts,
 )
 from pyro_arbuf.network.predictives import GaussianMixture
 
@@ -97,7 +98,9 @@ class ArBufferJoint(ArBufferDistribution):
             absorbed = (self._num_targets - 1) // buffer_size * buffer_size
             if absorbed:
                 trained = context.model.config.num_context
-                warn_outside("num_context with absorbed targets", context.num_context + absorbed, trained, stacklevel=4)
+                warn_outside_counts(
+                    "num_context with absorbed targets", context.num_context + absorbed, trained, stacklevel=4
+                )
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:
         """Draws coherent joint samples with torch's global generator; memory is fixed beyond output and noise.
@@ -297,7 +300,7 @@ class ArBufferJoint(ArBufferDistribution):
         full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
         shape = torch.broadcast_shapes(self._own_shape, values.shape[:-2])
         context = grow_context(self.context, self._x[..., given, :], values, shape).expand(full)
-        warn_outside("num_context", context.num_context, context.model.config.num_context, stacklevel=3)
+        warn_outside_counts("num_context", context.num_context, context.model.config.num_context, stacklevel=3)
         orders = restrict_orders(self.orders, rest)
         return ArBufferJoint(
             context, self.x[..., rest, :], orders, self.buffer_size, self.has_rsample, self.nan, self._validate_args

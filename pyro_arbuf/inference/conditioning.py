@@ -18,6 +18,7 @@ from pyro_arbuf.inference.validation import (
     check_y,
     may_look_at,
     warn_outside,
+    warn_outside_counts,
 )
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import code, latent_locations, pad_outcome
@@ -59,7 +60,7 @@ def make_context(
     if shape.numel() == 0:
         raise ValueError(f"x, y and latents must hold at least one task; got the batch shape {tuple(shape)}")
     real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
-    warn_outside("num_context", x.shape[1], config.num_context, stacklevel=4)
+    warn_outside_counts("num_context", x.shape[1], config.num_context, stacklevel=4)
     for name, value, trained in (("x", x, config.x_range), ("y", y, config.y_range)):
         if may_look_at(value):
             warn_outside(name, value[real], trained, stacklevel=4)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Size, Tensor
 
+from pyro_arbuf.network.config import Range
 from pyro_arbuf.network.latents import Latent, Locations
 from pyro_arbuf.network.network import Network
 from pyro_arbuf.network.tracing import is_traced
@@ -212,29 +213,47 @@ def check_targets(x: object, model: Network, check_values: bool) -> Tensor | Loc
     # The user's line is behind two __init__ and the __call__ of Pyro's metaclass.
     if check_values:
         warn_outside("x", x, model.config.x_range, stacklevel=6)
-    warn_outside("num_targets", x.shape[-2], model.config.num_targets, stacklevel=6)
+    warn_outside_counts("num_targets", x.shape[-2], model.config.num_targets, stacklevel=6)
     return x
 
 
-def warn_outside(name: str, value: Tensor | int, trained: tuple[float, float] | None, stacklevel: int) -> None:
-    """Warns where something lies outside the range it had in training (`trained = None`: nothing is known).
+def warn_outside(name: str, values: Tensor, trained: Range | tuple[Range, ...] | None, stacklevel: int) -> None:
+    """Warns where a column of inputs or outcomes lies outside the range it had in training.
 
     The text does not say what was given: Python shows a text once per line of code, so that a loop over data sets
     warns once. NaN is passed over.
+
+    Args:
+        name: Of the argument.
+        values: `(*batch, D)`.
+        trained: One pair for all columns, or a pair for each; `None` = nothing is known.
+        stacklevel: As `warnings.warn` takes it.
     """
-    if is_traced() or trained is None:
+    if is_traced() or trained is None or values.numel() == 0 or not may_look_at(values):
         return
-    if isinstance(value, Tensor) and (value.numel() == 0 or not may_look_at(value)):
-        return
-    low, high = (value, value) if isinstance(value, int) else (float(t) for t in torch.aminmax(value.detach()))
-    if math.isnan(low):
-        value = value[~value.isnan()]
-        return warn_outside(name, value, trained, stacklevel + 1)
-    if low < trained[0] or high > trained[1]:
-        remedy = "densities are unreliable there"
-        if isinstance(value, Tensor):
-            remedy += (
-                f"; rescale {name} affinely into the range (for y = a + b z, log p(y) = log p(z) - log b per "
-                "outcome; x needs no correction)"
+    each = isinstance(trained[0], tuple)
+    columns, ranges = (
+        (values.detach().flatten(0, -2), trained) if each else (values.detach().reshape(-1, 1), (trained,))
+    )
+    lows, highs = (ends.tolist() for ends in torch.aminmax(columns, dim=0))
+    if any(math.isnan(low) for low in lows):
+        lows = columns.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0).tolist()
+        highs = columns.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(0).tolist()
+    for i, (pair, low, high) in enumerate(zip(ranges, lows, highs, strict=True)):
+        if low < pair[0] or high > pair[1]:
+            column = f"{name}[..., {i}]" if each else name
+            warnings.warn(
+                f"{column} lies outside the trained range {list(pair)}: densities are unreliable there; rescale {name} "
+                "affinely into the range (for y = a + b z, log p(y) = log p(z) - log b per outcome; x needs no "
+                "correction)",
+                stacklevel=stacklevel,
             )
-        warnings.warn(f"{name} lies outside the trained range {list(trained)}: {remedy}", stacklevel=stacklevel)
+
+
+def warn_outside_counts(name: str, value: int, trained: tuple[int, int] | None, stacklevel: int) -> None:
+    """Warns where a number of pairs lies outside the range it had in training; `None` = nothing is known."""
+    if trained is not None and not is_traced() and not trained[0] <= value <= trained[1]:
+        warnings.warn(
+            f"{name} lies outside the trained range {list(trained)}: densities are unreliable there",
+            stacklevel=stacklevel,
+        )

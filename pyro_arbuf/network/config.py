@@ -1,20 +1,28 @@
-"""ModelConfig: everything that defines a model but its weights, and the ranges it was trained on."""
+"""ModelConfig: everything that defines a model but its weights, in four parts.
+
+What is built (`Architecture`), in which units its numbers are (`Units`), what it was trained on (`Trained`) and what
+was found out about it (`Measured`). config.json has the same four parts; older files, which had none, are read too.
+"""
 
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
 
+Range = tuple[float, float]
+LARGEST_SIZE = 2**16  # far above what is trained; products of two cannot overflow when shapes are computed
+
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Everything that defines a model but its weights; saved as config.json.
+class Architecture:
+    """What the network is built of.
 
     Attributes:
         dim_x: Input features D_x.
@@ -27,28 +35,12 @@ class ModelConfig:
         embedding_width: Hidden width of the embedder's MLPs.
         num_frequencies: Learned sines and cosines of x; 0 = none.
         max_frequency: Their largest angular frequency before training, radians per unit of x.
+        num_y_frequencies: Learned sines and cosines of the standardised outcome; 0 = none.
         head: "mixture" or "gaussian".
         head_width: Hidden width of the head.
         num_components: Components C of the mixture.
         sequential: Whether targets have a natural order, which is then the default order.
-        prior: Name of the prior the weights were trained on; empty = unknown.
-        x_range: Trained range of every input feature; `None` = not declared.
-        y_range: Trained range of every outcome dimension; `None` = not declared.
-        num_context: Trained range of N.
-        num_targets: Trained range of M, absorbing included; `None` = not declared.
         latents: Of a program, in the order of their locations; empty = none.
-        outcome: Name of the program's outcome site.
-        num_y_frequencies: Learned sines and cosines of the standardised outcome; 0 = none.
-        x_loc: Location of every input feature, subtracted before it is embedded; `None` = 0.
-        x_scale: Scale of every input feature; `None` = 1.
-        y_loc: Location of every outcome dimension: embedded and predicted are (y - y_loc) / y_scale, so densities stay
-            in the user's units; `None` = 0.
-        y_scale: Scale of every outcome dimension; `None` = 1.
-        evidence_rmse: Error of `log_evidence` as `measure_evidence_error` found it, nats; `None` = not measured.
-
-    Raises:
-        ValueError: If a size is no positive integer, `num_heads` does not divide `width`, the head is unknown, a range
-            or a support is not ordered, or a number is not finite (a scale: not positive) in float32.
     """
 
     dim_x: int = 1
@@ -61,25 +53,14 @@ class ModelConfig:
     embedding_width: int = 64
     num_frequencies: int = 32
     max_frequency: float = 32.0
+    num_y_frequencies: int = 0
     head: Literal["mixture", "gaussian"] = "mixture"
     head_width: int = 128
     num_components: int = 20
     sequential: bool = False
-    prior: str = ""
-    x_range: tuple[float, float] | None = None
-    y_range: tuple[float, float] | None = None
-    num_context: tuple[int, int] = (0, 128)
-    num_targets: tuple[int, int] | None = None
     latents: tuple[Latent, ...] = ()
-    outcome: str = "y"
-    num_y_frequencies: int = 0
-    x_loc: tuple[float, ...] | None = None
-    x_scale: tuple[float, ...] | None = None
-    y_loc: tuple[float, ...] | None = None
-    y_scale: tuple[float, ...] | None = None
-    evidence_rmse: float | None = None
 
-    def __post_init__(self):
+    def _check_architecture(self) -> None:
         sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
         sizes += ["head_width", "num_components"] + (["dim_y"] if self.dim_y is not None else [])
         for name, least in (dict.fromkeys(sizes, 1) | {"num_frequencies": 0, "num_y_frequencies": 0}).items():
@@ -90,19 +71,12 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at most {LARGEST_SIZE}; got {value!r}")
         if not _is_number(self.max_frequency) or self.max_frequency <= 0:
             raise ValueError(f"max_frequency must be a positive number; got {self.max_frequency!r}")
-        for name in ("prior", "outcome"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a string; got {getattr(self, name)!r}")
         if not isinstance(self.sequential, bool):
             raise ValueError(f"sequential must be True or False; got {self.sequential!r}")
         if self.head not in ("mixture", "gaussian"):
             raise ValueError(f"head must be 'mixture' or 'gaussian'; got {self.head!r}")
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads = {self.num_heads}; got {self.width}")
-        self._check_ranges()
-        for axis, dim in {"x": self.dim_x, "y": self.dim_y or 1}.items():
-            names = (f"{axis}_loc", f"{axis}_scale")
-            _check_standardisation(names, getattr(self, names[0]), getattr(self, names[1]), dim)
         if not isinstance(self.latents, tuple) or not all(isinstance(latent, Latent) for latent in self.latents):
             raise ValueError(f"latents must be a tuple of Latent; got {self.latents!r}")
         for latent in self.latents:
@@ -112,23 +86,6 @@ class ModelConfig:
             raise ValueError(f"latents must have different names; got {names}")
         if self.num_latents > LARGEST_SIZE:
             raise ValueError(f"latents must hold at most {LARGEST_SIZE} numbers; got {self.num_latents}")
-        error = self.evidence_rmse
-        if error is not None and not (_is_number(error) and error >= 0):
-            raise ValueError(f"evidence_rmse must be a number >= 0, or be None; got {error!r}")
-
-    def _check_ranges(self) -> None:
-        for name in ("x_range", "y_range", "num_context", "num_targets"):
-            value = getattr(self, name)
-            if value is None and name != "num_context":
-                continue
-            counts = name.startswith("num")
-            of_kind = _is_integer if counts else _is_number
-            pair = isinstance(value, tuple) and len(value) == 2 and all(of_kind(end) for end in value)
-            least = 0 if name == "num_context" else 1 if counts else -math.inf
-            if not pair or not least <= value[0] <= value[1] or (name == "y_range" and value[0] == value[1]):
-                rule = f"integers, {least} <= low <= high" if counts else "finite numbers, low <= high"
-                rule = "finite numbers, low < high" if name == "y_range" else rule
-                raise ValueError(f"{name} must be a pair (low, high) of {rule}; got {value!r}")
 
     @property
     def num_latents(self) -> int:
@@ -139,13 +96,121 @@ class ModelConfig:
         """Outcomes `(*batch, T, D_y)` as users have them: `(*batch, T)` for a scalar outcome."""
         return y.squeeze(-1) if self.dim_y is None else y
 
+
+@dataclass(frozen=True)
+class Units:
+    """The units of inputs and outcomes: what the network embeds and predicts is standardised by them.
+
+    Attributes:
+        x_loc: Location of every input feature, subtracted before it is embedded; `None` = 0.
+        x_scale: Scale of every input feature; `None` = 1.
+        y_loc: Location of every outcome dimension: embedded and predicted are (y - y_loc) / y_scale, so densities stay
+            in the user's units; `None` = 0.
+        y_scale: Scale of every outcome dimension; `None` = 1.
+    """
+
+    x_loc: tuple[float, ...] | None = None
+    x_scale: tuple[float, ...] | None = None
+    y_loc: tuple[float, ...] | None = None
+    y_scale: tuple[float, ...] | None = None
+
+    def _check_units(self, dim_x: int, dim_y: int) -> None:
+        _check_standardisation(("x_loc", "x_scale"), self.x_loc, self.x_scale, dim_x)
+        _check_standardisation(("y_loc", "y_scale"), self.y_loc, self.y_scale, dim_y)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the weights were trained on.
+
+    Attributes:
+        prior: Name of the prior; empty = unknown.
+        outcome: Name of the program's outcome site.
+        x_range: Range of the inputs: one pair (low, high) for all features, or a pair for each; `None` = not declared.
+        y_range: Range of the outcome, likewise for its dimensions; `None` = not declared.
+        num_context: Range of N.
+        num_targets: Range of M, absorbing included; `None` = not declared.
+    """
+
+    prior: str = ""
+    outcome: str = "y"
+    x_range: Range | tuple[Range, ...] | None = None
+    y_range: Range | tuple[Range, ...] | None = None
+    num_context: tuple[int, int] = (0, 128)
+    num_targets: tuple[int, int] | None = None
+
+    def _check_trained(self, dim_x: int, dim_y: int) -> None:
+        for name in ("prior", "outcome"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a string; got {getattr(self, name)!r}")
+        for name, dim in {"x_range": dim_x, "y_range": dim_y}.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            each = value if isinstance(value, tuple) and value and isinstance(value[0], tuple) else (value,) * dim
+            if len(each) != dim:
+                raise ValueError(f"{name} must be one pair (low, high), or {dim} of them; got {len(each)} pairs")
+            for pair in each:
+                numbers = _is_pair(pair) and all(_is_number(end) for end in pair) and pair[0] <= pair[1]
+                if not numbers or (name == "y_range" and pair[0] == pair[1]):
+                    rule = "low < high" if name == "y_range" else "low <= high"
+                    raise ValueError(f"{name} must be a pair (low, high) of finite numbers, {rule}; got {pair!r}")
+        for name, least in {"num_context": 0, "num_targets": 1}.items():
+            value = getattr(self, name)
+            if value is None and name == "num_targets":
+                continue
+            if not (_is_pair(value) and all(_is_integer(end) for end in value) and least <= value[0] <= value[1]):
+                rule = f"integers, {least} <= low <= high"
+                raise ValueError(f"{name} must be a pair (low, high) of {rule}; got {value!r}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found out about the trained network.
+
+    Attributes:
+        evidence_rmse: Error of `log_evidence` as `measure_evidence_error` found it, nats; `None` = not measured.
+    """
+
+    evidence_rmse: float | None = None
+
+    def _check_measured(self) -> None:
+        error = self.evidence_rmse
+        if error is not None and not (_is_number(error) and error >= 0):
+            raise ValueError(f"evidence_rmse must be a number >= 0, or be None; got {error!r}")
+
+
+PARTS: dict[str, type] = {"architecture": Architecture, "units": Units, "trained": Trained, "measured": Measured}
+
+
+@dataclass(frozen=True)
+class ModelConfig(Measured, Trained, Units, Architecture):
+    """Everything that defines a model but its weights; saved as config.json.
+
+    Its fields are those of its four parts, `Architecture`, `Units`, `Trained` and `Measured`, which explain them.
+
+    Raises:
+        ValueError: If a size is no positive integer, `num_heads` does not divide `width`, the head is unknown, a range
+            or a support is not ordered, or a number is not finite (a scale: not positive) in float32.
+    """
+
+    def __post_init__(self):
+        self._check_architecture()
+        dims = (self.dim_x, self.dim_y or 1)
+        self._check_units(*dims)
+        self._check_trained(*dims)
+        self._check_measured()
+
     def to_json(self) -> str:
-        """The configuration as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        """The configuration as JSON text, in its four parts."""
+        values = dataclasses.asdict(self)
+        return json.dumps(
+            {part: {name: values[name] for name in names_of(kind)} for part, kind in PARTS.items()}, indent=2
+        )
 
     @staticmethod
     def from_json(text: str) -> "ModelConfig":
-        """The configuration that `to_json` wrote.
+        """The configuration that `to_json` wrote, now or before there were parts.
 
         Raises:
             ValueError: If the text is no JSON object with this class's fields, all of them but those `ADDED_LATER`, or
@@ -154,17 +219,17 @@ class ModelConfig:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"config.json must be an object; got {type(values).__name__}")
-        known = {field.name for field in dataclasses.fields(ModelConfig)}
+        if set(values) & set(PARTS):
+            values = _joined(values)
         for added in ADDED_LATER:
             if not set(added) & set(values):
                 values |= added
-        _check_fields("config.json", set(values), known)
+        _check_fields("config.json", set(values), names_of(ModelConfig))
         if not isinstance(values["latents"], list | tuple):
             raise ValueError(f"latents must be a list; got {values['latents']!r}")
         return ModelConfig(**_tuples(values) | {"latents": tuple(_read_latent(each) for each in values["latents"])})
 
 
-LARGEST_SIZE = 2**16  # far above what is trained; products of two cannot overflow when shapes are computed
 # What files written before a field existed lack, all of a group or nothing, and the values that held then.
 ADDED_LATER: tuple[dict[str, Any], ...] = (
     {
@@ -178,6 +243,27 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
         "evidence_rmse": None,
     },
 )
+
+
+def names_of(kind: type) -> set[str]:
+    """Names of a dataclass's fields."""
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _joined(parts: dict[str, Any]) -> dict[str, Any]:
+    """The fields of all parts of a config.json."""
+    _check_fields("config.json", set(parts), set(PARTS))
+    values: dict[str, Any] = {}
+    for part, kind in PARTS.items():
+        if not isinstance(parts[part], dict):
+            raise ValueError(f"{part} in config.json must be an object; got {parts[part]!r}")
+        foreign = set(parts[part]) - names_of(kind)
+        if foreign:
+            raise ValueError(
+                f"{part} in config.json must have the fields {sorted(names_of(kind))}; got {sorted(foreign)}"
+            )
+        values |= parts[part]
+    return values
 
 
 def _read_latent(values: object) -> Latent:
@@ -224,6 +310,10 @@ def _check_standardisation(names: tuple[str, str], loc: object, scale: object, d
             raise ValueError(f"{name} must hold {dim} {rule}, or be None; got {value!r}")
 
 
+def _is_pair(value: object) -> TypeGuard[tuple[Any, Any]]:
+    return isinstance(value, tuple) and len(value) == 2
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -234,5 +324,8 @@ def _is_number(value: object) -> bool:
     return of_kind and abs(value) <= torch.finfo(torch.float32).max
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    def as_tuple(value: Any) -> Any:
+        return tuple(as_tuple(each) for each in value) if isinstance(value, list) else value
+
+    return {name: as_tuple(value) for name, value in values.items()}

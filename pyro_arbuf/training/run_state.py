@@ -98,7 +98,8 @@ def check_setup(path: Path, setup: Mapping[str, Any]) -> None:
 
 
 def _fields_of(config: str | None) -> dict[str, Any]:
-    return {f"config.{name}": value for name, value in json.loads(config or "{}").items()}
+    parts = json.loads(config or "{}").values()
+    return {f"config.{name}": value for part in parts for name, value in part.items()}
 
 
 def _checksum(tensors: dict[str, Tensor], record: str) -> str:
