@@ -18,6 +18,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST_CONFIG = 2**23  # bytes
 FLOATING = ("F64", "F32", "F16", "BF16")
 HUB = "hf:"
+RENAMED = {"embedder.slot": "embedder.positions.slot"}  # weights of files written before they had their present name
 
 
 def models_folder() -> Path:
@@ -178,7 +179,7 @@ def _check_weights(path: Path, config: ModelConfig) -> None:
     _check_there(path)
     try:
         with safe_open(path, "pt") as file:
-            header = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            header = {str(RENAMED.get(n, n)): file.get_slice(n) for n in file.keys()}  # noqa: SIM118
             shapes = {name: Size(part.get_shape()) for name, part in header.items()}
             types = {name: part.get_dtype() for name, part in header.items()}
     except SafetensorError as error:
@@ -205,7 +206,7 @@ def _check_weights(path: Path, config: ModelConfig) -> None:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        weights = load_file(path)
+        weights = {RENAMED.get(name, name): value for name, value in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is corrupt, truncated or no safetensors file: {error}") from error
     for name, value in weights.items():

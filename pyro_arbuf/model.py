@@ -12,10 +12,11 @@ from torch import Tensor
 from pyro_arbuf.inference.conditioning import make_context
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import inference_scope
-from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.backbone import Backbone
+from pyro_arbuf.network.config import Measured, ModelConfig, names_of
+from pyro_arbuf.network.embedding import Embedder
+from pyro_arbuf.network.heads import Head
 from pyro_arbuf.network.network import Network
-
-MEASURED = {"evidence_rmse"}  # fields of a configuration that say what was found, not how the network is built
 
 
 class ArBufferModel(Network):
@@ -23,6 +24,9 @@ class ArBufferModel(Network):
 
     Args:
         config: Sizes, head and trained ranges.
+        embedder: In place of the one that the configuration describes; likewise the other parts, see `Network`.
+        backbone: Likewise.
+        head: Likewise.
 
     Raises:
         ValueError: If a location is so large that its scale is lost beside it.
@@ -34,8 +38,14 @@ class ArBufferModel(Network):
         Hassan et al. (2026), section 3.
     """
 
-    def __init__(self, config: ModelConfig):
-        super().__init__(config)
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedder: Embedder | None = None,
+        backbone: Backbone | None = None,
+        head: Head | None = None,
+    ):
+        super().__init__(config, embedder, backbone, head)
         self.simulator: object | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,9 +60,9 @@ class ArBufferModel(Network):
         Raises:
             ValueError: If another field of the configuration is named.
         """
-        others = sorted(set(measured) - MEASURED)
+        others = sorted(set(measured) - set(names_of(Measured)))
         if others:
-            raise ValueError(f"only {sorted(MEASURED)} of a network's configuration can be replaced; got {others}")
+            raise ValueError(f"only {names_of(Measured)} of a network's configuration can be replaced; got {others}")
         self.__dict__["config"] = dataclasses.replace(self.config, **measured)
 
     def condition(

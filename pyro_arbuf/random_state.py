@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import pyro
+import pyro.util
 import torch
 from torch.overrides import TorchFunctionMode
 

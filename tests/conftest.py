@@ -41,16 +41,23 @@ class Task(NamedTuple):
     y_target: Tensor  # (B, M, D_y)
 
 
+SLOTS = "embedder.positions.slot"
+
+
 def random_model(config: ModelConfig, seed: int = 0) -> ArBufferModel:
     """A frozen float64 model whose random weights are large enough that everything it may read matters."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ArBufferModel(config).double()
         with torch.no_grad():
-            for name, weight in model.named_parameters():
+            weights = dict(model.named_parameters())
+            names = [name for name in weights if name != SLOTS]
+            names.insert(names.index("embedder.role") + 1, SLOTS)  # some tests need the very weights of this order
+            for name in names:
+                weight = weights[name]
                 if "norm" in name:
                     weight.normal_(1.0, 0.2)
-                elif name.startswith(("embedder.role", "embedder.slot", "embedder.empty")):
+                elif name.startswith(("embedder.role", SLOTS, "embedder.empty")):
                     weight.normal_(0.0, 0.7)
                 elif weight.dim() == 1:
                     weight.normal_(0.0, 0.3)

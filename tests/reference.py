@@ -88,7 +88,7 @@ def predictive(
     if context.shape[-2] == 0:
         context = w["embedder.empty_context"][None]
     buffer = _embed_x(w, x_buffer) + _embed_y(w, x_buffer, y_buffer) + w["embedder.role"][1]
-    buffer = buffer + w["embedder.slot"][:num_buffer]
+    buffer = buffer + w["embedder.positions.slot"][:num_buffer]
     target = _embed_x(w, x_target) + w["embedder.role"][2]
     tokens = torch.cat([t.expand(*lead, *t.shape[-2:]) for t in (context, buffer, target)], -2)
     mask = dense_mask(context.shape[-2], num_buffer, prefix_len)

@@ -436,6 +436,13 @@ def test_file_of_before_there_were_parts_loads(latent_folder: Path) -> None:
     assert load(latent_folder).config == expected
 
 
+def test_weights_of_before_a_part_had_its_present_name_load(folder: Path) -> None:
+    expected, weights = load(folder).state_dict(), load_file(folder / WEIGHTS)
+    weights["embedder.slot"] = weights.pop("embedder.positions.slot")
+    save_file(weights, folder / WEIGHTS)
+    assert all(torch.equal(value, expected[name]) for name, value in load(folder).state_dict().items())
+
+
 def test_parts_of_a_configuration_are_checked(latent_folder: Path) -> None:
     parts = json.loads((latent_folder / CONFIG).read_text())
     for broken, message in (

@@ -10,7 +10,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 from torch.testing import assert_close
 
 from pyro_arbuf.network.heads import MIN_SD, GaussianHead, GaussianMixtureHead
-from pyro_arbuf.network.predictives import GaussianMixture
+from pyro_arbuf.network.predictives import GaussianMixture, LatentsAmongOutcomes
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 BATCH, C = (2, 6, 3), 5
@@ -66,21 +66,45 @@ def test_affine_is_the_law_of_the_transformed_outcome(mixture):
     assert_close(changed.mean, loc + scale * mixture.mean, **EXACT)
 
 
-@pytest.mark.parametrize("num_components", [1, C])
-def test_replaced_takes_each_element_from_one_of_two(mixture, num_components):
-    where = torch.rand(2, 6, 1) < 0.5
-    own = GaussianMixture(*_parameters(*BATCH, num_components))
-    y = torch.randn(BATCH, dtype=torch.float64)
-    both = own.replaced(where, mixture)
-    assert both.num_components == C
-    assert_close(both.log_prob(y), torch.where(where, mixture.log_prob(y), own.log_prob(y)), **EXACT)
+PREDICTIVES = {
+    "mixture": lambda: GaussianMixture(*_parameters(*BATCH, C)),
+    "latents_among_outcomes": lambda: LatentsAmongOutcomes(
+        torch.arange(BATCH[1])[:, None].expand(*BATCH[:2], 1) % 2 == 0,
+        GaussianMixture(*_parameters(*BATCH[:2], 1, C)),
+        GaussianMixture(*_parameters(*BATCH, 1)),
+    ),
+}
 
 
-def test_padded_dimensions_are_zero_and_cost_nothing():
-    first = GaussianMixture(*_parameters(2, 6, 1, C))
-    y = torch.randn(2, 6, 1, dtype=torch.float64)
-    density = first.padded(3).log_prob(torch.nn.functional.pad(y, (0, 2)))
-    assert_close(density, torch.nn.functional.pad(first.log_prob(y), (0, 2)), **EXACT)
+@pytest.mark.parametrize("kind", PREDICTIVES)
+def test_predictive_keeps_its_contract(kind):
+    predictive = PREDICTIVES[kind]()
+    uniform, normal, y = torch.rand(3, *BATCH, dtype=torch.float64).clamp(1e-3, 1 - 1e-3)
+    y = (4 * y - 2).requires_grad_()
+    assert predictive.batch_shape == BATCH and predictive.num_components == C
+    density, below = predictive.log_prob(y), predictive.cdf(y)
+    (slope,) = torch.autograd.grad(below.sum(), y)
+    scored = density != 0  # not the dimensions that a latent does not have
+    assert_close(slope[scored], density.exp().detach()[scored], **EXACT)
+    assert (slope[~scored] == 0).all() and (below[~scored] == 0).all()
+    assert_close(predictive.cdf(predictive.icdf(uniform)), torch.where(scored, uniform, 0.0), **EXACT)
+    drawn = predictive.draw(uniform, normal)
+    assert torch.equal(predictive.implicit_draw(uniform, normal), drawn) and (drawn[~scored] == 0).all()
+    for stacked in (predictive.expand((5, *BATCH)), predictive.map(lambda part: part.expand(5, *part.shape))):
+        assert stacked.batch_shape == (5, *BATCH)
+        assert torch.equal(stacked.log_prob(y), density.expand(5, *BATCH))
+    changed = predictive.affine(torch.ones(BATCH[-1], dtype=torch.float64), torch.tensor([2.0], dtype=torch.float64))
+    assert_close(changed.cdf(1 + 2 * y), below, **EXACT)
+    for moment in (predictive.mean, predictive.variance):
+        assert moment.shape == BATCH and (moment[~scored] == 0).all()
+
+
+def test_latents_among_outcomes_have_the_densities_of_their_own_heads():
+    both, y = PREDICTIVES["latents_among_outcomes"](), torch.randn(BATCH, dtype=torch.float64)
+    density = both.log_prob(y)
+    assert_close(density[:, ::2, :1], both.latent.log_prob(y[..., :1])[:, ::2], **EXACT)
+    assert (density[:, ::2, 1:] == 0).all()
+    assert_close(density[:, 1::2], both.outcome.log_prob(y)[:, 1::2], **EXACT)
 
 
 def test_map_rearranges_the_batch(mixture):

@@ -12,6 +12,8 @@ from torch.testing import assert_close
 
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.cache import BufferCache
+from pyro_arbuf.network.embedding import Embedder
+from pyro_arbuf.network.heads import GaussianHead
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 B, S, K, N, M = 2, 3, 4, 5, 6
@@ -205,3 +207,26 @@ def test_measured_error_is_stored_and_copied(scalar_model, duplicate):
     assert duplicate(net).config == net.config and scalar_model.config.evidence_rmse is None
     with pytest.raises(ValueError, match=r"only \['evidence_rmse'\] of a network's.*got \['num_context', 'x_loc'\]"):
         net.replace_measured(evidence_rmse=1.0, x_loc=(0.0, 0.0), num_context=(0, 3))
+
+
+class NoPositions(torch.nn.Module):
+    """Buffer tokens as they are."""
+
+    def forward(self, tokens: Tensor, first_slot: int) -> Tensor:
+        return tokens
+
+
+def test_network_is_assembled_from_the_parts_it_is_given(scalar_model):
+    config = scalar_model.config
+    embedder, head = Embedder(config), GaussianHead(config.width, config.head_width, 1)
+    embedder.positions = NoPositions()
+    net = ArBufferModel(config, embedder=embedder, head=head)
+    assert net.embedder is embedder and net.head is head
+    assert "embedder.positions.slot" not in net.state_dict()
+    embedded, y = embedder.inputs(torch.randn(1, 2, config.dim_x)), torch.randn(1, 2, 1)
+    one, other = (embedder.buffer(embedded, y, first_slot) for first_slot in (0, 2))
+    assert torch.equal(one, other)
+    predictive, buffer = net.predict(
+        net.encode(torch.randn(1, 3, config.dim_x), torch.randn(1, 3, 1)), BufferCache(), None, embedded[:, None]
+    )
+    assert predictive.num_components == 1 and buffer.num_slots == 0

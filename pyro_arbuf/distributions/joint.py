@@ -31,7 +31,7 @@ from pyro_arbuf.inference.validation import (
     warn_outside,
     warn_outside_counts,
 )
-from pyro_arbuf.network.predictives import GaussianMixture
+from pyro_arbuf.network.predictives import Predictive
 
 
 class ArBufferJoint(ArBufferDistribution):
@@ -147,7 +147,7 @@ class ArBufferJoint(ArBufferDistribution):
             return self._squeeze(unfold(y, shape, batch))
 
     def _scores(
-        self, y: Tensor, score: Callable[[GaussianMixture, Tensor], Tensor], missing_score: float, stacklevel: int = 4
+        self, y: Tensor, score: Callable[[Predictive, Tensor], Tensor], missing_score: float, stacklevel: int = 4
     ) -> Tensor:
         """`(*batch, R, M, D_y)`, in at least float32, targets in the user's indexing."""
         values, missing = self._split_missing(self._check_outcomes(y, stacklevel))
@@ -175,7 +175,7 @@ class ArBufferJoint(ArBufferDistribution):
             RuntimeError: If the context is not current: weights changed, gradients missing, or backward went through.
         """
         with inference_scope():
-            return self._mixture_of_orders(self._scores(value, GaussianMixture.log_prob, 0.0).sum((-1, -2)))
+            return self._mixture_of_orders(self._scores(value, lambda p, y: p.log_prob(y), 0.0).sum((-1, -2)))
 
     def _mixture_of_orders(self, per_order: Tensor) -> Tensor:
         return mix_orders(per_order)
@@ -195,7 +195,7 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with inference_scope():
             self._check_one_order("log_prob_factors", "log_prob")
-            return self._scores(y, GaussianMixture.log_prob, 0.0).squeeze(-3).sum(-1)
+            return self._scores(y, lambda p, y: p.log_prob(y), 0.0).squeeze(-3).sum(-1)
 
     def pit(self, y: Tensor) -> Tensor:
         """Probability integral transform along the chain: F(y_k | those placed before it).
@@ -216,7 +216,7 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with inference_scope():
             self._check_one_order("pit", "one order at a time")
-            return self._squeeze(self._scores(y, GaussianMixture.cdf, math.nan).squeeze(-3))
+            return self._squeeze(self._scores(y, lambda p, y: p.cdf(y), math.nan).squeeze(-3))
 
     def _check_one_order(self, name: str, instead: str) -> None:
         count = len(self.orders)
@@ -244,7 +244,7 @@ class ArBufferJoint(ArBufferDistribution):
     def _log_prob_orders(self, y: Tensor, stacklevel: int) -> Tensor:
         """Joint log density in each order, `(*batch, R)` nats."""
         with inference_scope():
-            return self._scores(y, GaussianMixture.log_prob, 0.0, stacklevel).sum((-1, -2))
+            return self._scores(y, lambda p, y: p.log_prob(y), 0.0, stacklevel).sum((-1, -2))
 
     def log_prob_conditionals(self, y: Tensor) -> Tensor:
         """Full conditionals: the set model's log density of every target with all other pairs in the context.

@@ -25,7 +25,7 @@ from pyro_arbuf.inference.layout import (
 from pyro_arbuf.inference.orders import inverse_orders
 from pyro_arbuf.network.cache import Buffer, BufferCache, ContextCache, PreallocatedBuffer
 from pyro_arbuf.network.network import Network
-from pyro_arbuf.network.predictives import GaussianMixture
+from pyro_arbuf.network.predictives import Predictive
 from pyro_arbuf.network.visibility import chain_prefix_len
 
 
@@ -41,6 +41,18 @@ class Noise(NamedTuple):
     uniform: Tensor
     normal: Tensor
     order: Tensor
+
+
+def _drawn(predictive: Predictive, uniform: Tensor, normal: Tensor) -> Tensor:
+    return predictive.draw(uniform, normal)
+
+
+def _implicitly_drawn(predictive: Predictive, uniform: Tensor, normal: Tensor) -> Tensor:
+    return predictive.implicit_draw(uniform, normal)
+
+
+def _log_density(predictive: Predictive, values: Tensor) -> Tensor:
+    return predictive.log_prob(values)
 
 
 @torch.no_grad()
@@ -79,7 +91,7 @@ def sample_joint(
             placed = place(pick(embedded[b], s), order)
             buffer = PreallocatedBuffer(min(buffer_size, num_targets), {})
             placed_x = place(pick(x[b], s), order)
-            y = _sample_chunk(context, b, placed_x, placed, buffer_size, piece, buffer, GaussianMixture.draw)
+            y = _sample_chunk(context, b, placed_x, placed, buffer_size, piece, buffer, _drawn)
             out[b, s] = place(y, inverse_orders(order))
     return out.detach()  # a trace forgets no_grad
 
@@ -110,7 +122,7 @@ def rsample_joint(context: Context, x: Tensor, orders: Tensor, buffer_size: int,
     embedded = context.model.embedder.inputs(x)
     placed = (place(x, order), place(embedded, order))
     everything = slice(0, context.x.shape[0])
-    y = _sample_chunk(context, everything, *placed, buffer_size, noise, BufferCache(), GaussianMixture.implicit_draw)
+    y = _sample_chunk(context, everything, *placed, buffer_size, noise, BufferCache(), _implicitly_drawn)
     return place(y, inverse_orders(order))
 
 
@@ -122,7 +134,7 @@ def _sample_chunk(
     buffer_size: int,
     noise: Noise,
     buffer: Buffer,
-    draw: Callable[[GaussianMixture, Tensor, Tensor], Tensor],
+    draw: Callable[[Predictive, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Draws `(B, S, M, D_y)` in chain order for targets already placed in it, every block with the empty `buffer`."""
     num_tasks, num_draws, num_targets = noise.normal.shape[:3]
@@ -148,7 +160,7 @@ def _decode(
     uniform: Tensor,
     normal: Tensor,
     buffer: Buffer,
-    draw: Callable[[GaussianMixture, Tensor, Tensor], Tensor],
+    draw: Callable[[Predictive, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """One block, step by step: the last pair and the next target go through the layers together."""
     pairs, draws = None, []
@@ -169,7 +181,7 @@ def score_joint(
     orders: Tensor,
     buffer_size: int,
     missing: Tensor | None = None,
-    score: Callable[[GaussianMixture, Tensor], Tensor] = GaussianMixture.log_prob,
+    score: Callable[[Predictive, Tensor], Tensor] = _log_density,
     max_tokens: int = MAX_TOKENS,
 ) -> Tensor:
     """Scores every target given those before it, for every order: one pass per block of targets.
@@ -224,7 +236,7 @@ def _score_chunk(
     embedded: Tensor,
     y: Tensor,
     buffer_size: int,
-    score: Callable[[GaussianMixture, Tensor], Tensor],
+    score: Callable[[Predictive, Tensor], Tensor],
 ) -> Tensor:
     """Scores `(B, S, M, D_y)` in chain order for targets already placed in it."""
     model, (num_tasks, num_draws, num_targets) = context.model, y.shape[:3]
@@ -302,7 +314,7 @@ def grow_context(context: Context, x: Tensor, y: Tensor, shape: Size) -> Context
     return encode_pairs(context.model, x_all, y_all, length, shape, shape, context.latents, tracked)
 
 
-def predict_marginals(context: Context, x: Tensor) -> GaussianMixture:
+def predict_marginals(context: Context, x: Tensor) -> Predictive:
     """The set model's independent predictive: every target read with an empty buffer.
 
     Args:

@@ -6,6 +6,7 @@ Knows nothing of how a model embeds or reads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Size, Tensor
@@ -35,28 +36,12 @@ def make_context(
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
     check_mode(model)
-    tracked = any(isinstance(t, Tensor) and t.requires_grad for v in (x, y) for t in (v if _is_list(v) else (v,)))
-    if (x is None) != (y is None):
-        raise ValueError(
-            "x and y must be given together; got one of them; condition() without both is N = 0, and a program without "
-            "inputs has x = torch.zeros(n, 1)"
-        )
-    if x is None:
-        weight = next(model.parameters())
-        x = weight.new_zeros(0, config.dim_x)
-        y = weight.new_zeros((0,) if config.dim_y is None else (0, config.dim_y))
-    if _is_list(x) or _is_list(y):
-        x, y, context_len = _pad(model, x, y)
-        batch_shape = Size([x.shape[0]])
-    else:
-        x, y = check_x("x", x, model), check_y("y", y, model)
-        batch_shape = _check_pair(x, y, config)
-        context_len = None
-        x = x.expand(*batch_shape, *x.shape[-2:]).reshape(batch_shape.numel(), *x.shape[-2:])
-        y = y.expand(*batch_shape, *y.shape[-2:]).reshape(batch_shape.numel(), *y.shape[-2:])
-    given, names = check_latents(latents or {}, model)
-    tracked = tracked or given.requires_grad
-    shape = broadcast_batches({"x and y": batch_shape, "latents": given.shape[:-1]})
+    given = [t for v in (x, y) for t in (v if _is_list(v) else (v,))]
+    tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
+    x, y, context_len, batch_shape = _flat_pairs(model, x, y)
+    numbers, names = check_latents(latents or {}, model)
+    tracked = tracked or numbers.requires_grad
+    shape = broadcast_batches({"x and y": batch_shape, "latents": numbers.shape[:-1]})
     if shape.numel() == 0:
         raise ValueError(f"x, y and latents must hold at least one task; got the batch shape {tuple(shape)}")
     real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
@@ -67,12 +52,34 @@ def make_context(
     x, y = code(x, config.latents).clone(), y.clone()  # the user's own may change; a clone keeps the graph
     if names:
         locations = latent_locations(config.latents, names, config.dim_x, y)
-        values = pad_outcome(given, config.dim_y or 1)
+        values = pad_outcome(numbers, config.dim_y or 1)
         x, y = (_in_front(part, t, batch_shape, shape) for part, t in ((locations, x), (values, y)))
         if context_len is not None:
             context_len = context_len.view(batch_shape).expand(shape).flatten() + len(locations)
         batch_shape = shape
     return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked)
+
+
+def _flat_pairs(
+    model: Network, x: Tensor | Sequence[Tensor] | None, y: Tensor | Sequence[Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor | None, Size]:
+    """Checks pairs; returns them as `(B, N, .)`, the lengths where they are padded, and their batch shape, of B."""
+    if (x is None) != (y is None):
+        raise ValueError(
+            "x and y must be given together; got one of them; condition() without both is N = 0, and a program without "
+            "inputs has x = torch.zeros(n, 1)"
+        )
+    if x is None:
+        weight, dim_y = next(model.parameters()), model.config.dim_y
+        x = weight.new_zeros(0, model.config.dim_x)
+        y = weight.new_zeros((0,) if dim_y is None else (0, dim_y))
+    if _is_list(x) or _is_list(y):
+        x, y, context_len = _pad(model, x, y)
+        return x, y, context_len, Size([x.shape[0]])
+    x, y = check_x("x", x, model), check_y("y", y, model)
+    batch_shape = _check_pair(x, y, model.config)
+    x, y = (t.expand(*batch_shape, *t.shape[-2:]).reshape(batch_shape.numel(), *t.shape[-2:]) for t in (x, y))
+    return x, y, None, batch_shape
 
 
 def _in_front(new: Tensor, pairs: Tensor, batch_shape: Size, shape: Size) -> Tensor:
@@ -82,7 +89,7 @@ def _in_front(new: Tensor, pairs: Tensor, batch_shape: Size, shape: Size) -> Ten
     return both.reshape(shape.numel(), *both.shape[-2:])
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, list | tuple)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -88,7 +89,7 @@ class Context:
         latents = f", latents={list(self.latents)}" if self.latents else ""
         return f"Context(num_context={self.num_context}, batch_shape={tuple(self.batch_shape)}{latents})"
 
-    def __getitem__(self, index: object) -> Context:
+    def __getitem__(self, index: Any) -> Context:
         """The contexts at an index of the batch: a plate's subsample, or a discrete latent's choice.
 
         Args:
@@ -126,10 +127,10 @@ class Context:
         Raises:
             ValueError: If it does not.
         """
-        shape = batch_shape[0] if len(batch_shape) == 1 and not isinstance(batch_shape[0], int) else batch_shape
+        shape = [size for part in batch_shape for size in ([part] if isinstance(part, int) else part)]
         return dataclasses.replace(self, batch_shape=expanded_shape("batch_shape", self.batch_shape, shape))
 
-    def to(self, *args: object, **kwargs: object) -> Context:
+    def to(self, *args: Any, **kwargs: Any) -> Context:
         """These contexts on the device and in the dtype that the model has been moved to, encoded anew there.
 
         Args:
@@ -253,7 +254,7 @@ def _is_freed(context: Context) -> bool:
     if is_traced() or context.graph is None or context.graph.name() != "_FreedBackward":  # or it was made in a trace
         return False
     try:
-        return not context.graph.saved_tensors
+        return not context.graph.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
     except RuntimeError:  # how torch says it
         return True
 

@@ -57,7 +57,7 @@ def random_orders(num_targets: int, num_orders: int, seed: int = 0) -> Tensor:
         tensor([[0, 1, 2, 3],
                 [0, 1, 2, 3]])
     """
-    if not torch.jit.is_tracing():  # a trace knows sizes as tensors
+    if not torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # a trace knows sizes as tensors
         check_count("num_targets", num_targets)
     check_count("num_orders", num_orders)
     generator = torch.Generator().manual_seed(seed)
@@ -203,7 +203,7 @@ def few_orders_count(log_prob_orders: Tensor) -> Tensor:
 
 def warn_few_orders(spread: OrderSpread, what: str, stacklevel: int) -> None:
     """Warns where few orders dominate, from the line `stacklevel` calls above this function."""
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return
     few = few_orders_count(spread.log_prob_orders)
     if bool(few.any()):

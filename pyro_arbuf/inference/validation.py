@@ -10,6 +10,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from typing import SupportsIndex, cast
 
 import torch
 from torch import Size, Tensor
@@ -31,9 +32,9 @@ def inference_scope() -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
         yield
 
 
@@ -137,7 +138,7 @@ def check_count(name: str, value: object, least: int = 1) -> int:
         ValueError: If it is no integer of at least `least`.
     """
     try:
-        count = operator.index(value)
+        count = operator.index(cast(SupportsIndex, value))
     except TypeError:
         count = None
     if count is None or isinstance(value, bool) or count < least:
@@ -231,15 +232,13 @@ def warn_outside(name: str, values: Tensor, trained: Range | tuple[Range, ...] |
     """
     if is_traced() or trained is None or values.numel() == 0 or not may_look_at(values):
         return
-    each = isinstance(trained[0], tuple)
-    columns, ranges = (
-        (values.detach().flatten(0, -2), trained) if each else (values.detach().reshape(-1, 1), (trained,))
-    )
+    each = [pair for pair in trained if isinstance(pair, tuple)]
+    columns = values.detach().flatten(0, -2) if each else values.detach().reshape(-1, 1)
     lows, highs = (ends.tolist() for ends in torch.aminmax(columns, dim=0))
     if any(math.isnan(low) for low in lows):
         lows = columns.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0).tolist()
         highs = columns.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(0).tolist()
-    for i, (pair, low, high) in enumerate(zip(ranges, lows, highs, strict=True)):
+    for i, (pair, low, high) in enumerate(zip(each or [trained], lows, highs, strict=True)):
         if low < pair[0] or high > pair[1]:
             column = f"{name}[..., {i}]" if each else name
             warnings.warn(

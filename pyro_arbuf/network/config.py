@@ -224,10 +224,12 @@ class ModelConfig(Measured, Trained, Units, Architecture):
         for added in ADDED_LATER:
             if not set(added) & set(values):
                 values |= added
-        _check_fields("config.json", set(values), names_of(ModelConfig))
+        _check_fields("config.json", set(values), set(names_of(ModelConfig)))
         if not isinstance(values["latents"], list | tuple):
             raise ValueError(f"latents must be a list; got {values['latents']!r}")
-        return ModelConfig(**_tuples(values) | {"latents": tuple(_read_latent(each) for each in values["latents"])})
+        fields = _tuples(values)
+        fields["latents"] = tuple(_read_latent(each) for each in values["latents"])
+        return ModelConfig(**fields)
 
 
 # What files written before a field existed lack, all of a group or nothing, and the values that held then.
@@ -245,9 +247,9 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
 )
 
 
-def names_of(kind: type) -> set[str]:
-    """Names of a dataclass's fields."""
-    return {field.name for field in dataclasses.fields(kind)}
+def names_of(kind: type) -> list[str]:
+    """Names of a dataclass's fields, in their order."""
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def _joined(parts: dict[str, Any]) -> dict[str, Any]:
@@ -257,11 +259,9 @@ def _joined(parts: dict[str, Any]) -> dict[str, Any]:
     for part, kind in PARTS.items():
         if not isinstance(parts[part], dict):
             raise ValueError(f"{part} in config.json must be an object; got {parts[part]!r}")
-        foreign = set(parts[part]) - names_of(kind)
+        foreign = set(parts[part]) - set(names_of(kind))
         if foreign:
-            raise ValueError(
-                f"{part} in config.json must have the fields {sorted(names_of(kind))}; got {sorted(foreign)}"
-            )
+            raise ValueError(f"{part} in config.json must have the fields {names_of(kind)}; got {sorted(foreign)}")
         values |= parts[part]
     return values
 
@@ -269,7 +269,7 @@ def _joined(parts: dict[str, Any]) -> dict[str, Any]:
 def _read_latent(values: object) -> Latent:
     if not isinstance(values, dict):
         raise ValueError(f"each of latents must be an object; got {values!r}")
-    _check_fields("each of latents", set(values), {field.name for field in dataclasses.fields(Latent)})
+    _check_fields("each of latents", set(values), set(names_of(Latent)))
     return Latent(**_tuples(values))
 
 
@@ -293,7 +293,11 @@ def _check_latent(latent: Latent) -> None:
     if not sizes or (latent.simplex and (not latent.shape or latent.shape[-1] < 2)):
         rule = "positive integers, the last at least 2 for a simplex" if latent.simplex else "positive integers"
         raise ValueError(f"shape of latent {name!r} must be a tuple of {rule}; got {latent.shape!r}")
-    if not all(end is None or _is_number(end) for end in bounds) or (None not in bounds and not bounds[0] < bounds[1]):
+    low, high = (
+        (-math.inf if latent.lower is None else latent.lower),
+        (math.inf if latent.upper is None else latent.upper),
+    )
+    if not all(end is None or _is_number(end) for end in bounds) or not low < high:
         raise ValueError(f"lower and upper of latent {name!r} must be finite, lower < upper, or None; got {bounds}")
     names = (f"loc of latent {name!r}", f"scale of latent {name!r}")
     _check_standardisation(names, latent.loc, latent.scale, latent.size)
@@ -320,8 +324,9 @@ def _is_integer(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     """Whether a value is a number that is finite in float32."""
-    of_kind = isinstance(value, int | float) and not isinstance(value, bool)
-    return of_kind and abs(value) <= torch.finfo(torch.float32).max
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= torch.finfo(torch.float32).max
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
     context  E_x(x) + E_y(y) + role        buffer slot j  E_x(x) + E_y(y) + role + a(j)        target  E_x(x) + role
 
+with a(j) the position of slot j, an object of its own.
+
 E_x is an MLP with a linear skip over x and learned sines and cosines of it; E_y an MLP with a linear skip, of sines and
 cosines too where the configuration says so. A latent has a learned vector in place of E_x and an E_y of its own.
 Knows nothing of attention or of distributions.
@@ -20,6 +22,25 @@ CONTEXT, BUFFER, TARGET = range(3)
 MAX_Y_FREQUENCY = 16.0  # before training, radians per standard deviation of y
 
 
+class LearnedPositions(nn.Module):
+    """Positions of the buffer's slots: a learned vector for each, added to the token that fills it.
+
+    Another kind of position is another class with this one's `forward`.
+
+    Args:
+        buffer_size: Slots K.
+        width: Token width d.
+    """
+
+    def __init__(self, buffer_size: int, width: int):
+        super().__init__()
+        self.slot = nn.Parameter(torch.randn(buffer_size, width) * 0.02)
+
+    def forward(self, tokens: Tensor, first_slot: int) -> Tensor:
+        """Tokens `(*batch, T, d)` that fill the slots `first_slot`, `first_slot + 1`, ... (counted from 0)."""
+        return tokens + self.slot[first_slot : first_slot + tokens.shape[-2]]
+
+
 class Embedder(nn.Module):
     """Embeds pairs and inputs as tokens of width d.
 
@@ -28,6 +49,11 @@ class Embedder(nn.Module):
     Args:
         config: Sizes, frequencies, latents and standardisation.
     """
+
+    x_loc: Tensor
+    x_scale: Tensor
+    y_loc: Tensor  # (P + 1, D_y)
+    y_scale: Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -51,7 +77,7 @@ class Embedder(nn.Module):
         self.y_out = nn.Linear(hidden_width, width)
         self.y_skip = nn.Linear(y_features, width, bias=False)
         self.role = nn.Parameter(torch.randn(3, width) * 0.5)
-        self.slot = nn.Parameter(torch.randn(config.buffer_size, width) * 0.02)
+        self.positions = LearnedPositions(config.buffer_size, width)
         self.empty_context = nn.Parameter(torch.randn(width) * 0.5)
         if self.num_latents:
             self.latent = nn.Parameter(torch.randn(self.num_latents, width) * 0.5)
@@ -66,7 +92,7 @@ class Embedder(nn.Module):
         self.standardised_y = bool(config.latents) or (config.y_loc is not None and config.y_scale is not None)
         if self.standardised_y:
             loc, scale = standardisation(config.latents, dim_y, config.y_loc, config.y_scale)
-            self.register_buffer("y_loc", loc, persistent=False)  # (P + 1, D_y)
+            self.register_buffer("y_loc", loc, persistent=False)
             self.register_buffer("y_scale", scale, persistent=False)
 
     def inputs(self, x: Tensor) -> Tensor:
@@ -142,8 +168,8 @@ class Embedder(nn.Module):
 
     def buffer(self, embedded_x: Tensor, y: Tensor, first_slot: int) -> Tensor:
         """Buffer tokens `(*batch, T, d)` for slots `first_slot`, `first_slot + 1`, ... (counted from 0)."""
-        slots = self.slot[first_slot : first_slot + y.shape[-2]]
-        return embedded_x[..., : self.width] + self.outcomes(y, embedded_x) + self.role[BUFFER] + slots
+        tokens = embedded_x[..., : self.width] + self.outcomes(y, embedded_x) + self.role[BUFFER]
+        return self.positions(tokens, first_slot)
 
     def target(self, embedded_x: Tensor) -> Tensor:
         """Target tokens `(*batch, M, d)` of embedded inputs `(*batch, M, d)`."""

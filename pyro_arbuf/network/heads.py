@@ -4,13 +4,21 @@ Output dimensions are independent given what the target read. Computed in at lea
 Knows nothing of contexts, buffers or orders.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_arbuf.network.predictives import GaussianMixture
+from pyro_arbuf.network.predictives import GaussianMixture, Predictive
 
 MIN_SD = 1e-3
+
+
+class Head(Protocol):
+    """What a head is: a module that turns features `(*batch, M, d)` into predictives `(*batch, M, D_y)`."""
+
+    def __call__(self, features: Tensor) -> Predictive: ...  # noqa: D102
 
 
 class GaussianMixtureHead(nn.Module):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,13 +80,13 @@ class Latent:
 
     def unconstrain(self, value: Tensor) -> Tensor:
         """Unconstrained numbers `(*batch, size)` of values `(*batch, *shape)`."""
-        value = self.transform.inv(value)
-        return value.reshape((*value.shape[: value.dim() - len(self.unconstrained_shape)], self.size))
+        numbers = cast(Tensor, self.transform.inv(value))
+        return numbers.reshape((*numbers.shape[: numbers.dim() - len(self.unconstrained_shape)], self.size))
 
     def constrain(self, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
         """Values `(*batch, *shape)` of unconstrained numbers `(*batch, size)`, and the log Jacobian `(*batch,)`."""
         unconstrained = unconstrained.reshape(unconstrained.shape[:-1] + self.unconstrained_shape)
-        value = self.transform(unconstrained)
+        value = cast(Tensor, self.transform(unconstrained))
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
 
 

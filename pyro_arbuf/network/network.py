@@ -1,4 +1,4 @@
-"""Network = Embedder + Backbone + heads: contexts to keys and values, targets to predictives, batches to densities.
+"""Network, assembled from embedder, backbone and heads: contexts to keys, targets to predictives, batches to densities.
 
 Pure torch. Knows nothing of a user's arguments, of Contexts, of orders or of Pyro.
 """
@@ -10,16 +10,21 @@ from pyro_arbuf.network.backbone import Backbone
 from pyro_arbuf.network.cache import Buffer, BufferCache, ContextCache
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.embedding import Embedder
-from pyro_arbuf.network.heads import GaussianHead, GaussianMixtureHead
+from pyro_arbuf.network.heads import GaussianHead, GaussianMixtureHead, Head
 from pyro_arbuf.network.latents import FINEST
-from pyro_arbuf.network.predictives import GaussianMixture
+from pyro_arbuf.network.predictives import LatentsAmongOutcomes, Predictive
 
 
 class Network(nn.Module):
     """A set model with a causal autoregressive buffer, as training and inference see it.
 
+    It is assembled from parts, each of which may be given in place of the one that the configuration describes.
+
     Args:
         config: Sizes, head and trained ranges.
+        embedder: Tokens from pairs and inputs, with the methods of `Embedder`.
+        backbone: Blocks, with the methods of `Backbone`.
+        head: Features `(*batch, M, d)` to a `Predictive` of batch shape `(*batch, M, D_y)`, in standardised units.
 
     Raises:
         ValueError: If a location is so large that its scale is lost beside it.
@@ -28,19 +33,24 @@ class Network(nn.Module):
         Hassan et al. (2026), section 3.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedder: Embedder | None = None,
+        backbone: Backbone | None = None,
+        head: Head | None = None,
+    ):
         super().__init__()
         check_resolution(config, torch.get_default_dtype())
         self.__dict__["config"] = config  # past the property, which cannot be set
-        dim_y = config.dim_y or 1
-        self.embedder = Embedder(config)
-        self.backbone = Backbone(config.width, config.num_layers, config.num_heads, config.mlp_width)
-        if config.head == "mixture":
-            self.head = GaussianMixtureHead(config.width, config.head_width, dim_y, config.num_components)
-        else:
-            self.head = GaussianHead(config.width, config.head_width, dim_y)
+        sizes = (config.width, config.head_width)
+        self.embedder = embedder or Embedder(config)
+        self.backbone = backbone or Backbone(config.width, config.num_layers, config.num_heads, config.mlp_width)
+        if head is None and config.head == "mixture":
+            head = GaussianMixtureHead(*sizes, config.dim_y or 1, config.num_components)
+        self.head: Head = head or GaussianHead(*sizes, config.dim_y or 1)
         if config.latents:
-            self.latent_head = GaussianMixtureHead(config.width, config.head_width, 1, config.num_components)
+            self.latent_head = GaussianMixtureHead(*sizes, 1, config.num_components)
 
     @property
     def config(self) -> ModelConfig:
@@ -91,7 +101,7 @@ class Network(nn.Module):
         pairs: tuple[Tensor, Tensor] | None,
         embedded_target: Tensor,
         prefix_len: Tensor | None = None,
-    ) -> tuple[GaussianMixture, Buffer]:
+    ) -> tuple[Predictive, Buffer]:
         """Appends pairs to the buffer and predicts targets from the context and a prefix of the buffer.
 
         Args:
@@ -109,17 +119,18 @@ class Network(nn.Module):
         features, buffer = self.backbone.read(cache, buffer, entering, target_tokens, prefix_len)
         return self._predictive(features, embedded_target), buffer
 
-    def _predictive(self, features: Tensor, embedded_target: Tensor) -> GaussianMixture:
+    def _predictive(self, features: Tensor, embedded_target: Tensor) -> Predictive:
         """The predictive in the user's units; unconstrained ones at a latent, whose one number is dimension 0."""
-        predictive = self.head(features)
+        outcome = self.head(features)
         if not self.embedder.standardised_y:
-            return predictive
-        if self.config.latents:
-            at_latent = (self.embedder.location(embedded_target) > 0).unsqueeze(-1)
-            own = self.latent_head(features)  # (B, S, M, 1)
-            own = own if self.config.dim_y in (None, 1) else own.padded(self.config.dim_y)
-            predictive = predictive.replaced(at_latent, own)
-        return predictive.affine(*self.embedder.standard(embedded_target))
+            return outcome
+        loc, scale = self.embedder.standard(embedded_target)
+        outcome = outcome.affine(loc, scale)
+        if not self.config.latents:
+            return outcome
+        at_latent = (self.embedder.location(embedded_target) > 0).unsqueeze(-1)
+        latent = self.latent_head(features).affine(loc[..., :1], scale[..., :1])
+        return LatentsAmongOutcomes(at_latent, latent, outcome)
 
     def forward(
         self,

@@ -1,16 +1,37 @@
-"""What a head returns: the predictive of one target, elementwise over the outcome's dimensions.
+"""What a head returns: the predictives of targets, on values `(*batch, M, D_y)`.
 
-Callers use its methods; the parameters of a mixture are read in its own class only. Knows nothing of networks.
+Callers use their methods; the parameters of a mixture are read in its own class only. Knows nothing of networks.
 """
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-UNIT_SD = 1 / math.sqrt(2 * math.pi)  # of the Gaussian whose log density at its mean is 0
+
+class Predictive(Protocol):
+    """What every predictive offers; `GaussianMixture` says what its methods do. Values and results are `(*batch,)`."""
+
+    @property
+    def batch_shape(self) -> Size: ...  # noqa: D102
+    @property
+    def num_components(self) -> int: ...  # noqa: D102
+    @property
+    def mean(self) -> Tensor: ...  # noqa: D102
+    @property
+    def variance(self) -> Tensor: ...  # noqa: D102
+    def expand(self, batch_shape: Size) -> "Predictive": ...  # noqa: D102
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Predictive": ...  # noqa: D102
+    def affine(self, loc: Tensor, scale: Tensor) -> "Predictive": ...  # noqa: D102
+    def log_prob(self, value: Tensor) -> Tensor: ...  # noqa: D102
+    def cdf(self, value: Tensor) -> Tensor: ...  # noqa: D102
+    def icdf(self, value: Tensor) -> Tensor: ...  # noqa: D102
+    def draw(self, uniform: Tensor, normal: Tensor) -> Tensor: ...  # noqa: D102
+    def implicit_draw(self, uniform: Tensor, normal: Tensor) -> Tensor: ...  # noqa: D102
 
 
 class GaussianMixture(Distribution):
@@ -26,8 +47,8 @@ class GaussianMixture(Distribution):
         sds: `(*batch, C)`, positive.
     """
 
-    arg_constraints = {}
-    support = constraints.real
+    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
+    support = constraints.real  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, log_weights: Tensor, means: Tensor, sds: Tensor):
         self.log_weights, self.means, self.sds = log_weights, means, sds
@@ -50,27 +71,6 @@ class GaussianMixture(Distribution):
         """The distribution of loc + scale * y, of positive scale; both broadcast to `(*batch,)`."""
         loc, scale = loc.unsqueeze(-1), scale.unsqueeze(-1)
         return GaussianMixture(self.log_weights, self.means * scale + loc, self.sds * scale)
-
-    def replaced(self, where: Tensor, other: "GaussianMixture") -> "GaussianMixture":
-        """These distributions, and those of `other` at some elements of the batch.
-
-        A mixture of fewer components counts as one of several copies of each.
-
-        Args:
-            where: Bool, broadcasts to `(*batch,)`.
-            other: Of as many components, or a multiple.
-        """
-        repeats = other.num_components // self.num_components
-        log_weights = self.log_weights - math.log(repeats)
-        pairs = ((other.log_weights, log_weights), (other.means, self.means), (other.sds, self.sds))
-        return GaussianMixture(*(torch.where(where.unsqueeze(-1), new, old) for new, old in pairs))
-
-    def padded(self, dim: int) -> "GaussianMixture":
-        """Outcomes of `dim` dimensions of which this is the first, and whose others are 0, of log density 0."""
-        rest = (dim - self.batch_shape[-1], self.num_components)
-        fills = ((self.log_weights, -math.log(rest[1])), (self.means, 0.0), (self.sds, UNIT_SD))
-        parts = (torch.cat([p, p.new_full(rest, f).expand(*p.shape[:-2], *rest)], -2) for p, f in fills)
-        return GaussianMixture(*parts)
 
     @property
     def num_components(self) -> int:
@@ -155,3 +155,80 @@ class GaussianMixture(Distribution):
             shape = self._extended_shape(torch.Size(sample_shape))
             noise = torch.rand(shape, dtype=self.means.dtype, device=self.means.device)
             return self.expand(shape).draw(noise, torch.randn_like(noise)).detach()  # a trace forgets no_grad
+
+
+class LatentsAmongOutcomes:
+    """Predictives of targets of which some are latents, each of which is one number, in dimension 0.
+
+    In the other dimensions of a latent every method returns 0: they have no density, and nothing is drawn there.
+
+    Args:
+        at_latent: `(*batch, 1)` bool, which targets are latents.
+        latent: Of the latents, batch shape `(*batch, 1)`; means nothing elsewhere.
+        outcome: Of the other targets, batch shape `(*batch, D_y)`; means nothing at latents.
+    """
+
+    def __init__(self, at_latent: Tensor, latent: Predictive, outcome: Predictive):
+        self.at_latent, self.latent, self.outcome = at_latent, latent, outcome
+
+    def _either(self, latent: Tensor, outcome: Tensor) -> Tensor:
+        return torch.where(self.at_latent, F.pad(latent, (0, outcome.shape[-1] - 1)), outcome)
+
+    @property
+    def batch_shape(self) -> Size:
+        """Targets and outcome dimensions, `(*batch, D_y)`."""
+        return self.outcome.batch_shape
+
+    @property
+    def num_components(self) -> int:
+        """Components of the largest mixture."""
+        return max(self.latent.num_components, self.outcome.num_components)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean `(*batch, D_y)`."""
+        return self._either(self.latent.mean, self.outcome.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance `(*batch, D_y)`."""
+        return self._either(self.latent.variance, self.outcome.variance)
+
+    def expand(self, batch_shape: Size) -> "LatentsAmongOutcomes":
+        """The same predictives with a larger batch shape, nothing copied."""
+        single = Size((*batch_shape[:-1], 1))
+        parts = (self.latent.expand(single), self.outcome.expand(batch_shape))
+        return LatentsAmongOutcomes(self.at_latent.expand(single), *parts)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "LatentsAmongOutcomes":
+        """The same predictives in another arrangement of the batch, as for `GaussianMixture`."""
+        at_latent = change(self.at_latent.unsqueeze(-1)).squeeze(-1)
+        return LatentsAmongOutcomes(at_latent, self.latent.map(change), self.outcome.map(change))
+
+    def affine(self, loc: Tensor, scale: Tensor) -> "LatentsAmongOutcomes":
+        """The predictives of loc + scale * y, of positive scale; both broadcast to `(*batch, D_y)`."""
+        latent = self.latent.affine(loc[..., :1], scale[..., :1])
+        return LatentsAmongOutcomes(self.at_latent, latent, self.outcome.affine(loc, scale))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density `(*batch, D_y)` in nats."""
+        return self._either(self.latent.log_prob(value[..., :1]), self.outcome.log_prob(value))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function `(*batch, D_y)`."""
+        return self._either(self.latent.cdf(value[..., :1]), self.outcome.cdf(value))
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantiles `(*batch, D_y)` of probabilities in (0, 1)."""
+        first = value[..., :1] if isinstance(value, Tensor) and value.dim() else value
+        return self._either(self.latent.icdf(first), self.outcome.icdf(value))
+
+    def draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """The samples `(*batch, D_y)` that given noise `(*batch, D_y)` stands for."""
+        latent = self.latent.draw(uniform[..., :1], normal[..., :1])
+        return self._either(latent, self.outcome.draw(uniform, normal))
+
+    def implicit_draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """`draw` with a gradient."""
+        latent = self.latent.implicit_draw(uniform[..., :1], normal[..., :1])
+        return self._either(latent, self.outcome.implicit_draw(uniform, normal))
