@@ -15,6 +15,7 @@ Source:
 """
 
 import math
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -99,12 +100,12 @@ class DDM(TorchDistribution):
         tensor([-0.8802, -0.8802,    -inf])
     """
 
-    arg_constraints = {
+    arg_constraints = {  # pyright: ignore[reportAssignmentType]
         "drift": constraints.real,
         "boundary": constraints.positive,
         "ndt": constraints.nonnegative,
     }
-    support = constraints.real
+    support = constraints.real  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self, drift: Tensor | float, boundary: Tensor | float, ndt: Tensor | float, validate_args: bool | None = None
@@ -114,7 +115,7 @@ class DDM(TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: "DDM | None" = None) -> "DDM":
         """Expands the parameters to `batch_shape` without copying them."""
-        new = self._get_checked_instance(DDM, _instance)
+        new = cast(DDM, self._get_checked_instance(DDM, _instance))
         batch_shape = Size(batch_shape)
         new.drift = self.drift.expand(batch_shape)
         new.boundary = self.boundary.expand(batch_shape)

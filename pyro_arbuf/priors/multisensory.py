@@ -9,6 +9,7 @@ It knows nothing of networks.
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -46,7 +47,7 @@ class TruncatedNormal(dist.TorchDistribution):
         validate_args: As in torch.
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # pyright: ignore[reportAssignmentType]
     has_rsample = True
 
     def __init__(self, loc: Tensor, scale: Tensor, num_sd: float = NUM_SD, validate_args: bool | None = None):
@@ -56,7 +57,7 @@ class TruncatedNormal(dist.TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: dist.TorchDistribution | None = None) -> "TruncatedNormal":
         """The same distribution with more batch dimensions."""
-        new = self._get_checked_instance(TruncatedNormal, _instance)
+        new = cast(TruncatedNormal, self._get_checked_instance(TruncatedNormal, _instance))
         new.loc, new.scale, new.num_sd = self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.num_sd
         super(TruncatedNormal, new).__init__(Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
@@ -118,14 +119,14 @@ class CausalInferenceResponse(dist.TorchDistribution):
         Koerding et al. (2007), "Causal inference in multisensory perception"; Hassan et al. (2026), appendix.
     """
 
-    arg_constraints = {
+    arg_constraints = {  # pyright: ignore[reportAssignmentType]
         "sigma_a": constraints.positive,
         "sigma_v": constraints.positive,
         "sigma_s": constraints.positive,
         "sigma_m": constraints.positive,
         "logit_p_same": constraints.real,
     }
-    support = constraints.real
+    support = constraints.real  # pyright: ignore[reportAssignmentType]
     _names = ("r_type", "s_a", "s_v", "sigma_a", "sigma_v", "sigma_s", "sigma_m", "logit_p_same")
 
     def __init__(
@@ -148,7 +149,7 @@ class CausalInferenceResponse(dist.TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: dist.TorchDistribution | None = None) -> "CausalInferenceResponse":
         """The same distribution with more batch dimensions."""
-        new = self._get_checked_instance(CausalInferenceResponse, _instance)
+        new = cast(CausalInferenceResponse, self._get_checked_instance(CausalInferenceResponse, _instance))
         for name in self._names:
             setattr(new, name, getattr(self, name).expand(batch_shape))
         new.rho, new.num_points = self.rho, self.num_points

@@ -5,6 +5,7 @@ One outcome vector per data set; no inputs.
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -30,8 +31,8 @@ class TwoMoons(TorchDistribution):
         Greenberg et al. (2019); Lueckmann et al. (2021), sbibm, task T.8.
     """
 
-    arg_constraints = {"theta": constraints.real_vector}
-    support = constraints.real_vector
+    arg_constraints = {"theta": constraints.real_vector}  # pyright: ignore[reportAssignmentType]
+    support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, theta: Tensor, validate_args: bool | None = None):
         if theta.dim() == 0 or theta.shape[-1] != 2:
@@ -46,7 +47,7 @@ class TwoMoons(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: TorchDistribution | None = None) -> "TwoMoons":
         """Returns the same law with a larger batch shape."""
-        new = self._get_checked_instance(TwoMoons, _instance)
+        new = cast(TwoMoons, self._get_checked_instance(TwoMoons, _instance))
         TwoMoons.__init__(new, self.theta.expand(*batch_shape, 2), validate_args=False)
         new._validate_args = self._validate_args
         return new
