@@ -3,8 +3,6 @@
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
 SECONDS = 60.0  # that a whole download may take
 ETAG_SECONDS = 5.0  # without an answer before a copy in the cache is taken
 
@@ -40,6 +38,8 @@ def fetch(repository: str, files: tuple[str, ...]) -> Path:
 
 
 def _download(repository: str, files: tuple[str, ...]) -> Path:
+    from huggingface_hub import hf_hub_download
+
     revision = None
     for name in files:
         path = Path(hf_hub_download(repository, name, revision=revision, etag_timeout=ETAG_SECONDS))

@@ -70,6 +70,15 @@ def test_sbi_prints_a_table_and_one_line_of_json(benchmark, capsys):
     assert sum(row.startswith("| ") for row in table) >= 10
 
 
+@pytest.mark.slow
+def test_imports_prints_a_table_and_one_line_of_json(benchmark, capsys):
+    benchmark("imports").main(repeats=1)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    result = json.loads(line)
+    assert set(result) == {"import pyro", "import pyro_arbuf", "ratio"} and min(result.values()) > 0
+    assert [row.split()[:2] for row in table[1:3]] == [["import", "pyro"], ["import", "pyro_arbuf"]]
+
+
 def test_reference_of_sbi_is_complete(benchmark):
     table = benchmark("pandas").read_csv(FOLDER / "multisensory_evidence.csv")
     names = ["multisensory-rho1", "multisensory-rho43"]

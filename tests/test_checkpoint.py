@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import tiny
 import torch
@@ -42,7 +43,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr(hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
 
 
 def test_loaded_model_equals_the_saved_one_bitwise(model: ArBufferModel, folder: Path) -> None:
@@ -189,7 +190,7 @@ def test_hub_name_has_an_owner_and_a_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "./a", Path("a/b")])
 def test_missing_folder_does_not_go_to_the_network(name: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "hf_hub_download", None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     with pytest.raises(ValueError, match="an existing folder, or 'hf:owner/name'"):
         load(name)
 
@@ -197,7 +198,7 @@ def test_missing_folder_does_not_go_to_the_network(name: str | Path, monkeypatch
 def test_server_that_never_answers_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     done = threading.Event()
     monkeypatch.setattr(hub, "SECONDS", 0.1)
-    monkeypatch.setattr(hub, "hf_hub_download", lambda *args, **options: done.wait(60))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **options: done.wait(60))
     with pytest.raises(ValueError, match=r"did not give .* of 'owner/name' \(no end after 0\.1 seconds\)"):
         load("hf:owner/name")
     done.set()
@@ -210,7 +211,7 @@ def test_hub_id_is_downloaded_without_pickles(folder: Path, monkeypatch: pytest.
         calls.append((name, file, revision))
         return str(folder / file)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert load("hf:owner/name").config.prior == "lines"
     assert calls == [("owner/name", CONFIG, None), ("owner/name", WEIGHTS, folder.name)]  # both of one revision
 

@@ -1,9 +1,8 @@
 """Simulation-based calibration of an amortised posterior, and what it has learned from the data."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import matplotlib.figure
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -57,10 +56,16 @@ class Calibration(NamedTuple):
         """The smallest p-value after Bonferroni's correction for P latents."""
         return min(1.0, self.p_values.min().item() * len(self.names))
 
-    def plot(self) -> matplotlib.figure.Figure:
-        """Draws histograms of the ranks with a 99 % band, and the coverage against the nominal one."""
+    def plot(self) -> Any:
+        """Draws histograms of the ranks with a 99 % band, and the coverage against the nominal one.
+
+        Returns:
+            A `matplotlib.figure.Figure`.
+        """
+        from matplotlib.figure import Figure
+
         count = len(self.names)
-        figure = matplotlib.figure.Figure(figsize=(2.6 * (count + 1), 2.6), layout="constrained")
+        figure = Figure(figsize=(2.6 * (count + 1), 2.6), layout="constrained")
         axes = figure.subplots(1, count + 1)
         expected = len(self.ranks) / NUM_BINS
         half = 2.58 * (expected * (1 - 1 / NUM_BINS)) ** 0.5

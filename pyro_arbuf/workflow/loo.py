@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
@@ -42,7 +41,7 @@ class LooConditionals(NamedTuple):
     ratio_gap: dict[str, Tensor]
 
 
-def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> xr.Dataset:
+def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> Any:
     r"""Leave-one-out of data that sits in the context: exact, by encoding the context without each pair in turn.
 
     .. math:: \mathrm{elpd} = \sum_i \log p(y_i \mid x_i, (x, y)_{-i})
@@ -55,8 +54,9 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
         y: `(*batch, N)` or `(*batch, N, D_y)`; or a list.
 
     Returns:
-        `elpd_i` (target), nats per pair, summed over the outcome's dimensions, subject after subject, with the
-        coordinate `subject` where there is a batch; and the scalars `elpd`, `se` = sqrt(n var(elpd_i)) and `n`.
+        An `xarray.Dataset`: `elpd_i` (target), nats per pair, summed over the outcome's dimensions, subject after
+        subject, with the coordinate `subject` where there is a batch; and the scalars `elpd`,
+        `se` = sqrt(n var(elpd_i)) and `n`.
 
     Raises:
         ValueError: If an argument breaks its rule, as `net.condition`, or a context has fewer than 2 pairs.
@@ -67,6 +67,8 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
         >>> exact_loo(net, torch.linspace(-1, 1, 5)[:, None], torch.zeros(5)).elpd_i.shape
         (5,)
     """
+    import xarray
+
     subjects = x if isinstance(x, list | tuple) else [x]
     for subject in subjects:
         if isinstance(subject, Tensor) and subject.dim() > 1 and subject.shape[-2] < 2:
@@ -87,10 +89,10 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
         "se": np.sqrt(len(pointwise) * pointwise.var()),
         "n": len(pointwise),
     }
-    return xr.Dataset(values, coords)
+    return xarray.Dataset(values, coords)
 
 
-def to_elpd_data(loo: xr.Dataset) -> Any:
+def to_elpd_data(loo: Any) -> Any:
     """Turns what `exact_loo` returns into the ELPDData that `az.compare` takes.
 
     Args:

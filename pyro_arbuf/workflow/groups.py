@@ -1,0 +1,257 @@
+"""The groups of ArviZ's schema: values and densities of a fit as labelled arrays, and their tree.
+
+A chain factor p(y_k | y_<k) never gets into `log_likelihood`; joint scores have a group of their own. Imports xarray,
+so `datatree` imports this module where it is used.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from torch import Size, Tensor
+
+from pyro_arbuf.distributions.marginals import ArBufferDistribution
+from pyro_arbuf.network.visibility import context_mask
+from pyro_arbuf.workflow.posterior_draws import Fit
+from pyro_arbuf.workflow.predictive import predictive
+from pyro_arbuf.workflow.trace_sites import (
+    SAMPLE,
+    Names,
+    check_draws,
+    check_names,
+    dimension_names,
+    is_deterministic,
+    observed_sites,
+    pointwise_log_prob,
+    rename_dimensions,
+    replayed_traces,
+    sample_sites,
+    unless_masked,
+)
+
+Draws = Mapping[str, Tensor]
+Groups = dict[str, dict[str, xr.DataArray]]
+GROUPS = (
+    "posterior",
+    "sample_stats",
+    "posterior_predictive",
+    "predictions",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "constant_data",
+    "log_likelihood",
+    "joint_log_likelihood",
+)
+
+
+def fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping[str, Sequence[str]]) -> Groups:
+    """Groups of a fit of a Pyro model.
+
+    Args:
+        fit: What `read_fit` returns.
+        given: Draws and densities by group, in place of those computed here.
+        predict: Whether observed sites are drawn at every posterior draw where they are not given.
+        dims: Names of dimensions by variable, in place of those found.
+
+    Raises:
+        ValueError: If draws do not fit the model, or a name, shape or length does not fit.
+    """
+    num_draws = check_draws("draws", fit.draws)
+    chains = (fit.num_chains, num_draws // fit.num_chains)
+    names, targets, observed = {name: tuple(own) for name, own in dims.items()}, set(), {}
+    if fit.model is not None:
+        first = next(replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs))
+        names, targets = dimension_names(first, dims)
+        observed = {name: site["value"] for name, site in observed_sites(first).items()}
+    check_names([*fit.draws, *names, *(name for values in given.values() for name in values)], names)
+    _check_given(given, None if fit.model is None else set(observed), num_draws)
+    groups = {
+        "sample_stats": {
+            **{name: label(name, value, (), chains) for name, value in fit.per_draw.items()},
+            **{name: label(name, value, ("chain",)) for name, value in fit.per_chain.items()},
+        },
+        "observed_data": {name: label(name, value, names[name]) for name, value in observed.items()},
+        **{group: {} for group in ("prior", "prior_predictive", "predictions")},
+    }
+    for group, by_name in _sampled(fit, given, predict, list(observed)).items():
+        groups[group] = {}
+        for name, values in by_name.items():
+            own = names.get(name)
+            if own is not None and group.endswith("log_likelihood"):
+                own = own[: values.dim() - 1]  # densities lack the last dimensions of the value
+            groups[group][name] = label(name, values, own, chains)
+    for name, values in given.get("prior", {}).items():
+        group = "prior_predictive" if name in observed else "prior"
+        groups[group][name] = label(name, values, names.get(name), (1, len(values)))
+    sizes = {dim: size for group in groups.values() for array in group.values() for dim, size in array.sizes.items()}
+    for name, values in given.get("predictions", {}).items():
+        array = label(name, values, names.get(name), chains if len(values) == num_draws else (1, len(values)))
+        new = [d for d in array.dims[2:] if d in targets or sizes.get(d, array.sizes[d]) != array.sizes[d]]
+        groups["predictions"][name] = array.rename({dim: f"new_{dim}" for dim in new})
+    return groups
+
+
+def _check_given(given: dict[str, Draws], observed: set[str] | None, num_draws: int) -> None:
+    """Raises ValueError if what is given of observed sites is of others, or of another number of draws.
+
+    Without a model, `observed` is `None`, and every name is taken.
+    """
+    for group in ("posterior_predictive", "log_likelihood"):
+        for name, values in given.get(group, {}).items():
+            if observed is not None and name not in observed:
+                raise ValueError(f"{group} must hold observed sites, of {sorted(observed)}; got {name!r}")
+            if len(values) != num_draws:
+                raise ValueError(
+                    f"{group}[{name!r}] must hold the {num_draws} draws of the posterior; got {len(values)}"
+                )
+
+
+def _sampled(fit: Fit, given: dict[str, Draws], predict: bool, observed: Sequence[str]) -> dict[str, Draws]:
+    """Draws and densities `(S, ...)` at every posterior draw, by group: given ones, or else computed."""
+    predicted = given.get("posterior_predictive", {})
+    if predict and observed and fit.model is not None:
+        drawn = predictive(fit.model, fit.draws, *fit.args, **fit.kwargs)
+        predicted = {name: drawn[name] for name in observed}
+    computed, pointwise, joint = _evaluate(fit, set(given.get("log_likelihood", {})))
+    return {
+        "posterior": {**fit.draws, **computed},
+        "posterior_predictive": predicted,
+        "log_likelihood": {**pointwise, **given.get("log_likelihood", {})},
+        "joint_log_likelihood": joint,
+    }
+
+
+def _evaluate(fit: Fit, given: set[str]) -> list[dict[str, Tensor]]:
+    """Deterministic sites, pointwise and joint densities at every draw; where pointwise ones are given, the joint."""
+    computed, pointwise, joint = {}, {}, {}
+    traces = () if fit.model is None else replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs)
+    for trace in traces:
+        for name, site in sample_sites(trace).items():
+            if is_deterministic(site):
+                computed.setdefault(name, []).append(site["value"])
+        for name, site in observed_sites(trace).items():
+            with torch.no_grad():
+                density = None if name in given else pointwise_log_prob(site)
+                if density is not None:
+                    pointwise.setdefault(name, []).append(density)
+                else:
+                    joint.setdefault(name, []).append(unless_masked(site, site["fn"].log_prob(site["value"])))
+    return [{name: torch.stack(values) for name, values in part.items()} for part in (computed, pointwise, joint)]
+
+
+def joint_groups(
+    joint: ArBufferDistribution, observed: Tensor | None, num_samples: int, dims: Mapping[str, Sequence[str]]
+) -> Groups:
+    """Groups of a distribution by itself, its outcome called y."""
+    batch, context = joint.batch_shape, joint.context
+    batch_names = tuple(f"y_dim_{i}" for i in range(len(batch)))
+    names = {
+        "y": (*batch_names, "target", "output")[: len(batch) + len(joint.event_shape)],
+        "x": (*batch_names, "target", "input"),
+        "x_context": (*batch_names, "context", "input"),
+        "y_context": (*batch_names, "context", "output")[: len(batch) + len(joint.event_shape)],
+    }
+    names = {name: rename_dimensions(name, own, dims) for name, own in names.items()}
+    groups: Groups = {}
+    if observed is not None:
+        density = joint.log_prob(observed)
+        groups["observed_data"] = {"y": label("y", observed, names["y"])}
+        groups["joint_log_likelihood"] = {"y": label("y", density, names["y"][: len(batch)])}
+    drawn = label("y", joint.sample(Size([num_samples])), names["y"], (1, num_samples))
+    groups["predictions" if observed is None else "posterior_predictive"] = {"y": drawn}
+    x_context, y_context, length = context.observations
+    if length is not None:
+        padding = ~context_mask(length, context.num_context).unsqueeze(-1)
+        x_context, y_context = x_context.masked_fill(padding, torch.nan), y_context.masked_fill(padding, torch.nan)
+    if len(joint.event_shape) == 1:
+        y_context = y_context.squeeze(-1)
+    constants = {"x": joint.x}
+    for name, value in (("x_context", x_context), ("y_context", y_context)):
+        constants[name] = value.view(*context.task_shape, *value.shape[1:])
+    event_dims = {"x": 2, "x_context": 2, "y_context": len(joint.event_shape)}
+    groups["constant_data"] = {
+        name: label(name, value.expand(*batch, *value.shape[value.dim() - event_dims[name] :]), names[name])
+        for name, value in constants.items()
+    }
+    return groups
+
+
+def label(name: str, values: object, names: Names | None, chains: tuple[int, int] | None = None) -> xr.DataArray:
+    """Values of a site, or draws `(S, *site)` of it for `chains` = (chains, draws), with names for their dimensions."""
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name!r} must be a torch.Tensor; got {type(values).__name__}; use torch.as_tensor")
+    shape = values.shape if chains is None else values.shape[1:]
+    names = tuple(f"{name}_dim_{i}" for i in range(len(shape))) if names is None else tuple(names)
+    names = names[max(len(names) - len(shape), 0) :]  # data may lack the dimensions of plates
+    while chains is not None and len(shape) > len(names) and shape[0] == 1:  # draws of Pyro's Predictive and of guides
+        shape = shape[1:]
+    if len(names) != len(shape) or any(n is None and size != 1 for n, size in zip(names, shape, strict=True)):
+        raise ValueError(f"{name!r} must have the dimensions {names}, size 1 where None; got shape {tuple(shape)}")
+    kept = [(n, size) for n, size in zip(names, shape, strict=True) if n is not None]
+    sample_shape, sample_names = ((), ()) if chains is None else (chains, SAMPLE)
+    array = values.detach().cpu().numpy().reshape((*sample_shape, *(size for _, size in kept)))
+    return xr.DataArray(array, dims=(*sample_names, *(n for n, _ in kept)))
+
+
+def assemble_tree(groups: Groups, coords: Mapping[str, Sequence], dims: Mapping[str, Sequence[str]]) -> xr.DataTree:
+    """The tree of all groups that hold something, in the order of `GROUPS`.
+
+    Args:
+        groups: Labelled arrays by group and name.
+        coords: Labels by dimension; `range` for those without.
+        dims: What the user named, to be checked.
+
+    Raises:
+        ValueError: If a key is unknown, a name is that of a dimension, or lengths differ.
+    """
+    groups = {group: groups[group] for group in GROUPS if groups.get(group)}
+    found = {str(dim) for arrays in groups.values() for array in arrays.values() for dim in array.dims}
+    variables = {name for arrays in groups.values() for name in arrays}
+    for argument, given, known in (("coords", coords, found), ("dims", dims, variables)):
+        if set(given) - known:
+            raise ValueError(f"{argument} must have keys among {sorted(known)}; got {sorted(set(given) - known)}")
+    tree = xr.DataTree.from_dict({group: _dataset(group, arrays, coords) for group, arrays in groups.items()})
+    tree.attrs = {
+        "inference_library": "pyro",
+        "inference_library_version": pyro.__version__,
+        "creation_library": "pyro_arbuf",
+    }
+    return tree
+
+
+def _dataset(group: str, arrays: Mapping[str, xr.DataArray], coords: Mapping[str, Sequence]) -> xr.Dataset:
+    """The arrays of one group with labels, without those at which nothing was observed."""
+    sizes: dict[str, int] = {}
+    hidden = sorted(set(arrays) & {str(dim) for array in arrays.values() for dim in array.dims})
+    if hidden:
+        raise ValueError(
+            f"no site may have the name of a dimension, whose labels would take its place in {group}; got "
+            f"{hidden}; name the dimension otherwise by dims={{site: [...]}}"
+        )
+    labelled = {}
+    for name, array in arrays.items():
+        lengths = {str(dim): size for dim, size in array.sizes.items()}
+        for dim, size in lengths.items():
+            labels = len(coords.get(dim, range(size)))
+            if labels != size or sizes.setdefault(dim, size) != size:
+                raise ValueError(
+                    f"dimension {dim!r} must have one length, and as many labels in coords; got length {size} of "
+                    f"{name!r}, {sizes.get(dim, size)} of others in {group}, {labels} labels; give different "
+                    "dimensions different names with dims"
+                )
+        array = array.assign_coords({dim: np.asarray(coords.get(dim, range(n))) for dim, n in lengths.items()})
+        labelled[name] = _without_missing(name, array) if group == "log_likelihood" else array
+    return xr.Dataset(labelled)
+
+
+def _without_missing(name: str, array: xr.DataArray) -> xr.DataArray:
+    """Densities without the labels at which nothing was observed."""
+    for dim in array.dims[2:]:
+        array = array.dropna(dim, how="all")
+    if bool(array.isnull().any()):  # missing here and there: the rest as one dimension
+        rest = f"{name}_observed"
+        array = array.stack({rest: array.dims[2:]}).dropna(rest).reset_index(rest)
+    return array
