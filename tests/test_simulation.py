@@ -245,7 +245,7 @@ def test_error_that_is_a_mistake_of_the_program_is_shown_as_it_is():
 def test_program_that_looks_its_values_up_is_run_one_by_one():
     def program(x):
         slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
-        sign = {True: 1.0, False: -1.0}[(slope > 0).tolist() if slope.dim() == 0 else "many"]
+        sign = {True: 1.0, False: -1.0}[(slope > 0).tolist()]  # of many, a list, which is no key
         with pyro.plate("trials", x.shape[-2]):
             return pyro.sample("y", dist.Normal(sign * x[..., 0], 1.0))
 

@@ -42,6 +42,7 @@ def amortize(
     seed: int = 0,
     batch_size: int | None = None,
     report: bool = True,
+    vectorized: bool | None = None,
     **sizes: Any,
 ) -> ArBufferModel:
     """Trains a network on simulations of a Pyro program, with a progress bar and a final report.
@@ -69,6 +70,8 @@ def amortize(
         batch_size: Data sets per step; `None` = 32, and 128 for a program of one observation.
         report: Whether calibration, what was learned beyond the prior, and self-consistency are measured and printed at
             the end, with a verdict.
+        vectorized: Whether the program is written for leading batch dimensions, as for `Simulator`; `None` = tried
+            once, and what was found is printed.
         **sizes: Fields of `ModelConfig`, e.g. `width=128`.
 
     Returns:
@@ -92,7 +95,7 @@ def amortize(
         Path(folder).mkdir(parents=True, exist_ok=True)
         if resume and not (Path(folder) / STATE).exists():
             raise ValueError(f"resume=True needs the state of a run; there is none in {folder}; start without resume")
-    simulator = Simulator(program, inputs, latents, outcome)
+    simulator = Simulator(program, inputs, latents, outcome, vectorized)
     name = getattr(program, "__name__", type(program).__name__)
     if name in PROGRAMS and PROGRAMS[name].program is not program:
         name = f"{getattr(program, '__module__', 'user')}.{name}"  # a shipped network's program it is not

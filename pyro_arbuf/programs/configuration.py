@@ -9,7 +9,8 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent, rounded
 from pyro_arbuf.priors.recipes import PROGRAMS
-from pyro_arbuf.programs.simulator import NUM_FOR_SCALES, Program, Simulator, check_resolution, rounded_all
+from pyro_arbuf.programs.scales import NUM_FOR_SCALES, check_resolution, rounded_all
+from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.random_state import seeded
 
 PROGRAM_FIELDS = {"dim_x", "dim_y", "prior", "x_range", "y_range", "num_context", "num_targets", "latents", "outcome"}

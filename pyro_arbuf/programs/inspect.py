@@ -1,214 +1,107 @@
-"""What the sites of a Pyro program are, read from traces of runs: latents, one outcome, the rest integrated out.
+"""What a Pyro program is, found out by running it: its sites, how it may be run, what its user should know.
 
-Knows nothing of models, and of no run but those in the traces.
+Knows nothing of models.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
-from pyro.poutine import Trace
-from pyro.poutine.util import site_is_subsample
-from torch import Size, Tensor
-from torch.distributions import constraints
+from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.notes import program_notes
+from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
+from pyro_arbuf.programs.scales import NUM_FOR_SCALES, standardised
+from pyro_arbuf.programs.sites import batch_dimensions, check_observed, other_sites, read_latents, read_outcome
+from pyro_arbuf.programs.vectorization import choose_mode
+from pyro_arbuf.random_state import seeded
 
-LEAVE_OUT = "leave it out of latents=[...] to have it integrated out"
-BOUNDED = (
-    constraints.interval
-    | constraints.half_open_interval
-    | constraints.greater_than
-    | constraints.greater_than_eq
-    | constraints.less_than
-)
-
-
-def program_sites(trace: Trace) -> dict[str, dict]:
-    """Sample sites that are neither plates nor deterministic, by name."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
-    }
+PROBES = (3, 4, 5, 3, 4, 5, 3, 4)  # numbers of trials of the runs that tell what a program does
+KEPT_TRIALS = 8  # of the data sets whose latents are standardised
 
 
-def check_observed(traces: Sequence[Trace]) -> None:
-    """Raises ValueError if a site has a value of its own: simulations would not be conditioned on it."""
-    for trace in traces:
-        for name, site in program_sites(trace).items():
-            if site["is_observed"]:
-                raise ValueError(
-                    f"the program must observe nothing, as its sites are simulated; got the observed site {name!r}; "
-                    "remove obs=, pyro.factor or the handler that conditions it"
-                )
+@dataclasses.dataclass(frozen=True)
+class ProgramInspection:
+    """What was found out about a program.
+
+    Attributes:
+        latents: In order, standardised by prior draws.
+        integrated_out: Names of the other sites but the outcome.
+        single: Whether a data set is one observation.
+        dim_x: D_x, columns of the inputs.
+        dim_y: D_y; `None` for a scalar outcome.
+        nesting: Number of the program's own batch dimensions, at least 1.
+        mode: Data sets run at once, each with its own inputs ("inputs") or all with the same ("datasets"), or one by
+            one ("loop").
+        mode_reason: Why this mode, as a sentence.
+        notes: What the program's user should know, each a whole sentence with a remedy.
+    """
+
+    latents: tuple[Latent, ...]
+    integrated_out: tuple[str, ...]
+    single: bool
+    dim_x: int
+    dim_y: int | None
+    nesting: int
+    mode: Mode
+    mode_reason: str
+    notes: tuple[str, ...]
 
 
-def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> tuple[bool, int | None]:
-    """Reads what the outcome is from runs of different numbers of trials.
+@torch.no_grad()
+def inspect_program(
+    program: Program,
+    inputs: Inputs | None = None,
+    latents: Sequence[str] | None = None,
+    outcome: str = "y",
+    vectorized: bool | None = None,
+) -> ProgramInspection:
+    """Finds out what a program is, from its runs alone.
+
+    The result is a function of the arguments: runs draw from a seed of their own, random states are given back, and
+    nothing is stored anywhere.
 
     Args:
-        outcome: Name of the site.
-        traces: Of the runs.
-        num_trials: Of each run.
-
-    Returns:
-        Whether a data set is one observation, without a dimension of trials; D_y, or `None` for a scalar outcome.
-
-    Raises:
-        ValueError: If there is no such site, or it is discrete, a series, or of another shape.
-    """
-    if any(outcome not in program_sites(trace) for trace in traces):
-        raise ValueError(
-            f"outcome must be a sample site of every run of the program; got {outcome!r}; it has "
-            f"{list(program_sites(traces[0]))}; name it with outcome=..., and draw it by pyro.sample"
-        )
-    sites = [trace.nodes[outcome] for trace in traces]
-    if any(_is_discrete(site) for site in sites):
-        raise ValueError(
-            f"the outcome {outcome!r} must be continuous; its distribution is discrete: counts and choices need "
-            "another head"
-        )
-    event = Size(sites[0]["fn"].event_shape)
-    events = [tuple(site["fn"].event_shape) for site in sites]
-    if len(set(events)) > 1:
-        raise ValueError(
-            f"the trials of the outcome {outcome!r} must be independent given the latents and x, each a value of its "
-            f"own; got one event that grows with the number of trials, of shape {events[0]} for n = {num_trials[0]}, "
-            f"{events[1]} for n = {num_trials[1]}; if they are independent, draw them inside "
-            'pyro.plate("trials", x.shape[-2]) without to_event; a series, whose trials depend on each other, is not '
-            "supported yet"
-        )
-    shapes = [tuple(site["value"].shape) for site in sites]
-    single = all(shape == event for shape in shapes)
-    if len(event) > 1:
-        raise ValueError(
-            f"the outcome {outcome!r} must be a number or a vector per trial; got an event of shape {tuple(event)}; "
-            f"flatten it to a vector of {event.numel()} and draw that with .to_event(1)"
-        )
-    if not (single or shapes == [(n, *event) for n in num_trials]):
-        raise ValueError(
-            f"the outcome {outcome!r} must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's shape for "
-            f"one observation; got {shapes[0]} for n = {num_trials[0]}, {shapes[1]} for n = {num_trials[1]}; draw it "
-            'inside pyro.plate("trials", x.shape[-2]), where its trials are independent given the latents and x'
-        )
-    return single, event[0] if event else None
-
-
-def is_of_trials(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> bool:
-    """Whether a site has one value for each trial: its last batch dimension has their number in every run."""
-    sites = [trace.nodes.get(name) for trace in traces]
-    batches = [
-        tuple(site["value"].shape[: site["value"].dim() - len(site["fn"].event_shape)]) for site in sites if site
-    ]
-    return len(batches) == len(traces) and all(b[-1:] == (n,) for b, n in zip(batches, num_trials, strict=True))
-
-
-def fixed_plates(name: str, traces: Sequence[Trace]) -> dict[str, int]:
-    """Plates around a continuous site, by name, if their sizes are the same in every run; otherwise none."""
-    sites = [trace.nodes[name] for trace in traces if name in trace.nodes]
-    if any(_is_discrete(site) for site in sites):
-        return {}
-    found = [{f.name: f.size for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
-    return found[0] if all(sizes == found[0] for sizes in found) else {}
-
-
-def may_be_latent(name: str, traces: Sequence[Trace]) -> bool:
-    """Whether a site can be named among the latents: continuous and outside plates in every run."""
-    sites = [trace.nodes.get(name) for trace in traces]
-    return all(site and not _is_discrete(site) and site["value"].shape == site["fn"].event_shape for site in sites)
-
-
-def continuous_latents(outcome: str, trace: Trace) -> list[str]:
-    """Names of all continuous sites outside plates but the outcome.
+        program: The program.
+        inputs: As for `Simulator`, as are the next three.
+        latents: Sites whose posterior is wanted; `None` = all continuous sites outside plates.
+        outcome: The site of the outcome.
+        vectorized: Whether many data sets are run at once; `None` = where that gives what single runs give.
 
     Raises:
-        ValueError: If there is none, or one outside plates is discrete and not marked to be enumerated.
+        ValueError: If there is no such outcome or latent, or it is discrete, in a plate, or varies in shape or support;
+            if a site is observed, a latent constant, too many data sets fail, or the program does not run for many
+            data sets at once although `vectorized` says so.
     """
-    names, inside = [], []
-    for name, site in program_sites(trace).items():
-        if name == outcome or any(frame.vectorized for frame in site["cond_indep_stack"]):
-            inside += [name] if name != outcome else []
-            continue
-        if not _is_discrete(site):
-            names.append(name)
-        elif site["infer"].get("enumerate") is None:
-            raise ValueError(
-                f"latents must be continuous; site {name!r} is discrete: mark it with infer={{'enumerate': "
-                "'parallel'}, or leave it out of latents=[...], to have it integrated out"
-            )
-    if not names:
-        raise ValueError(
-            f"the program must have a continuous latent outside plates; got none, and {inside} inside plates; use "
-            ".expand([d]).to_event(1) for a vector of latents"
-        )
-    return names
+    if vectorized is not None and not isinstance(vectorized, bool):
+        raise ValueError(f"vectorized must be True, False or None (found out); got {vectorized!r}")
+    inputs = no_inputs if inputs is None else inputs
+    with seeded(0):
+        dim_x = _check_inputs(inputs)
+        traces = [probe(program, inputs, num_trials) for num_trials in PROBES]
+        check_observed(traces)
+        single, dim_y = read_outcome(outcome, traces, PROBES)
+        nesting = batch_dimensions(traces)
+        found = read_latents(latents, outcome, traces)
+        runs = ProgramRuns(program, inputs, outcome, found, dim_y, nesting)
+        mode, mode_reason = choose_mode(runs, single, vectorized)
+        x = runs.draw_inputs(NUM_FOR_SCALES[mode], 1 if single else KEPT_TRIALS, mode)
+        found = standardised(found, runs.simulate(x, mode).latents)
+        notes = program_notes(runs, traces, PROBES, mode, single, latents is None)
+    rest = other_sites([*(latent.name for latent in found), outcome], traces)
+    return ProgramInspection(found, rest, single, dim_x, dim_y, nesting, mode, mode_reason, notes)
 
 
-def read_latent(name: str, outcome: str, traces: Sequence[Trace]) -> Latent:
-    """Reads a latent, not yet standardised, from several runs.
-
-    Raises:
-        ValueError: If it is no latent site of every run, discrete, in a plate, or varies in shape or support.
-    """
-    known = [known for known in program_sites(traces[0]) if known != outcome]
-    if name == outcome or any(name not in program_sites(trace) for trace in traces):
-        raise ValueError(f"latents must be latent sites of every run of the program; got {name!r}; it has {known}")
-    sites = [trace.nodes[name] for trace in traces]
-    if any(_is_discrete(site) for site in sites):
-        raise ValueError(f"latents must be continuous; site {name!r} is discrete; {LEAVE_OUT}")
-    shapes = {tuple(site["value"].shape) for site in sites}
-    if len(shapes) > 1:
-        raise ValueError(f"latents must have one shape; that of site {name!r} varies: {sorted(shapes)}; {LEAVE_OUT}")
-    event = tuple(sites[0]["fn"].event_shape)
-    if shapes != {event}:
-        raise ValueError(
-            f"latents must be outside plates, without batch dimensions; site {name!r} has shape {shapes.pop()} and "
-            f"event shape {event}; use .expand([d]).to_event(1) for a vector, or leave it out of latents=[...]"
-        )
-    found = {_latent(name, site) for site in sites}
-    if len(found) > 1:
-        raise ValueError(
-            f"latents must have one support; that of site {name!r} varies from run to run; sample a standardised "
-            "latent and transform it"
-        )
-    return found.pop()
+def no_inputs(num_trials: int) -> Tensor:
+    """Inputs of a program without any: one constant 0 per trial."""
+    return torch.zeros(num_trials, 1)
 
 
-def _support(site: dict) -> constraints.Constraint | None:
-    """The support of a site's distribution; `None` = it does not say."""
-    try:
-        return site["fn"].support
-    except NotImplementedError:
-        return None
-
-
-def _is_discrete(site: dict) -> bool:
-    support = _support(site)
-    return not site["value"].is_floating_point() if support is None else support.is_discrete
-
-
-def _latent(name: str, site: dict) -> Latent:
-    support, shape = _support(site), tuple(site["fn"].event_shape)
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    if support is constraints.real:
-        return Latent(name, shape)
-    if isinstance(support, type(constraints.simplex)):
-        return Latent(name, shape, simplex=True)
-    if not isinstance(support, BOUNDED):
-        raise ValueError(
-            f"latents must have a real, bounded or simplex support; that of site {name!r} is {support}; transform it, "
-            "or leave it out of latents=[...]"
-        )
-    names = [bound for bound in ("lower", "upper") if hasattr(support, f"{bound}_bound")]
-    bounds = {bound: torch.as_tensor(getattr(support, f"{bound}_bound")).flatten() for bound in names}
-    if any(len(values.unique()) > 1 for values in bounds.values()):
-        raise ValueError(
-            f"latents must have the same bounds in all dimensions; those of site {name!r} differ; make it several sites"
-        )
-    return Latent(name, shape, **{bound: _number(values[0]) for bound, values in bounds.items()})
-
-
-def _number(value: Tensor) -> float:
-    """A tensor's number in its shortest decimals: float32's 0.1 is 0.1, not 0.10000000149."""
-    return float(str(value.detach().numpy()))
+def _check_inputs(inputs: Inputs) -> int:
+    """Columns of the inputs; raises ValueError where they are no floating tensor of two dimensions."""
+    x = inputs(7)
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[0] != 7 or not x.is_floating_point():
+        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"inputs(num_trials) must return a floating tensor (num_trials, D_x); got {got} for 7")
+    return x.shape[1]

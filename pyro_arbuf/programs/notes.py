@@ -11,8 +11,8 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_arbuf.programs.inspect import fixed_plates, is_of_trials, may_be_latent, program_sites
 from pyro_arbuf.programs.runs import FAILURES, Mode, ProgramRuns
+from pyro_arbuf.programs.sites import fixed_plates, is_of_trials, may_be_latent, other_sites, program_sites
 from pyro_arbuf.programs.vectorization import NUM_TRIALS, log_densities
 from pyro_arbuf.random_state import seeded
 
@@ -46,8 +46,7 @@ def program_notes(
     """
     notes = []
     latents = [latent.name for latent in runs.latents]
-    rest = dict.fromkeys(name for trace in traces for name in program_sites(trace))
-    rest = [name for name in rest if name not in (*latents, runs.outcome)]
+    rest = other_sites((*latents, runs.outcome), traces)
     shared = [name for name in rest if single or not is_of_trials(name, traces, num_trials)]
     for name in shared if all_continuous else ():
         for plate, size in fixed_plates(name, traces).items():

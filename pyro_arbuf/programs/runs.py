@@ -4,8 +4,9 @@ Knows nothing of models.
 """
 
 import contextlib
+import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyro
@@ -17,6 +18,7 @@ from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.same_law import Simulations, joined
 
 Program = Callable[[Tensor], Any]
+Inputs = Callable[[int], Tensor]  # of a number of trials
 Mode = Literal["inputs", "datasets", "loop"]
 FAILURES = (ValueError, RuntimeError, ArithmeticError)  # torch's LinAlgError is the second, numpy's the first
 PLATE = "_datasets"
@@ -24,51 +26,61 @@ MOST_FAILED, LEAST_SIMULATED = 0.01, 10_000  # a larger share stops; as many fai
 MOST_TRIES = 10  # for one data set
 
 
+def run_program(
+    program: Program, x: Tensor, plate: tuple[int, int] | None = None, given: Mapping[str, Tensor] | None = None
+) -> poutine.Trace:
+    """A trace of a program, nothing of it visible to an enclosing program.
+
+    Args:
+        program: The program.
+        x: Inputs, as the program gets them.
+        plate: Size and dimension of an outer plate of data sets; `None` = one data set without a plate.
+        given: Values of sites, in the shapes they have in this run.
+    """
+    with poutine.block(), _quietly(), contextlib.ExitStack() as stack:
+        if plate is not None:
+            stack.enter_context(pyro.plate(PLATE, plate[0], dim=plate[1]))
+        return poutine.trace(poutine.condition(program, given or {})).get_trace(x)
+
+
+def probe(program: Program, inputs: Inputs, num_trials: int) -> poutine.Trace:
+    """A trace of one run at inputs of its own; one that fails is tried again, its last error is the program's."""
+    for _ in range(2):
+        with contextlib.suppress(*FAILURES):
+            return run_program(program, inputs(num_trials))
+    return run_program(program, inputs(num_trials))
+
+
+@dataclasses.dataclass(eq=False)
 class ProgramRuns:
-    """A program, what is known of its sites, and the count of its failures.
+    """A program, what is known of its sites, and the count of its failures, which alone changes.
 
     A data set fails where the program raises one of `FAILURES` or gives a number that is not finite, such as a latent
     that rounds to the bound of its support. It is drawn anew, with new inputs.
 
-    Args:
+    Attributes:
         program: The program.
         inputs: Draws inputs `(n, D_x)` of n trials.
         outcome: The site of the outcome.
-
-    Attributes:
-        latents: Set by whoever reads the program's sites, as are the next two.
+        latents: In order.
         dim_y: D_y; `None` for a scalar outcome.
         nesting: Number of the program's own batch dimensions, at least 1.
         simulated: Data sets simulated so far, failed ones included.
         failed: Data sets that failed; an error of many data sets at once counts as one.
     """
 
-    def __init__(self, program: Program, inputs: Callable[[int], Tensor], outcome: str):
-        self.program, self.inputs, self.outcome = program, inputs, outcome
-        self.latents: tuple[Latent, ...] = ()
-        self.dim_y: int | None = None
-        self.nesting = 1
-        self.simulated = self.failed = 0
+    program: Program
+    inputs: Inputs
+    outcome: str
+    latents: tuple[Latent, ...]
+    dim_y: int | None
+    nesting: int
+    simulated: int = 0
+    failed: int = 0
 
     def run(self, x: Tensor, plate: int | None = None, given: Mapping[str, Tensor] | None = None) -> poutine.Trace:
-        """A trace of the program, nothing of it visible to an enclosing program.
-
-        Args:
-            x: Inputs, as the program gets them.
-            plate: Size of an outer plate of data sets; `None` = one data set without a plate.
-            given: Values of sites, in the shapes they have in this run.
-        """
-        with poutine.block(), _quietly(), contextlib.ExitStack() as stack:
-            if plate is not None:
-                stack.enter_context(pyro.plate(PLATE, plate, dim=-1 - self.nesting))
-            return poutine.trace(poutine.condition(self.program, given or {})).get_trace(x)
-
-    def probe(self, num_trials: int) -> poutine.Trace:
-        """A trace of one run at inputs of its own; one that fails is tried again, its last error is the program's."""
-        for _ in range(2):
-            with contextlib.suppress(*FAILURES):
-                return self.run(self.inputs(num_trials))
-        return self.run(self.inputs(num_trials))
+        """A trace of one run, as `run_program`; `plate` is the number of data sets in an outer plate."""
+        return run_program(self.program, x, None if plate is None else (plate, -1 - self.nesting), given)
 
     def in_plate(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of latents, `(S, *shape)` each, in the shapes they have in a run in the outer plate."""
@@ -154,7 +166,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quietly():
+def _quietly() -> Iterator[None]:
     """Without Pyro's validation, and its warnings about plates."""
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")

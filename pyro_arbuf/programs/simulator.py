@@ -3,37 +3,28 @@
 Knows nothing of models.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_arbuf.network.latents import FINEST, Latent, rounded
-from pyro_arbuf.programs.inspect import check_observed, continuous_latents, program_sites, read_latent, read_outcome
-from pyro_arbuf.programs.notes import program_notes
-from pyro_arbuf.programs.runs import Program, ProgramRuns
+from pyro_arbuf.programs.inspect import inspect_program, no_inputs
+from pyro_arbuf.programs.runs import Inputs, Program, ProgramRuns
 from pyro_arbuf.programs.same_law import Simulations
-from pyro_arbuf.programs.vectorization import find_mode
 from pyro_arbuf.random_state import seeded
-
-PROBES = (3, 4, 5, 3, 4, 5, 3, 4)  # numbers of trials of the runs that tell what a program does
-NUM_FOR_SCALES = {"inputs": 2048, "datasets": 2048, "loop": 256}  # data sets, by mode
 
 
 class Simulator:
     """A Pyro program whose outcome is simulated given its latents; a density is not needed.
 
     The program takes inputs x `(n, D_x)`, samples its latents, then the outcome of n exchangeable trials: inside a
-    plate of n, or, for one observation per data set, without a plate. It is run for many data sets at once inside an
-    outer plate where that gives the shapes, densities and moments of single runs; one by one otherwise. Data sets for
-    which it raises a ValueError, RuntimeError or ArithmeticError, or gives a number that is not finite, are drawn anew
-    and counted; the share that may fail is 1 %, of at least 10,000.
+    plate of n, or, for one observation per data set, without a plate. It is run for many data sets at once, inside an
+    outer plate, or one by one: as `vectorized` says, or as `inspect_program` finds out. Data sets for which it raises a
+    ValueError, RuntimeError or ArithmeticError, or gives a number that is not finite, are drawn anew and counted; the
+    share that may fail is 1 %, of at least 10,000.
 
     Args:
         program: The program.
@@ -42,6 +33,12 @@ class Simulator:
         latents: Sites whose posterior is wanted, in order; the others are integrated out by simulation. `None` = all
             continuous sites outside plates.
         outcome: The site of the outcome.
+        vectorized: `True` = the program is written for leading batch dimensions: it gets x `(S, n, D_x)`, its latents
+            are `(S, 1, *shape)`, and it reads x[..., 0] and x.shape[-2]. Many data sets are simulated at once, each
+            with inputs of its own; only shapes are checked, on a small run, so that data sets do not reach each other
+            is your word. `False` = one by one, nothing is tried. `None` = tried once: many at once, each with inputs of
+            its own or all with the same, if shapes, densities and moments are those of single runs. A RuntimeError,
+            ValueError, IndexError or TypeError means one by one; `mode_reason` says what was found.
 
     Attributes:
         latents: Standardised by prior draws.
@@ -55,37 +52,25 @@ class Simulator:
 
     Raises:
         ValueError: If there is no such outcome or latent, or it is discrete, in a plate, or varies in shape or support;
-            if a site is observed, a latent constant, or too many data sets fail.
+            if a site is observed, a latent constant, too many data sets fail, or the program does not run for many
+            data sets at once although `vectorized` says so.
     """
 
     def __init__(
         self,
         program: Program,
-        inputs: Callable[[int], Tensor] | None = None,
+        inputs: Inputs | None = None,
         latents: Sequence[str] | None = None,
         outcome: str = "y",
+        vectorized: bool | None = None,
     ):
+        found = inspect_program(program, inputs, latents, outcome, vectorized)
         self.program, self.outcome = program, outcome
-        self.inputs = _no_inputs if inputs is None else inputs
-        self._runs = ProgramRuns(program, self.inputs, outcome)
-        with seeded(0), torch.no_grad():
-            self.dim_x = self._check_inputs()
-            traces = [self._runs.probe(n) for n in PROBES]
-            check_observed(traces)
-            self.single, self.dim_y = read_outcome(outcome, traces, PROBES)
-            sites = [item for trace in traces for item in program_sites(trace).items()]
-            frames = [frame for _, site in sites for frame in site["cond_indep_stack"]]
-            self.nesting = max([1] + [-frame.dim for frame in frames if frame.vectorized])
-            names = continuous_latents(outcome, traces[0]) if latents is None else list(latents)
-            if not names or len(set(names)) < len(names) or isinstance(latents, str):
-                raise ValueError(f"latents must be a list of different sites, at least one; got {latents!r}")
-            self.latents = tuple(read_latent(name, outcome, traces) for name in names)
-            self.integrated_out = tuple(dict.fromkeys(name for name, _ in sites if name not in (*names, outcome)))
-            self._runs.latents, self._runs.dim_y, self._runs.nesting = self.latents, self.dim_y, self.nesting
-            self.mode, self.mode_reason = find_mode(self._runs, self.single)
-            self.latents = self._standardise()
-            self.notes = program_notes(self._runs, traces, PROBES, self.mode, self.single, latents is None)
-        self._runs.simulated = self._runs.failed = 0
+        self.inputs = no_inputs if inputs is None else inputs
+        self.latents, self.integrated_out, self.single = found.latents, found.integrated_out, found.single
+        self.dim_x, self.dim_y, self.nesting = found.dim_x, found.dim_y, found.nesting
+        self.mode, self.mode_reason, self.notes = found.mode, found.mode_reason, found.notes
+        self._runs = ProgramRuns(program, self.inputs, outcome, found.latents, found.dim_y, found.nesting)
         for note in self.notes:
             warnings.warn(note, UserWarning, stacklevel=2)
 
@@ -215,50 +200,3 @@ class Simulator:
         if not num_draws or shapes != {latent.name: (*num_draws, *latent.shape) for latent in self.latents}:
             want = {latent.name: ("S", *latent.shape) for latent in self.latents}
             raise ValueError(f"values must hold all latents, of shapes {want}; got {shapes}")
-
-    def _check_inputs(self) -> int:
-        x = self.inputs(7)
-        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[0] != 7 or not x.is_floating_point():
-            got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"inputs(num_trials) must return a floating tensor (num_trials, D_x); got {got} for 7")
-        return x.shape[1]
-
-    def _standardise(self) -> tuple[Latent, ...]:
-        """Latents with location and scale under the prior."""
-        drawn = self.draw(NUM_FOR_SCALES[self.mode], 1 if self.single else 8).latents
-        loc, scale = drawn.mean(0), drawn.std(0)
-        low, middle, high = drawn.quantile(drawn.new_tensor([0.25, 0.5, 0.75]), 0)
-        heavy = scale > 5 * (high - low) / 1.349  # tails without a standard deviation
-        heavy &= high > low
-        loc, scale = torch.where(heavy, middle, loc), torch.where(heavy, (high - low) / 1.349, scale)
-        latents, first = [], 0
-        for latent in self.latents:
-            rows = slice(first, first + latent.size)
-            if not bool((scale[rows] > 0).all()):
-                raise ValueError(f"latents must vary under the prior; site {latent.name!r} is constant; fix it instead")
-            check_resolution(f"the latent {latent.name!r}", loc[rows], scale[rows])
-            standard = {"loc": rounded_all(loc[rows], scale[rows]), "scale": rounded_all(scale[rows])}
-            latents.append(dataclasses.replace(latent, **standard))
-            first += latent.size
-        return tuple(latents)
-
-
-def _no_inputs(num_trials: int) -> Tensor:
-    return torch.zeros(num_trials, 1)
-
-
-def rounded_all(values: Tensor, scales: Tensor | None = None) -> tuple[float, ...]:
-    """Few digits, of locations as many as their scales need."""
-    scales = values if scales is None else scales
-    return tuple(rounded(value, scale) for value, scale in zip(values.tolist(), scales.tolist(), strict=True))
-
-
-def check_resolution(what: str, loc: Tensor, scale: Tensor) -> None:
-    """Raises ValueError if numbers vary by less than float32 resolves at their distance from zero."""
-    coarse = scale < FINEST * loc.abs()
-    if bool(coarse.any()):
-        got = f"{loc[coarse][0].item():.6g} with a scale of {scale[coarse][0].item():.3g}"
-        raise ValueError(
-            f"{what} must vary by more than {FINEST} of its distance from zero, as networks compute in float32; got "
-            f"{got}; subtract the offset in the program, or measure from another origin"
-        )

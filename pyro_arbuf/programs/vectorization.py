@@ -5,6 +5,7 @@ changes when one input or latent does, under the same seed; moments of the simul
 """
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Mapping
 
@@ -12,35 +13,62 @@ import torch
 from pyro.poutine import Trace
 from torch import Size, Tensor
 
-from pyro_arbuf.programs.inspect import program_sites
-from pyro_arbuf.programs.runs import FAILURES, Mode, ProgramRuns, first_line
+from pyro_arbuf.programs.runs import Mode, ProgramRuns, first_line, probe
 from pyro_arbuf.programs.same_law import independent, same_law
+from pyro_arbuf.programs.sites import program_sites
 from pyro_arbuf.random_state import NoiseByLine, seeded
+from pyro_arbuf.workflow.at_once import NOT_AT_ONCE, explained
 
 NUM_COMPARED, RUN_SIZE = 256, 16
 NUM_AT_ONCE = 11  # data sets of the runs whose shapes and densities are compared
 NUM_TRIALS = 7
 MOST_NATS, MOST_RELATIVE = 3e-3, 1e-4  # per trial, between densities; rounding is far below, a wrong input far above
-# What a program raises where shapes are not those of a single run: a wrong index, a missing key, a number wanted.
-NOT_AT_ONCE = (*FAILURES, LookupError, TypeError, AttributeError, AssertionError)
+TRIED = (*NOT_AT_ONCE, ArithmeticError)  # what a try may raise: the last says that a data set failed, as some may
 OR_DRAWS = "or changed how many random numbers are drawn"
 UNSEEDED = (
     "it gave other outcomes under the same seed, so that nothing can be compared (draw them by torch's or numpy's "
     "global generator)"
 )
+ONE_BY_ONE = (
+    "This was raised while data sets were tried at once or compared with single runs; vectorized=False runs the "
+    "program one by one."
+)
 LABELS: dict[Mode, str] = {"inputs": "with inputs of their own", "datasets": "with the same inputs for all of them"}
 
 
-def find_mode(runs: ProgramRuns, single: bool) -> tuple[Mode, str]:
+def choose_mode(runs: ProgramRuns, single: bool, vectorized: bool | None) -> tuple[Mode, str]:
     """How many data sets are run at once, each with its inputs, all with the same, or one by one; and why.
 
     Args:
-        runs: The program, whose latents and outcome are known.
+        runs: The program.
         single: Whether a data set is one observation.
+        vectorized: What the user says: `True` = many, each with its inputs; `False` = one by one; `None` = found out.
 
     Returns:
         The mode, and its reason as a sentence.
+
+    Raises:
+        ValueError: If the program is said to run for many data sets at once, and does not.
     """
+    if vectorized is None:
+        with explained(ONE_BY_ONE):
+            return find_mode(runs, single)
+    if not vectorized:
+        return "loop", "Data sets are simulated one by one, as vectorized=False says."
+    with seeded(0), explained(ONE_BY_ONE):
+        fault = _fault_of_shapes(runs, single)
+    if fault is not None:
+        ones = ", ".join("S" if i == 0 else "1" for i in range(1 + runs.nesting))
+        raise ValueError(
+            "vectorized=True needs a program that runs for S data sets at once, with x (S, n, D_x) and latents "
+            f"({ones}, *shape); of {NUM_AT_ONCE} data sets {fault}; read x[..., 0] for x[:, 0] and x.shape[-2] for "
+            "len(x), or leave vectorized=None, which also tries the same inputs for all, and one by one"
+        )
+    return "inputs", "Many data sets are simulated at once, each with inputs of its own, as vectorized=True says."
+
+
+def find_mode(runs: ProgramRuns, single: bool) -> tuple[Mode, str]:
+    """The fastest mode that gives what single runs give, and its reason as a sentence."""
     num_trials = 1 if single else NUM_TRIALS
     faults = []
     for mode, label in LABELS.items():
@@ -51,6 +79,17 @@ def find_mode(runs: ProgramRuns, single: bool) -> tuple[Mode, str]:
             return mode, f"Many data sets are simulated at once, all with the same inputs, because {faults[0]}."
         faults.append(f"{label} {fault}")
     return "loop", f"Data sets are simulated one by one, which is slow, because {'; '.join(faults)}."
+
+
+def _fault_of_shapes(runs: ProgramRuns, single: bool) -> str | None:
+    """What is wrong with the shapes of runs of many data sets, each with its inputs; `None` = nothing."""
+    if not single:
+        trace, fault = _run_many(runs, runs.draw_inputs(NUM_AT_ONCE, NUM_TRIALS, "inputs"), "inputs")
+        fault = fault if trace is None else _shape_fault(runs, trace, NUM_TRIALS)
+        if fault is not None or _needs_several_trials(runs):
+            return fault
+    trace, fault = _run_many(runs, runs.draw_inputs(NUM_AT_ONCE, 1, "inputs"), "inputs")
+    return fault if trace is None else _shape_fault(runs, trace, 1)
 
 
 def _fault(runs: ProgramRuns, mode: Mode, num_trials: int) -> str | None:
@@ -70,15 +109,13 @@ def _fault(runs: ProgramRuns, mode: Mode, num_trials: int) -> str | None:
     alone = runs.simulate(x, "loop")
     if mode == "inputs":
         x = runs.draw_inputs(NUM_COMPARED, num_trials, mode)
-    counts = runs.simulated, runs.failed
+    tried = dataclasses.replace(runs)  # failures of this way of running are not the program's
     try:
-        together = runs.simulate(x, mode)
+        together = tried.simulate(x, mode)
         with seeded(0):
-            several = [runs.simulate(part, mode) for part in x.split(RUN_SIZE)]
-    except ValueError as error:
+            several = [tried.simulate(part, mode) for part in x.split(RUN_SIZE)]
+    except NOT_AT_ONCE as error:
         return f"it failed ({first_line(error)})"
-    finally:
-        runs.simulated, runs.failed = counts  # failures of this way of running are not the program's
     if not same_law(alone, together):
         return "the moments of data sets differed from those of single runs"
     return None if independent(several, alone) else "data sets of one run were correlated"
@@ -92,7 +129,7 @@ def _run_many(runs: ProgramRuns, x: Tensor, mode: Mode) -> tuple[Trace | None, s
             trace = runs.run(x if mode == "inputs" else x[0], len(x))
             if runs.outcome in trace.nodes and bool(torch.isfinite(trace.nodes[runs.outcome]["value"]).all()):
                 break
-        except NOT_AT_ONCE as error:  # it runs alone, so it cannot run this way
+        except TRIED as error:  # it runs alone, so it cannot run this way
             fault = f"it raised {type(error).__name__} ({first_line(error)})"
     return trace, fault
 
@@ -110,9 +147,7 @@ def _shape_fault(runs: ProgramRuns, trace: Trace, num_trials: int) -> str | None
 
 def _fault_of_one_trial(runs: ProgramRuns, mode: Mode) -> str | None:
     """The same checks for data sets of one trial, whose dimension a program may lose; not where it needs several."""
-    try:
-        runs.run(runs.inputs(1))
-    except (*FAILURES, LookupError):
+    if _needs_several_trials(runs):
         return None
     x = runs.draw_inputs(NUM_AT_ONCE, 1, mode)
     trace, fault = _run_many(runs, x, mode)
@@ -121,13 +156,22 @@ def _fault_of_one_trial(runs: ProgramRuns, mode: Mode) -> str | None:
     return f"for one trial {fault}" if fault else None
 
 
+def _needs_several_trials(runs: ProgramRuns) -> bool:
+    """Whether a single run of one trial fails."""
+    try:
+        runs.run(runs.inputs(1))
+    except TRIED:
+        return True
+    return False
+
+
 def _density_fault(runs: ProgramRuns, trace: Trace, x: Tensor, mode: Mode) -> str | None:
     """Compares the densities of the sites of a run of many with those of single runs at the same values.
 
     Where the outcome has no density, or one that depends on more than latents, inputs and other sites, inputs and
     latents are changed instead.
     """
-    sites, shapes = program_sites(trace), _shapes(runs.probe(x.shape[1]))
+    sites, shapes = program_sites(trace), _shapes(probe(runs.program, runs.inputs, x.shape[1]))
     names = [name for name in shapes if name in sites]
     for name in names:
         got, want = tuple(sites[name]["value"].shape), shapes[name]
@@ -137,7 +181,7 @@ def _density_fault(runs: ProgramRuns, trace: Trace, x: Tensor, mode: Mode) -> st
     try:
         alone = [log_densities(program_sites(runs.run(*pair))) for pair in zip(x, [None] * len(x), rows, strict=True)]
         again = [log_densities(program_sites(runs.run(x[i], None, rows[i]))) for i in range(2)]
-    except FAILURES as error:
+    except TRIED as error:
         return f"its values raised {type(error).__name__} in a single run ({first_line(error)})"
     many = log_densities(sites)
     if not all(_usable(runs.outcome, *pair) for pair in zip(alone, again + alone[2:], strict=True)):
@@ -201,7 +245,7 @@ def _influence_fault(runs: ProgramRuns, values: Mapping[str, Tensor], x: Tensor,
                     return UNSEEDED
                 of_inputs = _changed(y, outcomes(seed, given, moved[rows], way))
                 of_latents = _changed(y, outcomes(seed, other, x[rows], way))
-            except FAILURES as error:
+            except TRIED as error:
                 return f"it raised {type(error).__name__} for other inputs or latents ({first_line(error)})"
             found["itself"][k] |= bool(of_inputs[one, trial])
             found["latents"][k] |= bool(of_latents[one].any())

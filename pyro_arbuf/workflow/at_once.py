@@ -3,8 +3,9 @@
 Knows nothing of contexts and buffers.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pyro
 import pyro.distributions as dist
@@ -18,14 +19,29 @@ from torch import Tensor
 from pyro_arbuf.random_state import restored_random_state
 from pyro_arbuf.workflow.trace_sites import is_deterministic, layers, same_up_to_ones, sample_sites, unwrapped
 
-FAILURES = (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AssertionError)  # of a model's own run
+# What is raised where code is not written for several draws or data sets at once: a wrong shape, a number wanted.
+NOT_AT_ONCE = (RuntimeError, ValueError, IndexError, TypeError)
+OTHERS = (LookupError, AttributeError, AssertionError, ArithmeticError)  # mistakes, or code that minds how it is run
 TOLERANCE = 1e-4  # nats, and relative: far above rounding, far below what taking one draw for another changes
+DRAW_BY_DRAW = (
+    "This was raised for several posterior draws at once; predictive(..., batch_size=1) runs them one by one."
+)
 BROADCAST = "let what the model computes from latents broadcast from the left"
 ONE_EVENT_DIM = "reduce and index over the event dimension, theta.sum(-1) or theta[..., 0], in place of theta.sum()"
 
 
 class NotAtOnceError(RuntimeError):
     """A model does not run for several draws at once."""
+
+
+@contextlib.contextmanager
+def explained(note: str) -> Iterator[None]:
+    """Adds a note, which says how to run code one by one, to errors that do not say so by their kind."""
+    try:
+        yield
+    except OTHERS as error:
+        error.add_note(note)
+        raise
 
 
 class MixedDrawsError(NotAtOnceError):
@@ -88,9 +104,9 @@ def _run_in_plate(model: Callable, draws: Mapping[str, Tensor], dim: int, args: 
     """A trace of the model for several draws at once, in a plate at `dim`."""
     size = len(next(iter(draws.values())))
     try:
-        with PosteriorMessenger(draws), pyro.plate("predictive_draws", size, dim=dim):
+        with explained(DRAW_BY_DRAW), PosteriorMessenger(draws), pyro.plate("predictive_draws", size, dim=dim):
             return poutine.trace(model).get_trace(*args, **kwargs)
-    except FAILURES as error:
+    except NOT_AT_ONCE as error:
         reason = str(error).partition("\n")[0]  # Pyro appends the shapes of all sites
         raise NotAtOnceError(
             f"the model ran for one posterior draw and failed for {size} at once with {type(error).__name__}: "

@@ -18,7 +18,7 @@ from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.distributions.marginals import ArBufferDistribution, PlateOverTargetsWarning
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.random_state import restored_random_state
-from pyro_arbuf.workflow.at_once import FAILURES, MixedDrawsError, dimensions, is_computed, run_at_once
+from pyro_arbuf.workflow.at_once import MixedDrawsError, dimensions, is_computed, run_at_once
 from pyro_arbuf.workflow.trace_sites import layers, sample_sites, unwrapped
 
 TOLERANCE = 1e-3  # nats, and relative: above what encoding with and without gradients differs by, below what harms HMC
@@ -41,6 +41,8 @@ UNREGISTERED = (
 
 
 CHANGES = "differs between two runs of the model"
+# Of a model's own run: it fails at some latents, or has sites there that it lacks elsewhere.
+FAILURES = (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AssertionError)
 
 
 class ModelCheckWarning(UserWarning):

@@ -1,0 +1,244 @@
+"""What traces say of a program's sites: which are latents, what the outcome is; the rest is integrated out.
+
+Knows nothing of models, and of no run but those in the traces.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from pyro_arbuf.network.latents import Latent
+
+LEAVE_OUT = "leave it out of latents=[...] to have it integrated out"
+BOUNDED = (
+    constraints.interval
+    | constraints.half_open_interval
+    | constraints.greater_than
+    | constraints.greater_than_eq
+    | constraints.less_than
+)
+
+
+def program_sites(trace: Trace) -> dict[str, dict]:
+    """Sample sites that are neither plates nor deterministic, by name."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+    }
+
+
+def check_observed(traces: Sequence[Trace]) -> None:
+    """Raises ValueError if a site has a value of its own: simulations would not be conditioned on it."""
+    for trace in traces:
+        for name, site in program_sites(trace).items():
+            if site["is_observed"]:
+                raise ValueError(
+                    f"the program must observe nothing, as its sites are simulated; got the observed site {name!r}; "
+                    "remove obs=, pyro.factor or the handler that conditions it"
+                )
+
+
+def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> tuple[bool, int | None]:
+    """Reads what the outcome is from runs of different numbers of trials.
+
+    Args:
+        outcome: Name of the site.
+        traces: Of the runs.
+        num_trials: Of each run.
+
+    Returns:
+        Whether a data set is one observation, without a dimension of trials; D_y, or `None` for a scalar outcome.
+
+    Raises:
+        ValueError: If there is no such site, or it is discrete, a series, or of another shape.
+    """
+    if any(outcome not in program_sites(trace) for trace in traces):
+        raise ValueError(
+            f"outcome must be a sample site of every run of the program; got {outcome!r}; it has "
+            f"{list(program_sites(traces[0]))}; name it with outcome=..., and draw it by pyro.sample"
+        )
+    sites = [trace.nodes[outcome] for trace in traces]
+    if any(_is_discrete(site) for site in sites):
+        raise ValueError(
+            f"the outcome {outcome!r} must be continuous; its distribution is discrete: counts and choices need "
+            "another head"
+        )
+    event = Size(sites[0]["fn"].event_shape)
+    events = [tuple(site["fn"].event_shape) for site in sites]
+    if len(set(events)) > 1:
+        raise ValueError(
+            f"the trials of the outcome {outcome!r} must be independent given the latents and x, each a value of its "
+            f"own; got one event that grows with the number of trials, of shape {events[0]} for n = {num_trials[0]}, "
+            f"{events[1]} for n = {num_trials[1]}; if they are independent, draw them inside "
+            'pyro.plate("trials", x.shape[-2]) without to_event; a series, whose trials depend on each other, is not '
+            "supported yet"
+        )
+    shapes = [tuple(site["value"].shape) for site in sites]
+    single = all(shape == event for shape in shapes)
+    if len(event) > 1:
+        raise ValueError(
+            f"the outcome {outcome!r} must be a number or a vector per trial; got an event of shape {tuple(event)}; "
+            f"flatten it to a vector of {event.numel()} and draw that with .to_event(1)"
+        )
+    if not (single or shapes == [(n, *event) for n in num_trials]):
+        raise ValueError(
+            f"the outcome {outcome!r} must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's shape for "
+            f"one observation; got {shapes[0]} for n = {num_trials[0]}, {shapes[1]} for n = {num_trials[1]}; draw it "
+            'inside pyro.plate("trials", x.shape[-2]), where its trials are independent given the latents and x'
+        )
+    return single, event[0] if event else None
+
+
+def is_of_trials(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> bool:
+    """Whether a site has one value for each trial: its last batch dimension has their number in every run."""
+    sites = [trace.nodes.get(name) for trace in traces]
+    batches = [
+        tuple(site["value"].shape[: site["value"].dim() - len(site["fn"].event_shape)]) for site in sites if site
+    ]
+    return len(batches) == len(traces) and all(b[-1:] == (n,) for b, n in zip(batches, num_trials, strict=True))
+
+
+def fixed_plates(name: str, traces: Sequence[Trace]) -> dict[str, int]:
+    """Plates around a continuous site, by name, if their sizes are the same in every run; otherwise none."""
+    sites = [trace.nodes[name] for trace in traces if name in trace.nodes]
+    if any(_is_discrete(site) for site in sites):
+        return {}
+    found = [{f.name: f.size for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
+    return found[0] if all(sizes == found[0] for sizes in found) else {}
+
+
+def may_be_latent(name: str, traces: Sequence[Trace]) -> bool:
+    """Whether a site can be named among the latents: continuous and outside plates in every run."""
+    sites = [trace.nodes.get(name) for trace in traces]
+    return all(site and not _is_discrete(site) and site["value"].shape == site["fn"].event_shape for site in sites)
+
+
+def continuous_latents(outcome: str, trace: Trace) -> list[str]:
+    """Names of all continuous sites outside plates but the outcome.
+
+    Raises:
+        ValueError: If there is none, or one outside plates is discrete and not marked to be enumerated.
+    """
+    names, inside = [], []
+    for name, site in program_sites(trace).items():
+        if name == outcome or any(frame.vectorized for frame in site["cond_indep_stack"]):
+            inside += [name] if name != outcome else []
+            continue
+        if not _is_discrete(site):
+            names.append(name)
+        elif site["infer"].get("enumerate") is None:
+            raise ValueError(
+                f"latents must be continuous; site {name!r} is discrete: mark it with infer={{'enumerate': "
+                "'parallel'}, or leave it out of latents=[...], to have it integrated out"
+            )
+    if not names:
+        raise ValueError(
+            f"the program must have a continuous latent outside plates; got none, and {inside} inside plates; use "
+            ".expand([d]).to_event(1) for a vector of latents"
+        )
+    return names
+
+
+def read_latents(names: Sequence[str] | None, outcome: str, traces: Sequence[Trace]) -> tuple[Latent, ...]:
+    """Reads latents, not yet standardised, from several runs.
+
+    Args:
+        names: Of the sites, in order; `None` = all continuous sites outside plates.
+        outcome: Name of the outcome's site.
+        traces: Of the runs.
+
+    Raises:
+        ValueError: If the names are no list of different ones, or a site cannot be a latent.
+    """
+    chosen = continuous_latents(outcome, traces[0]) if names is None else list(names)
+    if not chosen or len(set(chosen)) < len(chosen) or isinstance(names, str):
+        raise ValueError(f"latents must be a list of different sites, at least one; got {names!r}")
+    return tuple(read_latent(name, outcome, traces) for name in chosen)
+
+
+def other_sites(names: Sequence[str], traces: Sequence[Trace]) -> tuple[str, ...]:
+    """Names of the sites of all runs that are not among some."""
+    return tuple(dict.fromkeys(name for trace in traces for name in program_sites(trace) if name not in names))
+
+
+def batch_dimensions(traces: Sequence[Trace]) -> int:
+    """Number of batch dimensions that the program's own plates take, at least 1."""
+    sites = [site for trace in traces for site in program_sites(trace).values()]
+    frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+    return max([1] + [-frame.dim for frame in frames if frame.vectorized])
+
+
+def read_latent(name: str, outcome: str, traces: Sequence[Trace]) -> Latent:
+    """Reads a latent, not yet standardised, from several runs.
+
+    Raises:
+        ValueError: If it is no latent site of every run, discrete, in a plate, or varies in shape or support.
+    """
+    known = [known for known in program_sites(traces[0]) if known != outcome]
+    if name == outcome or any(name not in program_sites(trace) for trace in traces):
+        raise ValueError(f"latents must be latent sites of every run of the program; got {name!r}; it has {known}")
+    sites = [trace.nodes[name] for trace in traces]
+    if any(_is_discrete(site) for site in sites):
+        raise ValueError(f"latents must be continuous; site {name!r} is discrete; {LEAVE_OUT}")
+    shapes = {tuple(site["value"].shape) for site in sites}
+    if len(shapes) > 1:
+        raise ValueError(f"latents must have one shape; that of site {name!r} varies: {sorted(shapes)}; {LEAVE_OUT}")
+    event = tuple(sites[0]["fn"].event_shape)
+    if shapes != {event}:
+        raise ValueError(
+            f"latents must be outside plates, without batch dimensions; site {name!r} has shape {shapes.pop()} and "
+            f"event shape {event}; use .expand([d]).to_event(1) for a vector, or leave it out of latents=[...]"
+        )
+    found = {_latent(name, site) for site in sites}
+    if len(found) > 1:
+        raise ValueError(
+            f"latents must have one support; that of site {name!r} varies from run to run; sample a standardised "
+            "latent and transform it"
+        )
+    return found.pop()
+
+
+def _support(site: dict) -> constraints.Constraint | None:
+    """The support of a site's distribution; `None` = it does not say."""
+    try:
+        return site["fn"].support
+    except NotImplementedError:
+        return None
+
+
+def _is_discrete(site: dict) -> bool:
+    support = _support(site)
+    return not site["value"].is_floating_point() if support is None else support.is_discrete
+
+
+def _latent(name: str, site: dict) -> Latent:
+    support, shape = _support(site), tuple(site["fn"].event_shape)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.real:
+        return Latent(name, shape)
+    if isinstance(support, type(constraints.simplex)):
+        return Latent(name, shape, simplex=True)
+    if not isinstance(support, BOUNDED):
+        raise ValueError(
+            f"latents must have a real, bounded or simplex support; that of site {name!r} is {support}; transform it, "
+            "or leave it out of latents=[...]"
+        )
+    names = [bound for bound in ("lower", "upper") if hasattr(support, f"{bound}_bound")]
+    bounds = {bound: torch.as_tensor(getattr(support, f"{bound}_bound")).flatten() for bound in names}
+    if any(len(values.unique()) > 1 for values in bounds.values()):
+        raise ValueError(
+            f"latents must have the same bounds in all dimensions; those of site {name!r} differ; make it several sites"
+        )
+    ends = {bound: _number(values[0]) for bound, values in bounds.items()}
+    return Latent(name, shape, lower=ends.get("lower"), upper=ends.get("upper"))
+
+
+def _number(value: Tensor) -> float:
+    """A tensor's number in its shortest decimals: float32's 0.1 is 0.1, not 0.10000000149."""
+    return float(str(value.detach().numpy()))
