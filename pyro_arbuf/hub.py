@@ -40,8 +40,8 @@ def fetch(repository: str, files: tuple[str, ...]) -> Path:
 def _download(repository: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import hf_hub_download
 
-    revision = None
+    revision, folder = None, Path()
     for name in files:
-        path = Path(hf_hub_download(repository, name, revision=revision, etag_timeout=ETAG_SECONDS))
-        revision = path.parent.name  # the commit: all files are of one
-    return path.parent
+        folder = Path(hf_hub_download(repository, name, revision=revision, etag_timeout=ETAG_SECONDS)).parent
+        revision = folder.name  # the commit: all files are of one
+    return folder

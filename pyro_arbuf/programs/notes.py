@@ -4,7 +4,7 @@ Read from traces where they tell; measured on simulations where they do not. Kno
 """
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from pyro_arbuf.programs.runs import FAILURES, Mode, ProgramRuns
 from pyro_arbuf.programs.sites import fixed_plates, is_of_trials, may_be_latent, other_sites, program_sites
 from pyro_arbuf.programs.vectorization import NUM_TRIALS, log_densities
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.workflow.trace_sites import nodes
 
 NUM_GROUPS = 8  # of data sets with the same latents and inputs
 GROUP_SIZE: dict[Mode, int] = {"inputs": 128, "datasets": 128, "loop": 16}
@@ -65,7 +66,7 @@ def program_notes(
     return tuple(notes)
 
 
-def _trial_notes(runs: ProgramRuns, shared: Sequence[str], possible: Collection[str], mode: Mode) -> list[str]:
+def _trial_notes(runs: ProgramRuns, shared: Sequence[str], possible: Set[str], mode: Mode) -> list[str]:
     """Notes on trials that depend on each other given the latents, or on their order.
 
     Args:
@@ -147,7 +148,7 @@ def _replicates(runs: ProgramRuns, mode: Mode) -> list[_Replicates]:
         with contextlib.suppress(*FAILURES):
             x = runs.inputs(NUM_TRIALS)
             trace = runs.run(x)
-            values = {s.name: trace.nodes[s.name]["value"].expand(size, *s.shape) for s in runs.latents}
+            values = {s.name: nodes(trace)[s.name]["value"].expand(size, *s.shape) for s in runs.latents}
             many = x.expand(size, *x.shape)
             pair = (runs.outcomes(values, many, mode), runs.outcomes(values, many.flip(1), mode).flip(1))
             kept = [y[torch.isfinite(y).flatten(1).all(1)].double() for y in pair]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.same_law import Simulations, joined
+from pyro_arbuf.workflow.trace_sites import nodes
 
 Program = Callable[[Tensor], Any]
 Inputs = Callable[[int], Tensor]  # of a number of trials
@@ -40,7 +41,7 @@ def run_program(
     with poutine.block(), _quietly(), contextlib.ExitStack() as stack:
         if plate is not None:
             stack.enter_context(pyro.plate(PLATE, plate[0], dim=plate[1]))
-        return poutine.trace(poutine.condition(program, given or {})).get_trace(x)
+        return poutine.trace(poutine.condition(program, dict(given or {}))).get_trace(x)
 
 
 def probe(program: Program, inputs: Inputs, num_trials: int) -> poutine.Trace:
@@ -143,12 +144,12 @@ class ProgramRuns:
         return drawn
 
     def _read(self, traces: Sequence[poutine.Trace], x: Tensor) -> Simulations:
-        values = {s: torch.cat([t.nodes[s.name]["value"].reshape(-1, *s.shape) for t in traces]) for s in self.latents}
+        values = {s: torch.cat([nodes(t)[s.name]["value"].reshape(-1, *s.shape) for t in traces]) for s in self.latents}
         latents = [latent.unconstrain(value) for latent, value in values.items()]
         return Simulations(torch.cat(latents, -1).float(), x.float(), self._outcome(traces, x.shape[1]).float())
 
     def _outcome(self, traces: Sequence[poutine.Trace], num_trials: int) -> Tensor:
-        return torch.cat([t.nodes[self.outcome]["value"].reshape(-1, num_trials, self.dim_y or 1) for t in traces])
+        return torch.cat([nodes(t)[self.outcome]["value"].reshape(-1, num_trials, self.dim_y or 1) for t in traces])
 
     def _count(self, count: int, rule: str, tries: int, error: Exception | None) -> None:
         """Counts failures, and raises ValueError where they are too many."""

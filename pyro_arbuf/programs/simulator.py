@@ -12,9 +12,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_arbuf.programs.inspect import inspect_program, no_inputs
-from pyro_arbuf.programs.runs import Inputs, Program, ProgramRuns
+from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.workflow.trace_sites import nodes
 
 
 class Simulator:
@@ -69,7 +70,8 @@ class Simulator:
         self.inputs = no_inputs if inputs is None else inputs
         self.latents, self.integrated_out, self.single = found.latents, found.integrated_out, found.single
         self.dim_x, self.dim_y, self.nesting = found.dim_x, found.dim_y, found.nesting
-        self.mode, self.mode_reason, self.notes = found.mode, found.mode_reason, found.notes
+        self.mode: Mode = found.mode
+        self.mode_reason, self.notes = found.mode_reason, found.notes
         self._runs = ProgramRuns(program, self.inputs, outcome, found.latents, found.dim_y, found.nesting)
         for note in self.notes:
             warnings.warn(note, UserWarning, stacklevel=2)
@@ -182,8 +184,8 @@ class Simulator:
 
     def _total(self, trace: poutine.Trace, names: list[str], num_draws: int) -> Tensor:
         """Sum `(S,)` of the log densities of some sites."""
-        total = torch.zeros(num_draws, device=trace.nodes[names[0]]["value"].device)
-        for site in (trace.nodes[name] for name in names):
+        total = torch.zeros(num_draws, device=nodes(trace)[names[0]]["value"].device)
+        for site in (nodes(trace)[name] for name in names):
             try:
                 part = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
             except NotImplementedError:

@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.workflow.trace_sites import Site, nodes
 
 LEAVE_OUT = "leave it out of latents=[...] to have it integrated out"
 BOUNDED = (
@@ -23,11 +24,11 @@ BOUNDED = (
 )
 
 
-def program_sites(trace: Trace) -> dict[str, dict]:
+def program_sites(trace: Trace) -> dict[str, Site]:
     """Sample sites that are neither plates nor deterministic, by name."""
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes(trace).items()
         if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     }
 
@@ -62,7 +63,7 @@ def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int
             f"outcome must be a sample site of every run of the program; got {outcome!r}; it has "
             f"{list(program_sites(traces[0]))}; name it with outcome=..., and draw it by pyro.sample"
         )
-    sites = [trace.nodes[outcome] for trace in traces]
+    sites = [nodes(trace)[outcome] for trace in traces]
     if any(_is_discrete(site) for site in sites):
         raise ValueError(
             f"the outcome {outcome!r} must be continuous; its distribution is discrete: counts and choices need "
@@ -96,7 +97,7 @@ def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int
 
 def is_of_trials(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> bool:
     """Whether a site has one value for each trial: its last batch dimension has their number in every run."""
-    sites = [trace.nodes.get(name) for trace in traces]
+    sites = [nodes(trace).get(name) for trace in traces]
     batches = [
         tuple(site["value"].shape[: site["value"].dim() - len(site["fn"].event_shape)]) for site in sites if site
     ]
@@ -105,7 +106,7 @@ def is_of_trials(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) 
 
 def fixed_plates(name: str, traces: Sequence[Trace]) -> dict[str, int]:
     """Plates around a continuous site, by name, if their sizes are the same in every run; otherwise none."""
-    sites = [trace.nodes[name] for trace in traces if name in trace.nodes]
+    sites = [nodes(trace)[name] for trace in traces if name in nodes(trace)]
     if any(_is_discrete(site) for site in sites):
         return {}
     found = [{f.name: f.size for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
@@ -114,7 +115,7 @@ def fixed_plates(name: str, traces: Sequence[Trace]) -> dict[str, int]:
 
 def may_be_latent(name: str, traces: Sequence[Trace]) -> bool:
     """Whether a site can be named among the latents: continuous and outside plates in every run."""
-    sites = [trace.nodes.get(name) for trace in traces]
+    sites = [nodes(trace).get(name) for trace in traces]
     return all(site and not _is_discrete(site) and site["value"].shape == site["fn"].event_shape for site in sites)
 
 
@@ -182,7 +183,7 @@ def read_latent(name: str, outcome: str, traces: Sequence[Trace]) -> Latent:
     known = [known for known in program_sites(traces[0]) if known != outcome]
     if name == outcome or any(name not in program_sites(trace) for trace in traces):
         raise ValueError(f"latents must be latent sites of every run of the program; got {name!r}; it has {known}")
-    sites = [trace.nodes[name] for trace in traces]
+    sites = [nodes(trace)[name] for trace in traces]
     if any(_is_discrete(site) for site in sites):
         raise ValueError(f"latents must be continuous; site {name!r} is discrete; {LEAVE_OUT}")
     shapes = {tuple(site["value"].shape) for site in sites}
@@ -203,7 +204,7 @@ def read_latent(name: str, outcome: str, traces: Sequence[Trace]) -> Latent:
     return found.pop()
 
 
-def _support(site: dict) -> constraints.Constraint | None:
+def _support(site: Site) -> constraints.Constraint | None:
     """The support of a site's distribution; `None` = it does not say."""
     try:
         return site["fn"].support
@@ -211,12 +212,12 @@ def _support(site: dict) -> constraints.Constraint | None:
         return None
 
 
-def _is_discrete(site: dict) -> bool:
+def _is_discrete(site: Site) -> bool:
     support = _support(site)
     return not site["value"].is_floating_point() if support is None else support.is_discrete
 
 
-def _latent(name: str, site: dict) -> Latent:
+def _latent(name: str, site: Site) -> Latent:
     support, shape = _support(site), tuple(site["fn"].event_shape)
     while isinstance(support, constraints.independent):
         support = support.base_constraint

@@ -18,6 +18,7 @@ from pyro_arbuf.programs.same_law import independent, same_law
 from pyro_arbuf.programs.sites import program_sites
 from pyro_arbuf.random_state import NoiseByLine, seeded
 from pyro_arbuf.workflow.at_once import NOT_AT_ONCE, explained
+from pyro_arbuf.workflow.trace_sites import nodes
 
 NUM_COMPARED, RUN_SIZE = 256, 16
 NUM_AT_ONCE = 11  # data sets of the runs whose shapes and densities are compared
@@ -127,7 +128,7 @@ def _run_many(runs: ProgramRuns, x: Tensor, mode: Mode) -> tuple[Trace | None, s
     for _ in range(3):
         try:
             trace = runs.run(x if mode == "inputs" else x[0], len(x))
-            if runs.outcome in trace.nodes and bool(torch.isfinite(trace.nodes[runs.outcome]["value"]).all()):
+            if runs.outcome in nodes(trace) and bool(torch.isfinite(nodes(trace)[runs.outcome]["value"]).all()):
                 break
         except TRIED as error:  # it runs alone, so it cannot run this way
             fault = f"it raised {type(error).__name__} ({first_line(error)})"
@@ -136,10 +137,10 @@ def _run_many(runs: ProgramRuns, x: Tensor, mode: Mode) -> tuple[Trace | None, s
 
 def _shape_fault(runs: ProgramRuns, trace: Trace, num_trials: int) -> str | None:
     lead = (NUM_AT_ONCE, *(1,) * runs.nesting)
-    expected = {latent.name: (*lead, *latent.shape) for latent in runs.latents}
+    expected: dict[str, tuple[int, ...]] = {latent.name: (*lead, *latent.shape) for latent in runs.latents}
     expected[runs.outcome] = (*lead[:-1], num_trials, *(() if runs.dim_y is None else (runs.dim_y,)))
     for name, shape in expected.items():
-        got = tuple(trace.nodes[name]["value"].shape) if name in trace.nodes else "no such site"
+        got = tuple(nodes(trace)[name]["value"].shape) if name in nodes(trace) else "no such site"
         if got != shape:
             return f"site {name!r} had shape {got} in place of {shape}"
     return None

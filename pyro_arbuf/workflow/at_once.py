@@ -12,12 +12,19 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.runtime import Message
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from pyro_arbuf.random_state import restored_random_state
-from pyro_arbuf.workflow.trace_sites import is_deterministic, layers, same_up_to_ones, sample_sites, unwrapped
+from pyro_arbuf.workflow.trace_sites import (
+    Site,
+    is_deterministic,
+    layers,
+    nodes,
+    same_up_to_ones,
+    sample_sites,
+    unwrapped,
+)
 
 # What is raised where code is not written for several draws or data sets at once: a wrong shape, a number wanted.
 NOT_AT_ONCE = (RuntimeError, ValueError, IndexError, TypeError)
@@ -76,12 +83,12 @@ def run_at_once(
     if size == 1:
         trace = run_alone(model, draws, 0, args, kwargs)
         return {name: _value_alone(trace, name, shape)[None] for name, shape in shapes.items()}
-    stacks = [site["cond_indep_stack"] for site in one.nodes.values() if site["type"] == "sample"]
+    stacks = [site["cond_indep_stack"] for site in nodes(one).values() if site["type"] == "sample"]
     dim = min((frame.dim for stack in stacks for frame in stack if frame.vectorized), default=0) - 1
     trace = _run_in_plate(model, draws, dim, args, kwargs)
-    values = {name: _values_at_once(trace, name, one.nodes[name]["value"], size) for name in shapes}
+    values = {name: _values_at_once(trace, name, nodes(one)[name]["value"], size) for name in shapes}
     draw = _telling_draw(draws, size)
-    fixed = {**draws, **{name: v for name, v in values.items() if not is_computed(one.nodes[name])}}
+    fixed = {**draws, **{name: v for name, v in values.items() if not is_computed(nodes(one)[name])}}
     with restored_random_state(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run at once has said it
         alone = run_alone(model, fixed, draw, args, kwargs)
@@ -92,11 +99,11 @@ def run_at_once(
                 continue
             if not all(name in each for each in (trace, few, alone)):
                 raise MixedDrawsError(f"site {name!r} is not there both for {size} posterior draws at once and for one")
-            together, single = trace.nodes[name], alone.nodes[name]
+            together, single = nodes(trace)[name], nodes(alone)[name]
             if name in values and is_computed(single):
                 _compare(name, "value", values[name], single["value"], draw, _largest(values[name]))
             else:
-                _compare_laws(together, few.nodes[name], single, draw)
+                _compare_laws(together, nodes(few)[name], single, draw)
     return values
 
 
@@ -122,7 +129,7 @@ def run_alone(model: Callable, draws: Mapping[str, Tensor], draw: int, args: tup
 
 
 def _value_alone(trace: Trace, name: str, shape: torch.Size) -> Tensor:
-    value = trace.nodes[name]["value"] if name in trace else None
+    value = nodes(trace)[name]["value"] if name in trace else None
     if value is None or not same_up_to_ones(value.shape, shape):
         got = "no such site" if value is None else f"shape {tuple(value.shape)}"
         raise RuntimeError(
@@ -134,7 +141,7 @@ def _value_alone(trace: Trace, name: str, shape: torch.Size) -> Tensor:
 
 def _values_at_once(trace: Trace, name: str, one: Tensor, size: int) -> Tensor:
     """Values `(S, *site)` of a site of which `one` is the value for one draw."""
-    value = trace.nodes[name]["value"] if name in trace else None
+    value = nodes(trace)[name]["value"] if name in trace else None
     if value is not None and same_up_to_ones(value.shape, (size, *one.shape)):
         return value.reshape(size, *one.shape)
     if value is not None and torch.equal(value, one):  # does not depend on latents
@@ -157,19 +164,19 @@ def _telling_draw(draws: Mapping[str, Tensor], size: int) -> int:
     return 1 + int(distance[1 : max(2, size - 1)].argmax())
 
 
-def is_computed(site: Message) -> bool:
+def is_computed(site: Site) -> bool:
     """Whether the value of a site is a function of other sites, to be compared as it is."""
     return is_deterministic(site) or isinstance(unwrapped(site), dist.Delta)
 
 
-def _compare_laws(together: Message, few: Message, single: Message, draw: int) -> None:
+def _compare_laws(together: Site, few: Site, single: Site, draw: int) -> None:
     """Compares parameters of a site's distribution for all draws, and its density for three of them, with one alone."""
     name, parameters, alone = single["name"], _parameters(together), _parameters(single)
     size = together["fn"].shape()[0]
     aligned = [key for key in alone if key in parameters and _aligned(parameters[key], alone[key], size)]
-    densities = _log_prob(few), _log_prob(single)
-    if densities[0] is not None and densities[1] is not None:
-        _compare(name, "log density", *densities, 1, 1.0)
+    of_few, of_one = _log_prob(few), _log_prob(single)
+    if of_few is not None and of_one is not None:
+        _compare(name, "log density", of_few, of_one, 1, 1.0)
     elif not aligned:
         raise NotAtOnceError(
             f"site {name!r} has neither a density nor parameters, by which posterior draws at once could be compared "
@@ -197,7 +204,7 @@ def _compare(name: str, what: str, together: Tensor, alone: Tensor, draw: int, s
         )
 
 
-def _log_prob(site: Message) -> Tensor | None:
+def _log_prob(site: Site) -> Tensor | None:
     """Log density of a site's value, `None` where there is none, or not at this value."""
     try:
         return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
@@ -205,7 +212,7 @@ def _log_prob(site: Message) -> Tensor | None:
         return None
 
 
-def _parameters(site: Message) -> dict[tuple[int, str], Tensor]:
+def _parameters(site: Site) -> dict[tuple[int, str], Tensor]:
     """All tensors among the attributes of a site's distribution and of what it wraps."""
     found = enumerate(layers(site))
     return {(i, key): v for i, layer in found for key, v in vars(layer).items() if isinstance(v, Tensor)}
@@ -228,11 +235,11 @@ def dimensions(one: Trace) -> set[int]:
 class PosteriorMessenger(UnconditionMessenger):
     """Puts posterior draws in at their sites, and has all other observed sites drawn anew."""
 
-    def __init__(self, draws: dict[str, Tensor]):
+    def __init__(self, draws: Mapping[str, Tensor]):
         super().__init__()
         self._draws = draws
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         if msg["infer"].get("_deterministic"):
             return
         draws = self._draws.get(msg["name"])

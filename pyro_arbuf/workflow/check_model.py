@@ -10,7 +10,6 @@ from pyro import poutine
 from pyro.distributions import MaskedDistribution, TransformedDistribution
 from pyro.distributions.transforms import AffineTransform, Transform
 from pyro.poutine import Trace
-from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from pyro_arbuf.distributions.marginals import ArBufferDistribution, PlateOverTa
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.random_state import restored_random_state
 from pyro_arbuf.workflow.at_once import MixedDrawsError, dimensions, is_computed, run_at_once
-from pyro_arbuf.workflow.trace_sites import layers, sample_sites, unwrapped
+from pyro_arbuf.workflow.trace_sites import Site, layers, nodes, sample_sites, unwrapped
 
 TOLERANCE = 1e-3  # nats, and relative: above what encoding with and without gradients differs by, below what harms HMC
 
@@ -84,7 +83,7 @@ def check_model(model: Callable, *args: object, **kwargs: object) -> list[str]:
     store = pyro.get_param_store()
     with restored_random_state(), store.scope(store.get_state()), torch.enable_grad():
         first = poutine.trace(model).get_trace(*args, **kwargs)
-        for site in first.nodes.values():
+        for site in nodes(first).values():
             if site["type"] == "sample" and not site["is_observed"]:  # as in HMC: what depends on latents is live
                 site["value"] = site["value"].detach().requires_grad_(site["value"].is_floating_point())
         second = poutine.trace(poutine.replay(model, trace=first)).get_trace(*args, **kwargs)
@@ -97,7 +96,7 @@ def check_model(model: Callable, *args: object, **kwargs: object) -> list[str]:
 
 
 def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarning]]]:
-    sites = {name: site for name, site in second.nodes.items() if _distribution(site) is not None}
+    sites = {name: site for name, site in nodes(second).items() if _distribution(site) is not None}
     halves = {name: name.removesuffix("_observed").removesuffix("_unobserved") for name in sites}  # by obs_mask
     user_names = {name: whole if whole in second else name for name, whole in halves.items()}
     for name, site in sites.items():
@@ -108,16 +107,16 @@ def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarni
         yield from ((f"site {user_names[name]!r}: {text}", PlateOverTargetsWarning) for text in plates)
         texts = [_mask_over_targets(site), _double_use(site), _scale_counted_once(site)]
         if name in first:
-            texts.append(_changing_density(first.nodes[name], site, density))
+            texts.append(_changing_density(nodes(first)[name], site, density))
         yield from ((f"site {user_names[name]!r}: {text}", ModelCheckWarning) for text in texts if text)
-    parameters = {id(site["value"]) for site in second.nodes.values() if site["type"] == "param"}
-    latents = [second.nodes[name] for name in second.stochastic_nodes if not site_is_subsample(second.nodes[name])]
+    parameters = {id(site["value"]) for site in nodes(second).values() if site["type"] == "param"}
+    latents = [nodes(second)[name] for name in second.stochastic_nodes if not site_is_subsample(nodes(second)[name])]
     continuous = all(site["value"].is_floating_point() for site in latents)  # else: replayed, not differentiated
     seen = set()  # a context or a network that several sites share is reported once
     for name, site in sites.items():
         context = _distribution(site).context
         model = context.model
-        anew = continuous and name in first and _encoded_anew(first.nodes[name], site)
+        anew = continuous and name in first and _encoded_anew(nodes(first)[name], site)
         if anew and id(context) not in seen:
             yield f"site {user_names[name]!r}: {ENCODED_ANEW}", ModelCheckWarning
         unknown = [p for p in model.parameters() if p.requires_grad and id(p) not in parameters]
@@ -134,13 +133,13 @@ def _mixed_draws(model: Callable, first: Trace, args: tuple, kwargs: Mapping) ->
     """
     sites = {name: site for name, site in sample_sites(first).items() if not is_computed(site)}
     latents = [name for name, site in sites.items() if not site["is_observed"]]
-    subsamples = any(site_is_subsample(s) and len(s["value"]) < s["fn"].size for s in first.nodes.values())
+    subsamples = any(site_is_subsample(s) and len(s["value"]) < s["fn"].size for s in nodes(first).values())
     if not latents or subsamples:
         return None
     size = next(n for n in itertools.count(3) if n not in dimensions(first))
     try:
         traces = [first] + [poutine.trace(model).get_trace(*args, **kwargs) for _ in range(size - 1)]
-        draws = {name: torch.stack([trace.nodes[name]["value"].detach() for trace in traces]) for name in latents}
+        draws = {name: torch.stack([nodes(trace)[name]["value"].detach() for trace in traces]) for name in latents}
         for name in sites.keys() - draws.keys():
             shape, value = sites[name]["fn"].shape(), sites[name]["value"]
             draws[name] = value.expand(shape).expand(size, *shape)
@@ -154,13 +153,13 @@ def _mixed_draws(model: Callable, first: Trace, args: tuple, kwargs: Mapping) ->
     return None
 
 
-def _transforms(site: Message) -> list[Transform]:
+def _transforms(site: Site) -> list[Transform]:
     """All transforms of a site, outermost first."""
     transformed = [layer for layer in layers(site) if isinstance(layer, TransformedDistribution)]
     return [transform for layer in transformed for transform in reversed(layer.transforms)]
 
 
-def _distribution(site: Message) -> ArBufferDistribution | None:
+def _distribution(site: Site) -> ArBufferDistribution | None:
     if site["type"] != "sample":
         return None
     innermost = unwrapped(site)
@@ -168,7 +167,7 @@ def _distribution(site: Message) -> ArBufferDistribution | None:
 
 
 @torch.no_grad()
-def _log_prob(site: Message) -> tuple[Tensor, list[str]]:
+def _log_prob(site: Site) -> tuple[Tensor, list[str]]:
     """Log density of the site's value, and what the distribution says about plates."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
@@ -177,7 +176,7 @@ def _log_prob(site: Message) -> tuple[Tensor, list[str]]:
     return density, [str(warning.message) for warning in caught]
 
 
-def _mask_over_targets(site: Message) -> str | None:
+def _mask_over_targets(site: Site) -> str | None:
     d = _distribution(site)
     value_batch = site["value"].shape[: site["value"].dim() - d.event_dim]
     own = torch.broadcast_shapes(d.context.task_shape, d.x.shape[:-2], value_batch)
@@ -195,7 +194,7 @@ def _mask_over_targets(site: Message) -> str | None:
 
 
 @torch.no_grad()
-def _double_use(site: Message) -> str | None:
+def _double_use(site: Site) -> str | None:
     if not site["is_observed"]:
         return None
     d, y = _distribution(site), site["value"]
@@ -219,11 +218,11 @@ def _double_use(site: Message) -> str | None:
     )
 
 
-def _drops_under_transform(site: Message) -> bool:
+def _drops_under_transform(site: Site) -> bool:
     return bool(_transforms(site)) and _distribution(site).nan == "drop" and bool(site["value"].isnan().any())
 
 
-def _scale_counted_once(site: Message) -> str | None:
+def _scale_counted_once(site: Site) -> str | None:
     event = _distribution(site).event_shape
     for t in _transforms(site):
         tensor_scale = isinstance(t, AffineTransform) and t.event_dim and isinstance(t.scale, Tensor)
@@ -236,7 +235,7 @@ def _scale_counted_once(site: Message) -> str | None:
     return None
 
 
-def _changing_density(before: Message, after: Message, density: Tensor) -> str | None:
+def _changing_density(before: Site, after: Site, density: Tensor) -> str | None:
     """`density` is that of `after`."""
     old, new = _distribution(before), _distribution(after)
     joint = isinstance(old, ArBufferJoint) and isinstance(new, ArBufferJoint)
@@ -260,7 +259,7 @@ def _show(density: Tensor) -> str:
     return f"{density.sum().item():.6g} nats"
 
 
-def _encoded_anew(before: Message, after: Message) -> bool:
+def _encoded_anew(before: Site, after: Site) -> bool:
     old, new = _distribution(before), _distribution(after)
     # Indexed and expanded contexts keep the fingerprint object of the encoding they come from.
     return old is not None and not new.context.live and old.context.fingerprint is not new.context.fingerprint

@@ -18,7 +18,6 @@ from pyro_arbuf.workflow.posterior_draws import Fit
 from pyro_arbuf.workflow.predictive import predictive
 from pyro_arbuf.workflow.trace_sites import (
     SAMPLE,
-    Names,
     check_draws,
     check_names,
     dimension_names,
@@ -179,7 +178,9 @@ def joint_groups(
     return groups
 
 
-def label(name: str, values: object, names: Names | None, chains: tuple[int, int] | None = None) -> xr.DataArray:
+def label(
+    name: str, values: object, names: Sequence[str | None] | None, chains: tuple[int, int] | None = None
+) -> xr.DataArray:
     """Values of a site, or draws `(S, *site)` of it for `chains` = (chains, draws), with names for their dimensions."""
     if not isinstance(values, Tensor):
         raise ValueError(f"{name!r} must be a torch.Tensor; got {type(values).__name__}; use torch.as_tensor")

@@ -7,7 +7,7 @@ import torch
 from pyro.infer import MCMC, Importance
 from torch import Tensor
 
-from pyro_arbuf.workflow.trace_sites import check_draws, sample_sites, without_auxiliaries
+from pyro_arbuf.workflow.trace_sites import check_draws, nodes, sample_sites, without_auxiliaries
 
 
 class Fit(NamedTuple):
@@ -59,9 +59,9 @@ def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: in
         if not draws.exec_traces:
             raise ValueError(f"{rule}; got an Importance that has not run; call its run(...) first")
         first = draws.exec_traces[0]
-        ran = (draws.model, first.nodes["_INPUT"]["args"], first.nodes["_INPUT"]["kwargs"])
+        ran = (draws.model, nodes(first)["_INPUT"]["args"], nodes(first)["_INPUT"]["kwargs"])
         names = [name for name, site in sample_sites(first).items() if not site["is_observed"]]
-        latents = {name: torch.stack([t.nodes[name]["value"] for t in draws.exec_traces]) for name in names}
+        latents = {name: torch.stack([nodes(t)[name]["value"] for t in draws.exec_traces]) for name in names}
         per_draw = {"log_weight": torch.stack([torch.as_tensor(weight) for weight in draws.log_weights])}
         if num_samples is not None:
             chosen = systematic_resample(per_draw.pop("log_weight"), num_samples)

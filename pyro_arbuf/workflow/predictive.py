@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.random_state import restored_random_state, seeded
 from pyro_arbuf.workflow.at_once import NotAtOnceError, dimensions, run_alone, run_at_once
-from pyro_arbuf.workflow.trace_sites import check_draws, sample_sites, without_auxiliaries
+from pyro_arbuf.workflow.trace_sites import check_draws, nodes, sample_sites, without_auxiliaries
 
 
 def predictive(
@@ -101,7 +101,7 @@ def _check_sites(one: Trace, posterior: Mapping[str, Tensor]) -> None:
             f"posterior must hold sites of the model; got {unknown}; the model has {known}; rename them, or keep only "
             "the model's: {name: draws for name, draws in posterior.items() if name in model_sites}"
         )
-    for name, site in one.nodes.items():
+    for name, site in nodes(one).items():
         size = site["fn"].subsample_size if site_is_subsample(site) else None
         if size is not None and size < site["fn"].size:
             raise ValueError(

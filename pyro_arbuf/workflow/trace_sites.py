@@ -4,6 +4,7 @@ Knows nothing of xarray and ArviZ.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributions as td
@@ -11,15 +12,20 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_factor, site_is_subsample
-from torch import Size, Tensor
+from torch import Tensor
 
 from pyro_arbuf.distributions.marginals import ArBufferDistribution, ArBufferMarginals
 from pyro_arbuf.progress import progress_bar
 
 Names = tuple[str | None, ...]  # of a site's dimensions; None = of size 1 and outside all plates, left out
 SAMPLE = ("chain", "draw")  # dimensions of all draws
+Site = Any  # a node of a trace: Pyro's Site, whose type says that any entry may be missing
+
+
+def nodes(trace: Trace) -> dict[str, Site]:
+    """The nodes of a trace by name, a `Site` each."""
+    return cast(dict[str, Site], trace.nodes)
 
 
 def check_draws(name: str, draws: Mapping[str, Tensor]) -> int:
@@ -44,7 +50,7 @@ def without_auxiliaries(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: values for name, values in draws.items() if not name.startswith("_Auto") and name not in twins}
 
 
-def same_up_to_ones(shape: Size, expected: Size) -> bool:
+def same_up_to_ones(shape: Sequence[int], expected: Sequence[int]) -> bool:
     """Whether two shapes differ by dimensions of size 1 only, as those of plates may."""
     return [n for n in shape if n != 1] == [n for n in expected if n != 1]
 
@@ -56,7 +62,7 @@ class _LatentsMessenger(Messenger):
         super().__init__()
         self._draw = draw
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] not in self._draw or msg["is_observed"]:
             return
         value, shape = self._draw[msg["name"]], msg["fn"].shape()
@@ -105,7 +111,7 @@ def _check_latents(trace: Trace, draws: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"posterior[{name!r}] must have shape (S, *{tuple(shape)}); got {tuple(draws[name].shape)}"
             )
-    for name, site in trace.nodes.items():
+    for name, site in nodes(trace).items():
         if site_is_subsample(site) and len(site["value"]) < site["fn"].size:
             raise ValueError(
                 f"plate {name!r} must hold all its data, to tell which density belongs to whom; got a subsample of "
@@ -113,26 +119,26 @@ def _check_latents(trace: Trace, draws: Mapping[str, Tensor]) -> None:
             )
 
 
-def sample_sites(trace: Trace) -> dict[str, Message]:
+def sample_sites(trace: Trace) -> dict[str, Site]:
     """Latent, observed and deterministic sites; neither plates nor factors."""
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes(trace).items()
         if site["type"] == "sample" and not site_is_subsample(site) and not site_is_factor(site)
     }
 
 
-def is_deterministic(site: Message) -> bool:
+def is_deterministic(site: Site) -> bool:
     """Whether a site is of `pyro.deterministic`, which Pyro counts as observed."""
     return bool(site["infer"].get("_deterministic"))
 
 
-def observed_sites(trace: Trace) -> dict[str, Message]:
+def observed_sites(trace: Trace) -> dict[str, Site]:
     """Sites that hold data."""
     return {k: s for k, s in sample_sites(trace).items() if s["is_observed"] and not is_deterministic(s)}
 
 
-def layers(site: Message) -> list[object]:
+def layers(site: Site) -> list[Any]:
     """A site's distribution and what it wraps (masks, transforms, reinterpreted dimensions), outermost first."""
     found = [site["fn"]]
     while hasattr(found[-1], "base_dist"):
@@ -140,12 +146,12 @@ def layers(site: Message) -> list[object]:
     return found
 
 
-def unwrapped(site: Message) -> object:
+def unwrapped(site: Site) -> Any:
     """The distribution inside all masks, events and transforms of a site."""
     return layers(site)[-1]
 
 
-def innermost(site: Message) -> tuple[ArBufferDistribution, Tensor, Tensor]:
+def innermost(site: Site) -> tuple[ArBufferDistribution, Tensor, Tensor]:
     """Takes off what wraps an ArBufferJoint or ArBufferMarginals.
 
     Args:
@@ -185,7 +191,7 @@ def _elementwise(name: str, transform: td.Transform) -> list[td.Transform]:
     return [transform]
 
 
-def unless_masked(site: Message, density: Tensor) -> Tensor:
+def unless_masked(site: Site, density: Tensor) -> Tensor:
     """Densities `(*batch, ...)` of a site, NaN where a mask says that there is no observation."""
     masks = [site["mask"]]
     if isinstance(site["fn"], MaskedDistribution):
@@ -198,7 +204,7 @@ def unless_masked(site: Message, density: Tensor) -> Tensor:
     return density
 
 
-def pointwise_log_prob(site: Message) -> Tensor | None:
+def pointwise_log_prob(site: Site) -> Tensor | None:
     """Log density of every independent event of an observed site: what may stand in `log_likelihood`.
 
     Args:
@@ -227,7 +233,7 @@ def pointwise_log_prob(site: Message) -> Tensor | None:
     return unless_masked(site, density)
 
 
-def _missing_targets(site: Message) -> Tensor:
+def _missing_targets(site: Site) -> Tensor:
     """`(*batch, M)`, true where an outcome dimension is NaN."""
     missing = site["value"].isnan()
     return missing if len(unwrapped(site).event_shape) == 1 else missing.any(-1)
@@ -264,7 +270,7 @@ def dimension_names(trace: Trace, dims: Mapping[str, Sequence[str]]) -> tuple[di
     return names, targets
 
 
-def _names_of_site(name: str, site: Message, own: list[str]) -> Names:
+def _names_of_site(name: str, site: Site, own: list[str]) -> Names:
     plates = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
     shape, num_batch_dims = site["fn"].batch_shape + site["fn"].event_shape, len(site["fn"].batch_shape)
     if is_deterministic(site):  # all event to Pyro, unless told; in plates, where they fit
