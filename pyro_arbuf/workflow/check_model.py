@@ -3,15 +3,17 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import cast
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution, TransformedDistribution
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.transforms import AffineTransform, Transform
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.distributions.marginals import ArBufferDistribution, PlateOverTargetsWarning
@@ -96,7 +98,7 @@ def check_model(model: Callable, *args: object, **kwargs: object) -> list[str]:
 
 
 def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarning]]]:
-    sites = {name: site for name, site in nodes(second).items() if _distribution(site) is not None}
+    sites = {name: site for name, site in nodes(second).items() if _is_ours(site)}
     halves = {name: name.removesuffix("_observed").removesuffix("_unobserved") for name in sites}  # by obs_mask
     user_names = {name: whole if whole in second else name for name, whole in halves.items()}
     for name, site in sites.items():
@@ -159,11 +161,13 @@ def _transforms(site: Site) -> list[Transform]:
     return [transform for layer in transformed for transform in reversed(layer.transforms)]
 
 
-def _distribution(site: Site) -> ArBufferDistribution | None:
-    if site["type"] != "sample":
-        return None
-    innermost = unwrapped(site)
-    return innermost if isinstance(innermost, ArBufferDistribution) else None
+def _is_ours(site: Site) -> bool:
+    return site["type"] == "sample" and isinstance(unwrapped(site), ArBufferDistribution)
+
+
+def _distribution(site: Site) -> ArBufferDistribution:
+    """Of a site that is ours."""
+    return cast(ArBufferDistribution, unwrapped(site))
 
 
 @torch.no_grad()
@@ -201,14 +205,15 @@ def _double_use(site: Site) -> str | None:
     for transform in _transforms(site):
         y = transform.inv(y)
     context, batch = d.context, d.context.task_shape
-    pairs_x, pairs_y = (t.view(*batch, 1, *t.shape[1:]) for t in context.observations[:2])  # (*batch, 1, N, .)
+    x, observed, length = context.observations
+    pairs_x, pairs_y = (t.view(*batch, 1, *t.shape[1:]) for t in (x, observed))  # (*batch, 1, N, .)
     if context.model.config.dim_y is None:
         y = y.unsqueeze(-1)
     shared = (d.x.unsqueeze(-2) == pairs_x).all(-1)  # (*batch, M, N)
     # Outcomes that went through a transform and back differ by rounding.
     shared = shared & torch.isclose(y.to(pairs_y.dtype).unsqueeze(-2), pairs_y, atol=1e-6).all(-1)
-    if context.context_len is not None:
-        shared = shared & context_mask(context.observations[2], context.num_context).view(*batch, 1, -1)
+    if length is not None:
+        shared = shared & context_mask(length, context.num_context).view(*batch, 1, -1)
     shared = shared.any(-1)
     if not bool(shared.any()):
         return None
@@ -225,8 +230,9 @@ def _drops_under_transform(site: Site) -> bool:
 def _scale_counted_once(site: Site) -> str | None:
     event = _distribution(site).event_shape
     for t in _transforms(site):
-        tensor_scale = isinstance(t, AffineTransform) and t.event_dim and isinstance(t.scale, Tensor)
-        if tensor_scale and t.scale.shape[-len(event) :] != event:
+        if not isinstance(t, AffineTransform) or not t.event_dim or not isinstance(t.scale, Tensor):
+            continue
+        if t.scale.shape[-len(event) :] != event:
             return (
                 f"AffineTransform sums the log of its scale over that one's shape, {tuple(t.scale.shape)}, not over "
                 f"the event {tuple(event)}: log s counts too seldom, so a latent scale is biased; leave out event_dim: "
@@ -260,6 +266,8 @@ def _show(density: Tensor) -> str:
 
 
 def _encoded_anew(before: Site, after: Site) -> bool:
+    if not _is_ours(before):
+        return False
     old, new = _distribution(before), _distribution(after)
     # Indexed and expanded contexts keep the fingerprint object of the encoding they come from.
-    return old is not None and not new.context.live and old.context.fingerprint is not new.context.fingerprint
+    return not new.context.live and old.context.fingerprint is not new.context.fingerprint

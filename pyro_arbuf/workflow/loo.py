@@ -7,7 +7,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from pyro_arbuf.workflow.trace_sites import (
     unwrapped,
 )
 
+if TYPE_CHECKING:
+    import xarray
+
 
 class LooConditionals(NamedTuple):
     """Full conditionals at every posterior draw, per observed ArBufferJoint site.
@@ -41,7 +44,7 @@ class LooConditionals(NamedTuple):
     ratio_gap: dict[str, Tensor]
 
 
-def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> Any:
+def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> "xarray.Dataset":
     r"""Leave-one-out of data that sits in the context: exact, by encoding the context without each pair in turn.
 
     .. math:: \mathrm{elpd} = \sum_i \log p(y_i \mid x_i, (x, y)_{-i})
@@ -80,7 +83,7 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
     if context.context_len is not None:
         real = context_mask(context.context_len, context.num_context)
     pointwise = left_out[real].double().cpu().numpy()
-    coords = {"target": np.arange(len(pointwise))}
+    coords: dict[str, Any] = {"target": np.arange(len(pointwise))}
     if context.batch_shape:
         coords["subject"] = ("target", real.nonzero()[:, 0].cpu().numpy())
     values = {
@@ -92,7 +95,7 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
     return xarray.Dataset(values, coords)
 
 
-def to_elpd_data(loo: Any) -> Any:
+def to_elpd_data(loo: "xarray.Dataset") -> Any:
     """Turns what `exact_loo` returns into the ELPDData that `az.compare` takes.
 
     Args:
@@ -116,7 +119,7 @@ def to_elpd_data(loo: Any) -> Any:
         return ELPDData(data=list(values.values()), index=list(values))
     if line is None:
         raise RuntimeError("to_elpd_data needs ArviZ; got none installed; use pip install arviz, or arviz-stats")
-    from arviz_stats.utils import ELPDData
+    from arviz_stats.utils import ELPDData  # pyright: ignore[reportMissingImports]
 
     return ELPDData("loo", elpd=elpd, se=se, p=p_loo, elpd_i=loo.elpd_i, **common)
 

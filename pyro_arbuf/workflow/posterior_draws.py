@@ -48,7 +48,7 @@ def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: in
     if isinstance(draws, MCMC):
         if draws._samples is None:
             raise ValueError(f"{rule}; got an MCMC that has not run; call its run(...) first")
-        ran = (getattr(draws.kernel, "model", None), draws._args, draws._kwargs)
+        ran = (getattr(draws.kernel, "model", None), draws._args or (), draws._kwargs or {})
         return Fit(
             draws.get_samples(),
             draws.num_chains,
@@ -75,7 +75,8 @@ def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: in
 
 def _mcmc_statistics(mcmc: MCMC) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Statistics per draw and per chain: Pyro keeps no more than the mean acceptance rate of a chain."""
-    num_chains, chains = mcmc.num_chains, mcmc._diagnostics  # diagnostics() would estimate sample sizes as well
+    num_chains = mcmc.num_chains
+    chains = [chain or {} for chain in mcmc._diagnostics]  # diagnostics() would estimate sample sizes as well
     per_draw, per_chain = {}, {}
     if "divergences" in chains[0]:
         num_draws = check_draws("draws", mcmc.get_samples()) // num_chains

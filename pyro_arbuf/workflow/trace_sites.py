@@ -171,7 +171,7 @@ def innermost(site: Site) -> tuple[ArBufferDistribution, Tensor, Tensor]:
                 inner = transform.inv(value)
                 log_jacobian = log_jacobian + transform.log_abs_det_jacobian(inner, value)
                 value = inner
-        fn = fn.base_dist
+        fn = cast(Any, fn).base_dist
     return fn, value, log_jacobian.sum(-1) if len(fn.event_shape) == 2 else log_jacobian
 
 
