@@ -44,8 +44,8 @@ def regression(context: Callable[[Tensor], Context], x: Tensor, y: Tensor | None
 
 def leapfrog(net: ArBufferModel, repeats: int) -> dict[str, float]:
     """Seconds of one evaluation of potential energy and gradient, for each way to have a context."""
-    task = gp_1d(1, NUM_CONTEXT, 0, NUM_TARGETS, torch.Generator().manual_seed(0))
-    x_obs, y_obs, x, y = task.x_context[0], task.y_context[0, :, 0], task.x_target[0], task.y_target[0, :, 0]
+    points, values = gp_1d(1, NUM_CONTEXT + NUM_TARGETS, torch.Generator().manual_seed(0))
+    (x_obs, x), (y_obs, y) = (part.split((NUM_CONTEXT, NUM_TARGETS)) for part in (points[0], values[0, :, 0]))
     outside = net.condition(x_obs, y_obs)
     ways: dict[str, Callable[[Tensor], Context]] = {
         "made once": lambda shift: outside,

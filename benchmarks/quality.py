@@ -22,30 +22,36 @@ from tqdm import tqdm
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferModel, random_orders
 from pyro_arbuf.checkpoint import find_model
-from pyro_arbuf.priors.recipes import PRIORS
-from pyro_arbuf.training.batch import Task
+from pyro_arbuf.priors.recipes import RECIPES
+from pyro_arbuf.training.sources import split_points
 
 SEED = 20_000
 CARD_START, CARD_END = "<!-- quality.py -->", "<!-- end -->"
 
 
-def draw_functions(prior: str, num_functions: int, num_context: int, num_targets: int) -> Task:
+Functions = tuple[Tensor, Tensor, Tensor, Tensor]  # x and y of the contexts, x and y of the targets
+
+
+def draw_functions(prior: str, num_functions: int, num_context: int, num_targets: int) -> Functions:
     """Draws functions one by one, since a prior may share a kernel class within a batch; the same ones every time."""
     generator = torch.Generator().manual_seed(SEED + num_context)
-    drawn = [PRIORS[prior](1, num_context, 0, num_targets, generator) for _ in range(num_functions)]
-    return Task(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+    draw = RECIPES[prior].prior
+    drawn = [draw(1, num_context + num_targets, generator) for _ in range(num_functions)]
+    x, y = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    context, targets = split_points(x, y, (num_context, num_targets))
+    return *context, *targets
 
 
 @torch.no_grad()
 def model_log_prob(
-    net: ArBufferModel, task: Task, orders: Tensor, buffer_size: int | None, chunk: int, label: str
+    net: ArBufferModel, functions: Functions, orders: Tensor, buffer_size: int | None, chunk: int, label: str
 ) -> Tensor:
     """Joint log density `(B,)`, nats; `buffer_size=None` = independent marginals."""
     # At N = 128 exact AR and K = 4 encode up to 143 pairs, beyond the 128 of training; we want to see that, too.
     warnings.filterwarnings("ignore", message="num_context with absorbed targets")
     parts = []
-    for i in tqdm(range(0, len(task.x_target), chunk), desc=label, leave=False):
-        x_context, y_context, _, _, x, y = (t[i : i + chunk] for t in task)
+    for i in tqdm(range(0, len(functions[0]), chunk), desc=label, leave=False):
+        x_context, y_context, x, y = (t[i : i + chunk] for t in functions)
         context = net.condition(x_context, y_context.squeeze(-1))
         joint = ArBufferJoint(context, x, orders=orders, buffer_size=buffer_size)
         joint = joint.marginals() if buffer_size is None else joint
@@ -85,10 +91,10 @@ def main(
     variants = {f"buffer K={full}": full, "buffer K=4": 4, "exact AR": 1, "independent": None}
     rows = []
     for n in num_context:
-        task = draw_functions(prior, num_functions, n, num_targets)
-        scores = {"oracle": oracle_log_prob(prior, *task[:2], *task[4:], progress=True)}
+        functions = draw_functions(prior, num_functions, n, num_targets)
+        scores = {"oracle": oracle_log_prob(prior, *functions, progress=True)}
         for label, size in variants.items():
-            scores[label] = model_log_prob(net, task, orders, size, 16, f"N={n} {label}")
+            scores[label] = model_log_prob(net, functions, orders, size, 16, f"N={n} {label}")
         rows.append({label: score / num_targets for label, score in scores.items()})
 
     labels = ["oracle", *variants]

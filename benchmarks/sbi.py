@@ -54,9 +54,9 @@ from pyro_arbuf import (
 from pyro_arbuf.checkpoint import CONFIG, find_model
 from pyro_arbuf.priors.ddm import ddm
 from pyro_arbuf.priors.gaussian import exact_log_evidence, exact_posterior, gaussian
-from pyro_arbuf.programs.configuration import find_simulator
 from pyro_arbuf.programs.evidence import Z
 from pyro_arbuf.programs.simulator import Simulations
+from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
 SEED = 7_000  # of data sets; of calibration below: both fixed before any result was seen

@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferModel
+from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.cache import BufferCache, ContextCache
 from pyro_arbuf.priors import gp_1d
-from pyro_arbuf.training.batch import Task, curriculum
 from pyro_arbuf.training.loop import make_optimizers
+from pyro_arbuf.training.sources import Pairs, curriculum, split_points
 
 NUM_TARGETS = 16
 QUOTED = ((128, 16), (256, 1), (256, 64), (256, 256))
@@ -94,17 +95,17 @@ def median_seconds(functions: list[Callable[[], object]], repeats: int, device: 
     return [statistics.median(t) for t in times]
 
 
-def observations(num_context: int, device: torch.device) -> Task:
-    """One function with N observations and M targets."""
-    task = gp_1d(1, num_context, 0, NUM_TARGETS, torch.Generator().manual_seed(num_context))
-    return Task(*(t.to(device) for t in task))
+def observations(num_context: int, device: torch.device) -> tuple[Pairs, Pairs]:
+    """One function: N observations and M targets."""
+    x, y = gp_1d(1, num_context + NUM_TARGETS, torch.Generator().manual_seed(num_context))
+    context, targets = split_points(x.to(device), y.to(device), (num_context, NUM_TARGETS))
+    return context, targets
 
 
 def time_inference(net: ArBufferModel, num_context: int, num_draws: int, repeats: int, full: bool) -> dict[str, float]:
     """Seconds of sampling and density for one cell of the grid."""
     device = next(net.parameters()).device
-    task = observations(num_context, device)
-    x_context, y_context, _, _, x, y = task
+    (x_context, y_context), (x, y) = observations(num_context, device)
     values = y[0, :, 0] + 0.1 * torch.randn(num_draws, NUM_TARGETS, device=device)
 
     def joint() -> ArBufferJoint:
@@ -134,14 +135,14 @@ def time_training(net: ArBufferModel, repeats: int) -> list[float]:
     optimizers = make_optimizers(model)
     num_slots = net.config.buffer_size
     generator = torch.Generator().manual_seed(0)
-    without = gp_1d(32, 64, 0, 64, generator)
-    batches = [(*without, torch.zeros(64, dtype=torch.int64))]
+    context, buffer, targets = split_points(*gp_1d(32, 64 + 64, generator), (64, 0, 64))
+    batches = [Batch(*context, *buffer, *targets, torch.zeros(64, dtype=torch.int64))]
     for num_fresh in (64 - num_slots, 64):
-        task = gp_1d(32, 64, num_slots, num_fresh, generator)
-        batches.append((*task[:4], *curriculum(task, generator)))
+        points = gp_1d(32, 64 + num_slots + num_fresh, generator)
+        batches.append(curriculum(*split_points(*points, (64, num_slots, num_fresh)), generator))
 
-    def step(batch: tuple[Tensor, ...]) -> None:
-        (-model(*(t.to(device) for t in batch)).mean()).backward()
+    def step(batch: Batch) -> None:
+        model.loss(batch.to(device)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -166,9 +167,9 @@ def added_memory(function: Callable[[], object]) -> float:
 def probe_memory(kind: Literal["shared", "copied"], model: str, num_context: int, num_draws: int) -> float:
     """Peak resident memory above that after loading, MiB, in this (fresh) process."""
     net = pyro_arbuf.load(model)
-    task = observations(num_context, torch.device("cpu"))
-    net.condition(task.x_context[0, :8], task.y_context[0, :8, 0])  # loads the kernels' libraries
-    x_context, y_context, x = task.x_context, task.y_context, task.x_target[0]
+    (x_context, y_context), (x, _) = observations(num_context, torch.device("cpu"))
+    x = x[0]
+    net.condition(x_context[0, :8], y_context[0, :8, 0])  # loads the kernels' libraries
     if kind == "shared":
         return added_memory(
             lambda: ArBufferJoint(net.condition(x_context[0], y_context[0, :, 0]), x).sample((num_draws,))

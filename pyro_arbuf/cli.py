@@ -2,12 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import matplotlib.figure
 import torch
 import tyro
 
@@ -15,25 +14,18 @@ from pyro_arbuf.checkpoint import CONFIG, find_model, load, models_folder, read_
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.priors.recipes import CONFIGS, PRIORS, PROGRAMS
-from pyro_arbuf.programs.configuration import program_config, simulator_of
-from pyro_arbuf.programs.program_batches import draw_program_batch, make_bank, program_validation
-from pyro_arbuf.training.batch import validation_contexts, validation_tasks
-from pyro_arbuf.training.loop import TrainingState, fit, validate
-from pyro_arbuf.training.run_state import read_record
+from pyro_arbuf.priors.recipes import RECIPES
+from pyro_arbuf.programs.sources import make_source
+from pyro_arbuf.training.loop import fit, validate
+from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
 
-PriorName = Literal[
-    "gp-1d",
-    "gp-1d-noisy",
-    "sawtooth",
-    "gaussian",
-    "ddm",
-    "multisensory-rho1",
-    "multisensory-rho43",
-    "two-moons",
-    "gaussian-linear",
-]
-BANK_SEED = 1
+
+def _choices() -> Any:
+    return tyro.extras.literal_type_from_choices(tuple(RECIPES))
+
+
+PriorName = Annotated[str, tyro.conf.arg(constructor_factory=_choices)]
+AnyPriorName = Annotated[str | None, tyro.conf.arg(constructor_factory=lambda: _choices() | None)]
 STATE = "state.safetensors"
 
 
@@ -45,7 +37,7 @@ def train(
     batch_size: int = 32,
     num_targets: int = 48,
     learning_rate: float = 6e-3,
-    width: int = 64,
+    width: int | None = None,
     num_layers: int | None = None,
     num_heads: int | None = None,
     seed: int = 0,
@@ -67,9 +59,9 @@ def train(
         batch_size: Tasks per step and process.
         num_targets: Fresh targets per task; the buffer's pairs are targets too.
         learning_rate: Peak learning rate.
-        width: Token width; with `--from`, that of the weights.
-        num_layers: Number of blocks; likewise; 6, and 4 for programs, if not given.
-        num_heads: Number of heads; likewise; 2, and 4 for programs, if not given.
+        width: Token width; that of the prior's recipe if not given; with `--from`, that of the weights.
+        num_layers: Number of blocks; likewise.
+        num_heads: Number of heads; likewise.
         seed: Seed of weights and data stream.
         threads: CPU threads; all cores if not given.
         resume: Continue the run of this output.
@@ -81,85 +73,91 @@ def train(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.manual_seed(seed)
     state_path = state_of(runs, output)
     resume = resume or (auto_resume and state_path.exists())
-    improved = from_ is not None and find_model(from_).resolve() == output.resolve()
-    if (output / CONFIG).exists() and not (improved or resume or overwrite):
-        raise ValueError(
-            f"{output} holds a model, which a new run would replace with other weights; use --from {output} to improve "
-            "it, --resume to go on with an interrupted run, or --overwrite"
-        )
-    origin = None
-    config, source, options = _setup(prior)
+    if not (resume or overwrite):
+        _check_output(output, from_)
+    origin = None if from_ is None else _origin_of(from_)
+    begun = RunState.read(state_path).origin if resume and state_path.exists() else origin or FROM_SCRATCH
+    # A warm start goes on with new data: its stream is another one.
+    source = make_source(prior, batch_size, num_targets, seed + begun["steps"])
+    torch.manual_seed(seed)
     if from_ is None:
-        sizes = {"num_layers": num_layers or config.num_layers, "num_heads": num_heads or config.num_heads}
-        model = ArBufferModel(replace(config, width=width, **sizes))
+        chosen = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
+        sizes = {name: size for name, size in chosen.items() if size is not None}
+        model = ArBufferModel(replace(source.config, **sizes))
     else:
-        trained = load(from_, trainable=True)
-        _check_fits(trained.config, config, from_)
-        names = ["prior", "x_range", "y_range", "num_targets", "evidence_rmse"]
-        if prior in PROGRAMS:
-            names.append("num_context")
-            if prior != trained.config.prior:  # else a new measurement would change the network's function
-                names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale"]
-        model = ArBufferModel(replace(trained.config, **{name: getattr(config, name) for name in names}))
-        model.load_state_dict(trained.state_dict())
-        record = find_model(from_) / "training.json"
-        before = json.loads(record.read_text()) if record.is_file() else {"steps": 0, "minutes": 0.0}
-        origin = {"started_from": record.parent.name, "folder": str(record.parent.resolve())}
-        origin |= {k: before[k] for k in ("steps", "minutes")}
+        model = _warm_model(from_, source.config)
 
-    def keep(state: TrainingState) -> None:
+    def keep(state: RunState) -> None:
         save(model, output, state.best_weights)
-        record = {
-            "prior": prior,
-            "steps": state.origin["steps"] + state.steps,
-            "minutes": round(state.origin["minutes"] + state.minutes, 1),
-            "batch_size": batch_size,
-            "seed": seed,
-            "started_from": state.origin["started_from"],
-            "validation": round(state.best_score, 4),
-        }
-        write_atomically(output / "training.json", lambda file: file.write_text(json.dumps(record, indent=2) + "\n"))
+        _write_record(output, state, {"prior": prior, "batch_size": batch_size, "seed": seed})
         write_atomically(output / "loss.png", lambda file: plot_history(state.history, file))
 
     state = fit(
         model,
-        source,
+        replace(source, config=model.config),
         state_path,
         minutes=minutes,
         steps=steps,
-        batch_size=batch_size,
-        num_targets=num_targets,
         learning_rate=learning_rate,
-        seed=seed,
         resume=resume,
         mixed_precision=mixed_precision,
         origin=origin,
         on_checkpoint=keep,
-        **options,
     )
-    print(f"{output}: {state.best_score:.3f} nats per target on the validation set after {state.steps} steps")
+    print(f"{output}: {state.best_score:.3f} nats per target on the validation set after {state.step} steps")
+
+
+def _check_output(output: Path, from_: str | None) -> None:
+    """Raises ValueError if a new run would replace a model that it does not start from."""
+    improved = from_ is not None and find_model(from_).resolve() == output.resolve()
+    if (output / CONFIG).exists() and not improved:
+        raise ValueError(
+            f"{output} holds a model, which a new run would replace with other weights; use --from {output} to improve "
+            "it, --resume to go on with an interrupted run, or --overwrite"
+        )
+
+
+def _origin_of(name: str) -> dict[str, Any]:
+    """The origin of a run that starts from a model's weights, as `fit` takes it."""
+    folder = find_model(name)
+    record = folder / "training.json"
+    before = json.loads(record.read_text()) if record.is_file() else FROM_SCRATCH
+    found = {"started_from": folder.name, "folder": str(folder.resolve())}
+    return found | {"steps": before["steps"], "minutes": before["minutes"]}
+
+
+def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
+    """A model with the weights of another one, to be trained for a prior whose configuration is `wanted`."""
+    trained = load(name, trainable=True)
+    _check_fits(trained.config, wanted, name)
+    names = ["prior", "x_range", "y_range", "num_context", "num_targets", "evidence_rmse"]
+    if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function
+        names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale"]
+    model = ArBufferModel(replace(trained.config, **{field: getattr(wanted, field) for field in names}))
+    model.load_state_dict(trained.state_dict())
+    return model
+
+
+def _write_record(output: Path, state: RunState, settings: dict[str, Any]) -> None:
+    """Writes training.json: what the weights were trained on, and for how long."""
+    record = {
+        "prior": settings["prior"],
+        "steps": state.origin["steps"] + state.step,
+        "minutes": round(state.origin["minutes"] + state.minutes, 1),
+        "batch_size": settings["batch_size"],
+        "seed": settings["seed"],
+        "started_from": state.origin["started_from"],
+        "validation": round(state.best_score, 4),
+    }
+    write_atomically(output / "training.json", lambda file: file.write_text(json.dumps(record, indent=2) + "\n"))
 
 
 def state_of(runs: Path, output: Path) -> Path:
     """The state of the run that writes to an output: outputs of one name in different folders have different ones."""
     resolved = output.resolve()
     return runs / f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}" / STATE
-
-
-def _setup(prior: str) -> tuple[ModelConfig, Any, dict[str, Any]]:
-    """Configuration of a prior, what its tasks are drawn from, and how `fit` draws and validates."""
-    if prior in PRIORS:
-        return CONFIGS[prior], PRIORS[prior], {}
-    recipe, simulator = PROGRAMS[prior], simulator_of(prior)
-    config = program_config(simulator, recipe.num_context, prior)
-    source = simulator
-    if recipe.num_simulations is not None:
-        source = make_bank(simulator, recipe.num_simulations, max(1, recipe.num_context[1]), BANK_SEED)
-    draw = partial(draw_program_batch, posterior_share=recipe.posterior_share)
-    return config, source, {"draw": draw, "tasks": program_validation(source, config)}
 
 
 def _check_fits(config: ModelConfig, wanted: ModelConfig, name: str) -> None:
@@ -172,8 +170,10 @@ def _check_fits(config: ModelConfig, wanted: ModelConfig, name: str) -> None:
         raise ValueError(f"a model of the prior {wanted.prior!r} must have {needs}; {name} has {has}")
 
 
-def plot_history(history: list[dict[str, float]], path: Path) -> None:
+def plot_history(history: Sequence[dict[str, float]], path: Path) -> None:
     """Draws the training loss and the validation density over the steps as PNG."""
+    import matplotlib.figure  # slow, and only training needs it
+
     figure = matplotlib.figure.Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     steps = [entry["step"] for entry in history]
@@ -184,7 +184,7 @@ def plot_history(history: list[dict[str, float]], path: Path) -> None:
     figure.savefig(path, format="png", dpi=110)
 
 
-def evaluate(name: Annotated[str, tyro.conf.Positional], prior: PriorName | None = None) -> None:
+def evaluate(name: Annotated[str, tyro.conf.Positional], prior: AnyPriorName = None) -> None:
     """Scores a model on the fixed validation set of its prior: joint log density per target, in one order.
 
     Of a network that `amortize` made of a program of the user's, it prints what the run in its folder recorded.
@@ -195,22 +195,18 @@ def evaluate(name: Annotated[str, tyro.conf.Positional], prior: PriorName | None
     """
     model = load(name)
     chosen = prior or model.config.prior
-    if prior is None and model.config.latents and chosen not in PROGRAMS:
+    if chosen not in RECIPES and model.config.latents:
         _print_recorded(name, model.config)
         return
-    if chosen not in (*PRIORS, *PROGRAMS):
-        raise SystemExit(f"--prior must be one of {', '.join((*PRIORS, *PROGRAMS))}; the model names {chosen!r}")
-    config, _, options = _setup(chosen)
-    _check_fits(model.config, config, name)
-    if chosen in PROGRAMS:
-        scores = validate(model, options["tasks"])
-        print(" ".join(f"{score:.3f}" for score in scores), "nats per target")
-        print(json.dumps({"model": name, "prior": chosen, "validation": round(sum(scores) / len(scores), 4)}))
-        return
-    scores = validate(model, validation_tasks(PRIORS[chosen], model.config))
+    if chosen not in RECIPES:
+        raise SystemExit(f"--prior must be one of {', '.join(RECIPES)}; the model names {chosen!r}")
+    source = make_source(chosen)
+    _check_fits(model.config, source.config, name)
+    batches = replace(source, config=model.config).validation()
+    scores = validate(model, batches)
     print("   N   joint (nats per target)")
-    for num_context, score in zip(validation_contexts(model.config), scores, strict=True):
-        print(f"{num_context:4d}   {score:.3f}")
+    for batch, score in zip(batches, scores, strict=True):
+        print(f"{batch.x_context.shape[1]:4d}   {score:.3f}")
     print(json.dumps({"model": name, "prior": chosen, "validation": round(sum(scores) / len(scores), 4)}))
 
 
@@ -222,10 +218,10 @@ def _print_recorded(name: str, config: ModelConfig) -> None:
         raise ValueError(
             f"{name} is a network of your own program {config.prior!r}, which this command does not have; {measure}"
         )
-    record = read_record(state)
+    recorded = RunState.read(state)
     print(f"{name}: a network of your own program {config.prior!r}. Recorded by its training, not measured now:")
-    print(f"{record['best_score']:.3f} nats per target, after {record['step']} steps; {measure}")
-    print(json.dumps({"model": name, "prior": config.prior, "recorded_validation": round(record["best_score"], 4)}))
+    print(f"{recorded.best_score:.3f} nats per target, after {recorded.step} steps; {measure}")
+    print(json.dumps({"model": name, "prior": config.prior, "recorded_validation": round(recorded.best_score, 4)}))
 
 
 def models() -> None:

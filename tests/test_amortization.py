@@ -17,7 +17,8 @@ from pyro_arbuf.programs import amortize as amortization
 from pyro_arbuf.programs import reports
 from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.reports import training_report
-from pyro_arbuf.training.loop import TrainingState, fit, read_record
+from pyro_arbuf.training.loop import fit
+from pyro_arbuf.training.run_state import RunState
 
 SIZES = {"width": 12, "num_layers": 1, "num_heads": 2, "mlp_width": 14, "embedding_width": 10, "num_frequencies": 3}
 SIZES |= {"head_width": 13, "num_components": 3, "num_y_frequencies": 2, "buffer_size": 4, "batch_size": 2}
@@ -79,7 +80,7 @@ def test_seed_makes_the_weights() -> None:
 
 
 def test_best_weights_are_returned_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(model: ArBufferModel, *arguments: object, **options: object) -> TrainingState:
+    def spoil(model: ArBufferModel, *arguments: object, **options: object) -> RunState:
         state = fit(model, *arguments, **options)
         model.requires_grad_(False).embedder.role.zero_()
         return state
@@ -115,8 +116,8 @@ def test_resumed_run_goes_on_with_its_weights(tmp_path: Path) -> None:
     first = weights(tiny(folder=tmp_path))
     assert torch.equal(weights(tiny(folder=tmp_path, resume=True)), first)  # no step is left
     tiny(folder=tmp_path, steps=6, resume=True)
-    record = read_record(tmp_path / "state.safetensors")
-    assert record["step"] == 6 and [entry["step"] for entry in record["history"]] == [3, 6]
+    state = RunState.read(tmp_path / "state.safetensors")
+    assert state.step == 6 and [entry["step"] for entry in state.history] == [3, 6]
 
 
 def with_own_generator() -> Callable:
@@ -136,7 +137,7 @@ def test_run_of_a_simulator_with_its_own_generator_resumes(tmp_path: Path) -> No
     program = with_own_generator()
     first = tiny(program, folder=tmp_path)
     again = tiny(program, folder=tmp_path, steps=6, resume=True)
-    assert again.config == first.config and read_record(tmp_path / "state.safetensors")["step"] == 6
+    assert again.config == first.config and RunState.read(tmp_path / "state.safetensors").step == 6
 
 
 def test_resume_with_other_sizes_names_them(tmp_path: Path) -> None:

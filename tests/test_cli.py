@@ -14,8 +14,11 @@ from pyro_arbuf.checkpoint import load, save
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.priors.recipes import RECIPES
+from pyro_arbuf.programs.sources import make_source, shipped_programs
 from pyro_arbuf.training.loop import make_optimizers
-from pyro_arbuf.training.run_state import save_state
+from pyro_arbuf.training.run_state import RunState
+from pyro_arbuf.training.sources import PriorSource
 
 SIZES = ["--batch-size", "2", "--num-targets", "3", "--width", "12", "--num-layers", "1", "--num-heads", "2"]
 FILES = ["config.json", "loss.png", "model.safetensors", "training.json"]
@@ -32,9 +35,9 @@ def _fresh_accelerator() -> Iterator[None]:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs `pyro-arbuf` with arguments in an empty folder; only the sizes of the models differ from the real ones."""
-    config = tiny.tiny_model(prior="gp-1d", x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 9)).config
-    for prior in cli.CONFIGS:
-        monkeypatch.setitem(cli.CONFIGS, prior, cli.replace(config, prior=prior))
+    config = tiny.tiny_model(x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 9)).config
+    for name in RECIPES.keys() - shipped_programs().keys():
+        monkeypatch.setitem(RECIPES, name, RECIPES[name]._replace(config=config))
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> None:
@@ -127,21 +130,23 @@ def test_evaluate_scores_as_training_does(run: Callable[..., None], capsys: pyte
 
 @pytest.fixture(autouse=True)
 def _small_bank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.PROGRAMS, "two-moons", cli.PROGRAMS["two-moons"]._replace(num_simulations=60))
+    monkeypatch.setitem(RECIPES, "two-moons", RECIPES["two-moons"]._replace(num_simulations=60))
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "two-moons"])
 def test_train_knows_programs(prior: str, run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
     train(run, prior=prior)
     assert sorted(path.name for path in Path("trained").iterdir()) == FILES
-    config, recipe = load("trained").config, cli.PROGRAMS[prior]
+    config, recipe = load("trained").config, RECIPES[prior]
     assert config.prior == prior and config.num_context == recipe.num_context and config.num_latents >= 2
     assert config.width == 12 and config.num_layers == 1 and config.num_heads == 2
     record = json.loads(Path("trained/training.json").read_text())
     capsys.readouterr()
     run("evaluate", "trained")
-    scores, line = capsys.readouterr().out.splitlines()
-    assert scores.endswith("nats per target") and len(scores.split()) == (6 if prior == "two-moons" else 9)
+    head, *rows, line = capsys.readouterr().out.splitlines()
+    assert head.endswith("(nats per target)") and len(rows) == (3 if prior == "two-moons" else 6)
+    scores = [float(row.split()[1]) for row in rows]
+    assert sum(scores) / len(scores) == pytest.approx(record["validation"], abs=2e-3)
     assert json.loads(line)["validation"] == pytest.approx(record["validation"], abs=2e-4)
 
 
@@ -171,7 +176,7 @@ def test_training_on_a_program_resumes_and_warm_starts(run: Callable[..., None])
 
 
 def test_warm_start_keeps_the_standardisation_of_its_weights(run: Callable[..., None]) -> None:
-    config, *_ = cli._setup("gaussian")
+    config = make_source("gaussian").config
     latents = tuple(cli.replace(latent, loc=(0.5,)) for latent in config.latents)
     fields = {"width": 12, "num_layers": 1, "num_heads": 2, "y_scale": (2.0,), "y_loc": (0.3,), "latents": latents}
     save(ArBufferModel(cli.replace(config, **fields)), "trained")
@@ -181,6 +186,24 @@ def test_warm_start_keeps_the_standardisation_of_its_weights(run: Callable[..., 
     x, y = torch.zeros(1, 1), torch.ones(1)
     same = [ArBufferMarginals(net.condition(), x).log_prob(y) for net in (given, kept)]
     assert torch.equal(*same)
+
+
+def test_warm_start_and_its_resumed_parts_draw_from_one_stream_of_their_own(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(run)
+    seeds, steps, fit = [], [], cli.fit
+
+    def spy(model: ArBufferModel, source: PriorSource, *arguments: object, **options: object) -> RunState:
+        seeds.append(source.seed)
+        return fit(model, source, *arguments, **options)
+
+    monkeypatch.setattr(cli, "fit", spy)
+    warm = ["train", "gp-1d", "--output", "trained", "--from", "./trained", *SIZES]
+    for number, resumed in (("2", []), ("3", ["--resume"]), ("5", ["--auto-resume"])):
+        run(*warm, "--steps", number, *resumed)
+        steps.append(json.loads(Path("trained/training.json").read_text())["steps"])
+    assert seeds == [4, 4, 4] and steps == [6, 7, 9]  # the steps that its weights had are added to the seed
 
 
 def test_models_lists_the_shipped_ones(
@@ -261,8 +284,8 @@ def test_evaluate_prints_what_amortize_recorded_of_the_user_s_own_program(
     own_program: Path, run: Callable[..., None], capsys: pytest.CaptureFixture
 ) -> None:
     model = tiny.tiny_model()
-    record = {"best_score": -1.23456, "step": 70}
-    save_state(own_program / "state.safetensors", model, make_optimizers(model), {}, record)
+    state = RunState(best_score=-1.23456, step=70)
+    state.save(own_program / "state.safetensors", model, make_optimizers(model))
     run("evaluate", "own")
     head, scores, line = capsys.readouterr().out.splitlines()
     assert "a network of your own program 'my_program'. Recorded by its training, not measured now" in head
@@ -308,6 +331,7 @@ def test_wrong_use_is_explained(case: str, run: Callable[..., None], capsys: pyt
 
 
 MISTAKES = {
+    "batch_size": (["train", "gp-1d", "--output", "o", "--batch-size", "0"], "batch_size must be positive; got 0"),
     "no_limit": (["train", "gp-1d", "--output", "o"], "fit needs minutes= or steps="),
     "zero_steps": (["train", "gp-1d", "--output", "o", "--steps", "0"], "steps must be positive; got 0"),
     "heads": (["train", "gp-1d", "--output", "o", "--steps", "1", "--width", "13"], "multiple of num_heads = 2"),

@@ -12,10 +12,10 @@ from gaussian_net import FIELDS, X, Y
 from torch.testing import assert_close
 
 from pyro_arbuf.priors.gaussian import exact_log_evidence
-from pyro_arbuf.programs.configuration import find_simulator
 from pyro_arbuf.programs.evidence import compare_evidence, log_evidence
 from pyro_arbuf.programs.evidence_error import measure_evidence_error
 from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
 R, N, D = 5, 3, 8

@@ -20,8 +20,9 @@ from pyro_arbuf.network.attention import attend, attend_plain
 from pyro_arbuf.priors import gp_1d
 from pyro_arbuf.priors.gaussian import gaussian
 from pyro_arbuf.programs.configuration import program_config
-from pyro_arbuf.programs.program_batches import draw_program_batch, program_validation
+from pyro_arbuf.programs.program_batches import ProgramSource
 from pyro_arbuf.training.loop import fit
+from pyro_arbuf.training.sources import PriorSource
 
 pytestmark = [
     pytest.mark.gpu,
@@ -144,13 +145,10 @@ def test_checks_of_a_network_on_cuda_run_its_program(program_net):
 
 
 def test_training_of_a_program_runs_on_cuda(program_net, tmp_path):
-    config, simulator = program_net.config, program_net.simulator
-    program = {"draw": draw_program_batch, "tasks": program_validation(simulator, config)}
-    path = tmp_path / "state.safetensors"
-    net = program_net.requires_grad_(True)
-    assert fit(net, simulator, path, steps=3, batch_size=4, num_targets=5, **program).steps == 3
+    source = ProgramSource(program_net.simulator, program_net.config, batch_size=4, num_targets=5)
+    assert fit(program_net.requires_grad_(True), source, tmp_path / "state.safetensors", steps=3).step == 3
 
 
 def test_training_runs_on_cuda(net, tmp_path):
-    state = fit(net.requires_grad_(True), gp_1d, tmp_path / "state.safetensors", steps=3, batch_size=4, num_targets=5)
-    assert state.steps == 3
+    source = PriorSource(gp_1d, net.config, batch_size=4, num_targets=5)
+    assert fit(net.requires_grad_(True), source, tmp_path / "state.safetensors", steps=3).step == 3

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent, standardisation
 from pyro_arbuf.workflow.loo import exact_loo
@@ -165,7 +166,7 @@ def test_training_forward_mixes_latents_and_observations_as_the_reference(net):
     context, buffer, targets = [0, 6, 3, 7], [8, 1, 4], [2, 9, 5, 10]
     parts = [part[:, rows] for rows in (context, buffer, targets) for part in (x_all, y_all)]
     prefix_len = [0, 3, 1, 2]
-    got = net(*parts, torch.tensor(prefix_len))
+    got = net.score(Batch(*parts, torch.tensor(prefix_len)))
     mixture = reference.predictive(weights(net), 2, *parts[:5], prefix_len)
     assert_close(got, mixture.log_prob(parts[5]).sum(-1))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.cache import BufferCache
 from pyro_arbuf.network.embedding import Embedder
 from pyro_arbuf.network.heads import GaussianHead
@@ -46,13 +47,13 @@ def test_training_forward_equals_the_reference(model, draw_task, num_context, nu
     task, buffer = draw_task(model, num_context), _pairs(model, num_slots)
     prefix_len = PREFIX_LEN.clamp(max=num_slots)
     expected = _reference(model, task, buffer, prefix_len).log_prob(task.y_target).sum(-1)
-    assert_close(model(*task[:2], *buffer, *task[2:], prefix_len), expected, **EXACT)
+    assert_close(model.score(Batch(*task[:2], *buffer, *task[2:], prefix_len)), expected, **EXACT)
 
 
 def test_training_forward_takes_prefix_lengths_per_task(model, draw_task):
     task, buffer = draw_task(model), _pairs(model)
     prefix_len = torch.tensor([[0, 4, 1, 3, 2, 0], [3, 0, 2, 2, 4, 1]])
-    log_prob = model(*task[:2], *buffer, *task[2:], prefix_len)
+    log_prob = model.score(Batch(*task[:2], *buffer, *task[2:], prefix_len))
     for b in range(B):
         mixture = _reference(model, task, buffer, prefix_len[b])
         assert_close(log_prob[b], mixture.log_prob(task.y_target).sum(-1)[b], **EXACT)
@@ -64,7 +65,7 @@ def test_training_forward_equals_one_pass_equals_decoding(model, draw_task, num_
     task = draw_task(model, num_context, num_targets)
     pairs = task.x_target[:, :-1], task.y_target[:, :-1]
     chain = torch.arange(num_targets)
-    training = model(*task[:2], *pairs, *task[2:], chain)
+    training = model.score(Batch(*task[:2], *pairs, *task[2:], chain))
 
     cache, embedded = model.encode(*task[:2]), _embed(model, task.x_target)
     entering = (embedded[:, :, :-1], task.y_target[:, None, :-1]) if num_targets > 1 else None
@@ -92,7 +93,7 @@ def test_gradients_of_the_weights_equal_those_of_the_reference(model, draw_task)
     model = copy.deepcopy(model).requires_grad_(True)
     task, buffer, names = draw_task(model), _pairs(model), [name for name, _ in model.named_parameters()]
     weights = dict(model.named_parameters())
-    ours = model(*task[:2], *buffer, *task[2:], PREFIX_LEN).sum()
+    ours = model.score(Batch(*task[:2], *buffer, *task[2:], PREFIX_LEN)).sum()
     mixture = reference.predictive(
         weights, model.config.num_heads, *task[:2], *buffer, task.x_target, PREFIX_LEN.tolist()
     )
@@ -109,7 +110,7 @@ def test_gradients_of_the_weights_equal_those_of_the_reference(model, draw_task)
 def _influences(model, task, buffer) -> list[Tensor]:
     """For every argument with points, `(M, T)`: largest gradient of log density m with respect to point t."""
     leaves = [t.requires_grad_() for t in (*task[:2], *buffer, *task[2:])]
-    log_prob = model(*leaves, PREFIX_LEN)
+    log_prob = model.score(Batch(*leaves, PREFIX_LEN))
     rows = [torch.autograd.grad(log_prob[:, m].sum(), leaves, retain_graph=True) for m in range(M)]
     return [torch.stack([row[i].abs().amax((0, 2)) for row in rows]) for i in range(len(leaves))]
 
@@ -126,23 +127,23 @@ def test_density_is_influenced_by_what_the_rules_allow_and_by_nothing_else(model
 def test_buffer_is_read_in_order(model, draw_task):
     task, (x_buffer, y_buffer), last = draw_task(model), _pairs(model), torch.tensor([0, 4, 0, 4, 3, 4])
     order = torch.tensor([2, 0, 1, 3])
-    first = model(*task[:2], x_buffer, y_buffer, *task[2:], last)
-    second = model(*task[:2], x_buffer[:, order], y_buffer[:, order], *task[2:], last)
+    first = model.score(Batch(*task[:2], x_buffer, y_buffer, *task[2:], last))
+    second = model.score(Batch(*task[:2], x_buffer[:, order], y_buffer[:, order], *task[2:], last))
     assert_close(second[:, last == 0], first[:, last == 0], **EXACT)
     assert ((second - first)[:, last > 0].abs() > 1e-8).all()
 
 
 def test_permuting_the_context_changes_nothing(model, draw_task):
     task, buffer, order = draw_task(model), _pairs(model), torch.randperm(N)
-    permuted = model(task.x_context[:, order], task.y_context[:, order], *buffer, *task[2:], PREFIX_LEN)
-    assert_close(permuted, model(*task[:2], *buffer, *task[2:], PREFIX_LEN), **EXACT)
+    permuted = model.score(Batch(task.x_context[:, order], task.y_context[:, order], *buffer, *task[2:], PREFIX_LEN))
+    assert_close(permuted, model.score(Batch(*task[:2], *buffer, *task[2:], PREFIX_LEN)), **EXACT)
 
 
 def test_permuting_the_targets_permutes_their_densities(model, draw_task):
     task, buffer, order = draw_task(model), _pairs(model), torch.randperm(M)
     targets = task.x_target[:, order], task.y_target[:, order]
-    permuted = model(*task[:2], *buffer, *targets, PREFIX_LEN[order])
-    assert_close(permuted, model(*task[:2], *buffer, *task[2:], PREFIX_LEN)[:, order], **EXACT)
+    permuted = model.score(Batch(*task[:2], *buffer, *targets, PREFIX_LEN[order]))
+    assert_close(permuted, model.score(Batch(*task[:2], *buffer, *task[2:], PREFIX_LEN))[:, order], **EXACT)
 
 
 def test_training_density_integrates_to_one(scalar_model, draw_task):
@@ -150,7 +151,8 @@ def test_training_density_integrates_to_one(scalar_model, draw_task):
     buffer = tuple(t[:1] for t in _pairs(scalar_model))
     y = torch.linspace(-12, 12, 241, dtype=torch.float64)
     many = (*task[:2], *buffer, task.x_target)
-    log_prob = scalar_model(*(t.expand(len(y), -1, -1) for t in many), y[:, None, None], torch.tensor([3]))
+    parts = (t.expand(len(y), -1, -1) for t in many)
+    log_prob = scalar_model.score(Batch(*parts, y[:, None, None], torch.tensor([3])))
     assert_close(torch.trapezoid(log_prob.exp().squeeze(-1), y), torch.ones((), dtype=torch.float64), **EXACT)
 
 
@@ -230,3 +232,9 @@ def test_network_is_assembled_from_the_parts_it_is_given(scalar_model):
         net.encode(torch.randn(1, 3, config.dim_x), torch.randn(1, 3, 1)), BufferCache(), None, embedded[:, None]
     )
     assert predictive.num_components == 1 and buffer.num_slots == 0
+
+
+def test_loss_is_minus_the_mean_score_and_a_call_is_the_loss(model, draw_task):
+    task, buffer = draw_task(model), _pairs(model)
+    batch = Batch(*task[:2], *buffer, *task[2:], PREFIX_LEN)
+    assert torch.equal(model.loss(batch), -model.score(batch).mean()) and torch.equal(model(batch), model.loss(batch))

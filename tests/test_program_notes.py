@@ -10,9 +10,8 @@ import pytest
 import torch
 from program_cases import inputs
 
-from pyro_arbuf.priors.recipes import PROGRAMS
-from pyro_arbuf.programs.configuration import simulator_of
 from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.sources import shipped_programs, simulator_of
 
 
 def notes(*arguments, **options):
@@ -221,7 +220,7 @@ def test_latents_in_a_plate_of_one_observation_are_said_to_be_integrated_out():
     assert "'w' is inside the plate 'features' of fixed size 3" in note
 
 
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if PROGRAMS[name].num_context == (0, 1)])
+@pytest.mark.parametrize("name", [name for name, recipe in shipped_programs().items() if recipe.num_context == (0, 1)])
 def test_outcomes_of_several_numbers_are_said_to_be_predicted_as_independent(name):
     with pytest.warns(
         UserWarning, match=r"The outcome 'y' has \d+ dimensions, which the network predicts as independent"

@@ -1,7 +1,6 @@
 """Shipped programs, configurations from simulations, and finding the program of a network."""
 
 import dataclasses
-import typing
 from collections.abc import Callable
 
 import pyro
@@ -11,13 +10,12 @@ import tiny
 import torch
 from program_cases import inputs, line, one_vector
 
-from pyro_arbuf.cli import PriorName
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors.ddm import ddm, draw_coherence
 from pyro_arbuf.priors.gaussian import gaussian
-from pyro_arbuf.priors.recipes import PROGRAMS
-from pyro_arbuf.programs.configuration import find_simulator, program_config, simulator_of
+from pyro_arbuf.programs.configuration import program_config
 from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.sources import find_simulator, shipped_programs, simulator_of
 
 SIZES = {name: getattr(tiny.CONFIG, name) for name in ("width", "num_layers", "num_heads", "embedding_width")}
 
@@ -32,9 +30,9 @@ def network(simulator: Simulator, **fields: object) -> ArBufferModel:
     return ArBufferModel(dataclasses.replace(program_config(simulator, num_context, **SIZES), **fields))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", shipped_programs())
 def test_every_shipped_program_is_vectorised_and_has_its_density(name: str) -> None:
-    simulator, recipe = simulator_of(name), PROGRAMS[name]
+    simulator, recipe = simulator_of(name), shipped_programs()[name]
     assert simulator.mode == "inputs" and simulator.integrated_out == ()
     assert simulator.single == (recipe.num_context == (0, 1))
     drawn = simulator.draw(3, 1 if simulator.single else 4)
@@ -45,15 +43,11 @@ def test_every_shipped_program_is_vectorised_and_has_its_density(name: str) -> N
     assert torch.isfinite(prior).all() and torch.isfinite(joint[0]) and not torch.isclose(prior, joint).any()
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", shipped_programs())
 def test_every_shipped_program_has_a_configuration(name: str) -> None:
-    recipe = PROGRAMS[name]
+    recipe = shipped_programs()[name]
     config = program_config(simulator_of(name), recipe.num_context, name)
     assert config.prior == name and config.num_context == recipe.num_context and config.num_latents >= 2
-
-
-def test_command_line_knows_every_shipped_program() -> None:
-    assert set(PROGRAMS) < set(typing.get_args(PriorName))
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

@@ -7,17 +7,11 @@ import tiny
 import torch
 from program_cases import inputs, line, one_vector
 
+from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
-from pyro_arbuf.programs.program_batches import (
-    Bank,
-    draw_program_batch,
-    draw_simulations,
-    make_bank,
-    program_validation,
-)
+from pyro_arbuf.programs.program_batches import Bank, ProgramSource, draw_simulations, make_bank
 from pyro_arbuf.programs.simulator import Simulations, Simulator
-from pyro_arbuf.training.batch import Task
 
 B, K, M, P, LARGEST = 3, 4, 6, 3, 8
 LATENTS = (Latent("a"), Latent("b", (2,)))
@@ -36,18 +30,44 @@ def numbered(num_datasets: int, num_trials: int, num_latents: int = P, first: in
 SOURCE = Bank(numbered(50, LARGEST + K + M), numbered(9, LARGEST + K + M, first=50))
 
 
-def draw(step: int, config: ModelConfig = CONFIG, source: Bank = SOURCE, **options: float):
-    return draw_program_batch(source, config, B, M, **{"seed": 1, "step": step} | options)
+def program_source(source: Bank | Simulator = SOURCE, config: ModelConfig = CONFIG, **settings: float) -> ProgramSource:
+    return ProgramSource(source, config, B, M, **{"seed": 1} | settings)
 
 
-def kind(task: Task) -> str:
-    if task.x_target.shape[1] == 0:
+def draw(
+    step: int, config: ModelConfig = CONFIG, source: Bank | Simulator = SOURCE, process: int = 0, **settings: float
+) -> Batch:
+    return program_source(source, config, **settings).batch(step, process)
+
+
+def num_given(batch: Batch) -> int:
+    """Latents in the context."""
+    return int((batch.x_context[0, :, -1] > 0).sum())
+
+
+def num_fresh(batch: Batch) -> int:
+    """Targets that are not the buffer's pairs, which come last."""
+    slots = batch.x_buffer.shape[1]
+    assert torch.equal(batch.x_target[:, batch.x_target.shape[1] - slots :], batch.x_buffer)
+    assert torch.equal(batch.y_target[:, batch.y_target.shape[1] - slots :], batch.y_buffer)
+    return batch.x_target.shape[1] - slots
+
+
+def everything(batch: Batch) -> torch.Tensor:
+    """Decoded pairs of context, buffer and fresh targets, each of which has one role."""
+    fresh = num_fresh(batch)
+    x = torch.cat([batch.x_context, batch.x_buffer, batch.x_target[:, :fresh]], 1)
+    return decode(x, torch.cat([batch.y_context, batch.y_buffer, batch.y_target[:, :fresh]], 1))
+
+
+def kind(batch: Batch) -> str:
+    if num_fresh(batch) == 0:
         return "posterior"
-    return "likelihood" if len(task.x_context) == 4 * B else "data"
+    return "likelihood" if len(batch.x_context) == 4 * B else "data"
 
 
 BATCHES = [draw(step) for step in STEPS]
-KINDS = {name: [batch for batch in BATCHES if kind(batch[0]) == name] for name in ("posterior", "likelihood", "data")}
+KINDS = {name: [batch for batch in BATCHES if kind(batch) == name] for name in ("posterior", "likelihood", "data")}
 EACH_KIND = pytest.mark.parametrize("name", KINDS)
 
 
@@ -68,13 +88,13 @@ def test_all_kinds_of_batches_occur() -> None:
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, {"likelihood", "data"}), (1.0, {"posterior"})])
 def test_share_of_the_posterior_can_be_chosen(share: float, expected: set[str]) -> None:
-    assert {kind(draw(step, posterior_share=share)[0]) for step in STEPS} == expected
+    assert {kind(draw(step, posterior_share=share)) for step in STEPS} == expected
 
 
 @EACH_KIND
 def test_every_pair_is_whole_of_one_data_set_and_in_one_role(name: str) -> None:
-    for task, _ in KINDS[name]:
-        pairs = decode(torch.cat(task[::2], 1), torch.cat(task[1::2], 1))
+    for batch in KINDS[name]:
+        pairs = everything(batch)
         assert (pairs[..., 0] == pairs[:, :1, 0]).all()
         for numbers in pairs[..., 1]:
             assert len(numbers.unique()) == len(numbers)
@@ -83,54 +103,51 @@ def test_every_pair_is_whole_of_one_data_set_and_in_one_role(name: str) -> None:
 
 def test_posterior_chain_is_the_latents_that_are_not_given() -> None:
     given = []
-    for task, (x, y, prefix_len) in KINDS["posterior"]:
-        latents = decode(task.x_context, task.y_context)[..., 1] < 100
+    for batch in KINDS["posterior"]:
+        latents = decode(batch.x_context, batch.y_context)[..., 1] < 100
         given.append(int(latents[0].sum()))
         assert (latents.sum(1) == given[-1]).all() and not latents[:, given[-1] :].any()
-        assert (decode(task.x_buffer, task.y_buffer)[..., 1] < 100).all()
-        assert torch.equal(x, task.x_buffer) and torch.equal(y, task.y_buffer)
-        assert prefix_len.tolist() == list(range(P - given[-1]))
+        assert (decode(batch.x_buffer, batch.y_buffer)[..., 1] < 100).all()
+        assert torch.equal(batch.x_target, batch.x_buffer) and torch.equal(batch.y_target, batch.y_buffer)
+        assert batch.prefix_len.tolist() == list(range(P - given[-1]))
     assert set(given) == {0, 1, 2}
 
 
 def test_latents_come_in_every_order() -> None:
-    orders = {tuple(row.tolist()) for task, _ in KINDS["posterior"] for row in task.x_buffer[..., -1] if len(row) == P}
+    orders = {tuple(row.tolist()) for batch in KINDS["posterior"] for row in batch.x_buffer[..., -1] if len(row) == P}
     assert len(orders) == 6
 
 
 def test_number_of_observations_varies_from_none_to_the_largest() -> None:
     counts = [
-        int((task.x_context[0, :, -1] == 0).sum())
-        for task, _ in (draw(step) for step in range(300))
-        if kind(task) == "posterior"
+        int((batch.x_context[0, :, -1] == 0).sum())
+        for batch in (draw(step) for step in range(300))
+        if kind(batch) == "posterior"
     ]
     assert min(counts) == 0 and max(counts) == LARGEST
 
 
 def test_likelihood_is_trained_with_all_latents_given_and_no_buffer() -> None:
-    for task, (x, y, prefix_len) in KINDS["likelihood"]:
-        assert task.x_context.shape == (4 * B, P, 3) and task.x_buffer.shape[1] == 0
-        assert (task.x_context[..., -1] > 0).all() and (x[..., -1] == 0).all()
-        assert torch.equal(x, task.x_target) and torch.equal(y, task.y_target)
-        assert prefix_len.tolist() == [0] * (K + M)
+    for batch in KINDS["likelihood"]:
+        assert batch.x_context.shape == (4 * B, P, 3) and batch.x_buffer.shape[1] == 0
+        assert (batch.x_context[..., -1] > 0).all() and (batch.x_target[..., -1] == 0).all()
+        assert batch.prefix_len.tolist() == [0] * (K + M)
 
 
 def test_data_are_trained_with_trials_as_buffer_and_free_latents_as_targets() -> None:
     given = set()
-    for task, (x, y, prefix_len) in KINDS["data"]:
-        assert task.x_buffer.shape[1] == K and (task.x_buffer[..., -1] == 0).all()
-        given.add(int((task.x_context[0, :, -1] > 0).sum()))
-        free = P - int((task.x_context[0, :, -1] > 0).sum())
-        assert task.x_target.shape[1] == M + free and ((task.x_target[..., -1] > 0).sum(1) == free).all()
-        assert torch.equal(x, torch.cat([task.x_target, task.x_buffer], 1))
-        assert torch.equal(y, torch.cat([task.y_target, task.y_buffer], 1))
-        assert prefix_len[-K:].tolist() == list(range(K))  # a slot does not read its own pair
-        assert (prefix_len[: (M + free) // 2] == 0).all() and (prefix_len[(M + free) // 2 : -K] > 0).all()
+    for batch in KINDS["data"]:
+        assert batch.x_buffer.shape[1] == K and (batch.x_buffer[..., -1] == 0).all()
+        given.add(num_given(batch))
+        free, fresh = P - num_given(batch), num_fresh(batch)  # the last K targets are the buffer's pairs
+        assert fresh == M + free and ((batch.x_target[:, :fresh, -1] > 0).sum(1) == free).all()
+        assert batch.prefix_len[-K:].tolist() == list(range(K))  # a slot does not read its own pair
+        assert (batch.prefix_len[: fresh // 2] == 0).all() and (batch.prefix_len[fresh // 2 : -K] > 0).all()
     assert 0 in given and len(given) > 1 and max(given) < P
 
 
 def test_free_latents_are_predicted_with_and_without_a_buffer() -> None:
-    prefixes = torch.cat([t[2][:-K][task.x_target[0, :, -1] > 0] for task, t in KINDS["data"]])
+    prefixes = torch.cat([b.prefix_len[:-K][b.x_target[0, :-K, -1] > 0] for b in KINDS["data"]])
     assert 0.3 < (prefixes == 0).double().mean() < 0.7
 
 
@@ -138,14 +155,8 @@ def test_only_latent_is_never_given_in_part() -> None:
     config = dataclasses.replace(CONFIG, latents=LATENTS[:1])
     source = Bank(numbered(50, LARGEST + K + M, 1), numbered(9, LARGEST + K + M, 1))
     for step in STEPS:
-        task, _ = draw(step, config, source)
-        given = int((task.x_context[0, :, -1] > 0).sum())
-        assert given == (1 if kind(task) == "likelihood" else 0)
-
-
-def tensors(batch) -> list[torch.Tensor]:
-    task, targets = batch
-    return [*task, *targets]
+        batch = draw(step, config, source)
+        assert num_given(batch) == (1 if kind(batch) == "likelihood" else 0)
 
 
 @pytest.mark.parametrize("source", [SOURCE, Simulator(line, inputs)], ids=["bank", "program"])
@@ -154,10 +165,10 @@ def test_batch_is_a_pure_function_of_seed_step_and_process(source) -> None:
     for step in range(8):
         torch.manual_seed(step)
         state = torch.get_rng_state()
-        first = tensors(draw(step, config, source))
+        first = draw(step, config, source)
         assert torch.equal(torch.get_rng_state(), state)
         torch.manual_seed(100)
-        second = tensors(draw(step, config, source))
+        second = draw(step, config, source)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -165,16 +176,14 @@ def test_batch_is_a_pure_function_of_seed_step_and_process(source) -> None:
 def test_batch_differs_between_seeds_steps_and_processes(change: dict[str, int]) -> None:
     simulator = Simulator(line, inputs)
     config = dataclasses.replace(CONFIG, dim_x=1, dim_y=None, latents=simulator.latents)
-    first, second = (
-        draw_program_batch(simulator, config, B, M, **{"seed": 1, "step": 3, "process": 0} | c) for c in ({}, change)
-    )
-    values = [torch.cat([task.y_context, task.y_buffer, task.y_target], 1).flatten() for task, _ in (first, second)]
+    first, second = (draw(**{"step": 3, "config": config, "source": simulator} | c) for c in ({}, change))
+    values = [torch.cat([batch.y_context, batch.y_target], 1).flatten() for batch in (first, second)]
     assert not set(values[0].tolist()) & set(values[1].tolist()) - {0.0}
 
 
 def test_processes_share_kind_and_sizes() -> None:
     for step in range(20):
-        shapes = {tuple(t.shape for t in tensors(draw(step, process=process))) for process in range(3)}
+        shapes = {tuple(part.shape for part in draw(step, process=process)) for process in range(3)}
         assert len(shapes) == 1
 
 
@@ -187,16 +196,16 @@ ONE_SOURCE = Bank(numbered(50, 1), numbered(9, 1, first=50))
 def test_single_observation_is_context_or_target() -> None:
     seen = set()
     for step in STEPS:
-        task, (x, _, prefix_len) = draw(step, ONE, ONE_SOURCE)
-        pairs = decode(torch.cat(task[::2], 1), torch.cat(task[1::2], 1))[..., 1]
+        batch = draw(step, ONE, ONE_SOURCE)
+        pairs = everything(batch)[..., 1]
         assert (pairs.unique(dim=0).sort(-1).values <= 100).all()
-        latents = int((task.x_context[0, :, -1] > 0).sum())
-        observed = task.x_context.shape[1] - latents
-        if kind(task) == "posterior":
-            assert prefix_len.tolist() == list(range(P - latents))
+        latents = num_given(batch)
+        observed = batch.x_context.shape[1] - latents
+        if kind(batch) == "posterior":
+            assert batch.prefix_len.tolist() == list(range(P - latents))
         else:
-            assert (prefix_len == 0).all() and observed == 0 and x.shape[1] == 1 + P - latents
-        seen.add((kind(task), observed, latents == P))
+            assert (batch.prefix_len == 0).all() and observed == 0 and batch.x_target.shape[1] == 1 + P - latents
+        seen.add((kind(batch), observed, latents == P))
     assert {("posterior", 1, False), ("likelihood", 0, True), ("data", 0, False)} <= seen
 
 
@@ -215,9 +224,7 @@ def test_bank_gives_its_own_simulations_with_random_trials_in_any_order() -> Non
 
 
 def test_training_batches_of_a_bank_hold_nothing_that_is_held_out() -> None:
-    assert (
-        max(decode(task.x_context, task.y_context)[..., 0].max() for task, _ in BATCHES if task.x_context.numel()) < 50
-    )
+    assert max(everything(batch)[..., 0].max() for batch in BATCHES) < 50
 
 
 def test_bank_is_simulated_from_its_seed_and_split() -> None:
@@ -247,40 +254,53 @@ def test_bank_of_fewer_than_two_is_an_error(number: int) -> None:
 
 
 def test_validation_asks_for_posterior_likelihood_and_data_at_several_sizes() -> None:
-    tasks = program_validation(SOURCE, CONFIG)
-    sizes = [(int((t.x_context[0, :, -1] > 0).sum()), int((t.x_context[0, :, -1] == 0).sum())) for t in tasks]
+    batches = program_source().validation()
+    sizes = [(num_given(b), int((b.x_context[0, :, -1] == 0).sum())) for b in batches]
     assert sizes == [(0, 2), (0, 8), (P, 0), (0, 0), (0, 2), (0, 4)]
-    for index, task in enumerate(tasks):
-        pairs = decode(torch.cat(task[:4:2], 1), torch.cat(task[1:4:2], 1))
-        assert all(len(row.unique()) == len(row) for row in pairs[..., 1])
-        assert ((task.x_buffer[..., -1] > 0) == (index < 2)).all()
-        assert task.x_buffer.shape[1] == (P if index < 2 else K) and len(task.x_buffer) == 128
+    for index, batch in enumerate(batches):
+        assert num_fresh(batch) == 0 and batch.prefix_len.tolist() == list(range(batch.x_buffer.shape[1]))
+        assert all(len(row.unique()) == len(row) for row in everything(batch)[..., 1])
+        assert ((batch.x_buffer[..., -1] > 0) == (index < 2)).all()
+        assert batch.x_buffer.shape[1] == (P if index < 2 else K) and len(batch.x_buffer) == 128
 
 
 def test_validation_of_a_bank_uses_what_is_held_out() -> None:
-    for task in program_validation(SOURCE, CONFIG):
-        assert (decode(task.x_buffer, task.y_buffer)[..., 0] >= 50).all()
+    for batch in program_source().validation():
+        assert (everything(batch)[..., 0] >= 50).all()
 
 
 def test_validation_is_fixed_and_uses_no_global_randomness() -> None:
     simulator = Simulator(line, inputs)
     config = dataclasses.replace(CONFIG, dim_x=1, dim_y=None, latents=simulator.latents)
     state = torch.get_rng_state()
-    first = program_validation(simulator, config)
+    first = program_source(simulator, config).validation()
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(100)
-    second = program_validation(simulator, config)
+    second = program_source(simulator, config).validation()
     assert all(torch.equal(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True))
 
 
 def test_validation_of_few_trials_repeats_no_pair() -> None:
     config = dataclasses.replace(CONFIG, num_context=(0, K - 1))
-    for task in program_validation(SOURCE, config):
-        pairs = decode(torch.cat(task[::2], 1), torch.cat(task[1::2], 1))[..., 1]
-        assert all(len(row.unique()) == len(row) for row in pairs)
-        assert task.x_buffer.shape[1] in (P, K)
+    for batch in program_source(config=config).validation():
+        assert all(len(row.unique()) == len(row) for row in everything(batch)[..., 1])
+        assert batch.x_buffer.shape[1] in (P, K)
 
 
 def test_validation_of_one_observation_asks_posterior_likelihood_and_prior() -> None:
-    tasks = program_validation(ONE_SOURCE, ONE)
-    assert [(t.x_context.shape[1], t.x_buffer.shape[1]) for t in tasks] == [(1, P), (P, 1), (0, 1)]
+    batches = program_source(ONE_SOURCE, ONE).validation()
+    assert [(b.x_context.shape[1], b.x_buffer.shape[1]) for b in batches] == [(1, P), (P, 1), (0, 1)]
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", ["batch_size", "num_targets"])
+def test_sizes_must_be_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
+        dataclasses.replace(program_source(), **{name: 0})
+
+
+def test_settings_tell_a_bank_from_new_simulations() -> None:
+    assert program_source().settings["num_simulations"] == 59
+    assert program_source(Simulator(line, inputs)).settings["num_simulations"] is None

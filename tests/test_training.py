@@ -20,25 +20,18 @@ import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, PartialState
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.priors import gp, gp_1d, gp_1d_noisy, sawtooth
 from pyro_arbuf.progress import progress_bar
-from pyro_arbuf.training import batch as tasks
 from pyro_arbuf.training import loop as training
-from pyro_arbuf.training import run_state
-from pyro_arbuf.training.batch import (
-    Prior,
-    Task,
-    curriculum,
-    draw_batch,
-    draw_num_context,
-    split_task,
-    validation_tasks,
-)
-from pyro_arbuf.training.loop import learning_rate_factor, load_state, make_optimizers, save_state, validate
-from pyro_arbuf.training.run_state import read_record
+from pyro_arbuf.training import run_state, sources
+from pyro_arbuf.training.loop import learning_rate_factor, make_optimizers, validate
+from pyro_arbuf.training.run_state import RunState
+from pyro_arbuf.training.sources import PriorSource, curriculum, draw_num_context, split_points
 
 B, N, K, M = 2, 5, 4, 7
 
@@ -63,44 +56,48 @@ def _fresh_accelerator() -> Iterator[None]:
 # Curriculum and data stream
 
 
-def numbered_task(num_targets: int = M) -> Task:
-    """A task whose outcomes tell which pair they belong to: y = 100 x."""
+def numbered_pairs(num_targets: int = M) -> list[tuple[Tensor, Tensor]]:
+    """Context, buffer and fresh pairs whose outcomes tell which pair they belong to: y = 100 x."""
     x = torch.arange(float(B * (N + K + num_targets))).view(B, -1, 1)
-    return split_task(x, 100 * x, N, K)
+    return split_points(x, 100 * x, (N, K, num_targets))
+
+
+def numbered_batch(seed: int = 0, num_targets: int = M) -> Batch:
+    return curriculum(*numbered_pairs(num_targets), generator(seed))
 
 
 def test_half_of_the_targets_see_no_buffer_and_half_see_a_prefix_of_it() -> None:
-    draws = torch.stack([curriculum(numbered_task(), generator(seed))[2] for seed in range(200)])
+    draws = torch.stack([numbered_batch(seed).prefix_len for seed in range(200)])
     fresh = draws[:, :M]
     assert (fresh[:, : M // 2] == 0).all()
     assert fresh[:, M // 2 :].unique().tolist() == list(range(1, K + 1))
 
 
 def test_prefixes_of_the_buffered_half_are_uniform() -> None:
-    seen = torch.cat([curriculum(numbered_task(), generator(seed))[2][M // 2 : M] for seed in range(1000)])
+    seen = torch.cat([numbered_batch(seed).prefix_len[M // 2 : M] for seed in range(1000)])
     share = seen.bincount(minlength=K + 1)[1:] / len(seen)
     assert (share - 1 / K).abs().max() < 5 * (1 / K * (1 - 1 / K) / len(seen)) ** 0.5
 
 
 def test_slots_are_targets_that_do_not_see_their_own_pair() -> None:
-    assert curriculum(numbered_task(), generator())[2][M:].tolist() == list(range(K))
+    assert numbered_batch().prefix_len[M:].tolist() == list(range(K))
 
 
 def test_targets_are_the_fresh_ones_then_the_buffer_each_with_its_outcome() -> None:
-    task = numbered_task()
-    x, y, prefix_len = curriculum(task, generator())
-    assert torch.equal(x, torch.cat([task.x_target, task.x_buffer], 1)) and torch.equal(y, 100 * x)
-    assert prefix_len.shape == (M + K,)
+    _, (x_buffer, _), (x_fresh, _) = numbered_pairs()
+    batch = numbered_batch()
+    assert torch.equal(batch.x_target, torch.cat([x_fresh, x_buffer], 1))
+    assert torch.equal(batch.y_target, 100 * batch.x_target) and batch.prefix_len.shape == (M + K,)
 
 
 def test_one_fresh_target_is_enough() -> None:
-    assert curriculum(numbered_task(1), generator())[2].shape == (1 + K,)
+    assert numbered_batch(num_targets=1).prefix_len.shape == (1 + K,)
 
 
 def test_split_gives_every_point_one_role() -> None:
-    task = numbered_task()
-    assert [t.shape for t in task[::2]] == [(B, N, 1), (B, K, 1), (B, M, 1)]
-    assert len(torch.cat(task[::2], 1).unique()) == B * (N + K + M)
+    parts = [x for x, _ in numbered_pairs()]
+    assert [x.shape for x in parts] == [(B, N, 1), (B, K, 1), (B, M, 1)]
+    assert len(torch.cat(parts, 1).unique()) == B * (N + K + M)
 
 
 def test_number_of_context_pairs_covers_zero_to_the_largest_and_stays_inside() -> None:
@@ -108,7 +105,7 @@ def test_number_of_context_pairs_covers_zero_to_the_largest_and_stays_inside() -
     counts = torch.tensor([draw_num_context(128, source) for _ in range(20000)])
     assert counts.min() == 0 and counts.max() == 128 and len(counts.unique()) == 129
     share = (counts == 0).double().mean().item()
-    assert abs(share - tasks.EMPTY_CONTEXT_SHARE) < 5 * (0.05 * 0.95 / 20000) ** 0.5
+    assert abs(share - sources.EMPTY_CONTEXT_SHARE) < 5 * (0.05 * 0.95 / 20000) ** 0.5
 
 
 def test_small_contexts_are_more_common_than_large_ones() -> None:
@@ -124,44 +121,57 @@ def test_number_of_context_pairs_of_a_tiny_range_stays_inside(max_context: int) 
     assert counts == set(range(max_context + 1))
 
 
-def batch_tensors(**numbers: int) -> list[Tensor]:
-    numbers = {"seed": 1, "step": 3} | numbers
-    task, targets = draw_batch(tiny.lines, tiny.CONFIG, batch_size=B, num_targets=M, **numbers)
-    return [*task, *targets]
+def line_batch(seed: int = 1, step: int = 3, process: int = 0) -> Batch:
+    return tiny.line_source(batch_size=B, num_targets=M, seed=seed).batch(step, process)
 
 
 def test_batch_is_a_pure_function_of_seed_and_step() -> None:
     torch.manual_seed(1)
-    first = batch_tensors()
+    first = line_batch()
     state = torch.get_rng_state()
-    second = batch_tensors()
+    second = line_batch()
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"step": 4}, {"process": 1}])
 def test_batch_differs_between_seeds_steps_and_processes(change: dict[str, int]) -> None:
-    first, second = batch_tensors()[4], batch_tensors(**change)[4]
+    first, second = line_batch().y_target[:, :M], line_batch(**change).y_target[:, :M]
     assert not torch.isclose(first, second).any()
 
 
 def test_processes_share_the_number_of_context_pairs() -> None:
     for step in range(20):
-        assert len({batch_tensors(step=step, process=process)[0].shape for process in range(3)}) == 1
+        assert len({line_batch(step=step, process=process).x_context.shape for process in range(3)}) == 1
+
+
+@pytest.mark.parametrize("name", ["batch_size", "num_targets"])
+def test_sizes_of_a_source_must_be_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
+        tiny.line_source(**{name: 0})
+
+
+def test_prior_of_other_shapes_than_its_configuration_says_is_named() -> None:
+    source = dataclasses.replace(tiny.line_source(), config=dataclasses.replace(tiny.CONFIG, dim_x=2, prior="lines"))
+    with pytest.raises(
+        ValueError, match=r"the prior 'lines' must return .* \(3, \d+, 2\) and .* got \(3, \d+, 1\) and"
+    ):
+        source.batch(0)
 
 
 def test_validation_set_is_fixed_and_within_the_trained_range() -> None:
-    first, second = (validation_tasks(tiny.lines, tiny.CONFIG) for _ in range(2))
-    assert [task.x_context.shape[1] for task in first] == [8]
+    first, second = (tiny.line_source().validation() for _ in range(2))
+    assert [batch.x_context.shape[1] for batch in first] == [8]
     assert torch.equal(first[0].y_buffer, second[0].y_buffer)
 
 
 def test_validation_score_is_the_joint_density_per_target() -> None:
-    model, (task,) = tiny.tiny_model().requires_grad_(False), validation_tasks(tiny.lines, tiny.CONFIG)
-    x, y = task.x_buffer[:, :K], task.y_buffer[:, :K, 0]
-    context = model.condition(task.x_context, task.y_context[..., 0])
-    joint = ArBufferJoint(context, x, orders=torch.arange(K)[None])
-    assert validate(model, [task])[0] == pytest.approx(joint.log_prob(y).mean().item() / K, abs=1e-5)
+    model, (batch,) = tiny.tiny_model().requires_grad_(False), tiny.line_source().validation()
+    assert batch.x_buffer.shape == batch.x_target.shape == (128, K, 1)
+    context = model.condition(batch.x_context, batch.y_context[..., 0])
+    joint = ArBufferJoint(context, batch.x_buffer, orders=torch.arange(K)[None])
+    score = joint.log_prob(batch.y_buffer[..., 0]).mean().item() / K
+    assert validate(model, [batch])[0] == pytest.approx(score, abs=1e-5)
 
 
 # Priors
@@ -171,26 +181,24 @@ PRIORS = pytest.mark.parametrize("prior", [gp_1d, gp_1d_noisy, sawtooth])
 
 
 @PRIORS
-@pytest.mark.parametrize("num_context", [0, N])
-def test_prior_has_the_shapes_of_a_task(prior: Prior, num_context: int) -> None:
-    task = prior(B, num_context, K, M, generator())
-    sizes = [num_context, num_context, K, K, M, M]
-    assert [t.shape for t in task] == [(B, size, 1) for size in sizes]
-    assert {t.dtype for t in task} == {torch.float32} and all(t.isfinite().all() for t in task)
+def test_prior_has_the_shapes_of_points(prior: sources.Prior) -> None:
+    x, y = prior(B, N + K + M, generator())
+    assert x.shape == y.shape == (B, N + K + M, 1)
+    assert {x.dtype, y.dtype} == {torch.float32} and x.isfinite().all() and y.isfinite().all()
 
 
 @PRIORS
-def test_prior_draws_from_its_generator_alone(prior: Prior) -> None:
+def test_prior_draws_from_its_generator_alone(prior: sources.Prior) -> None:
     state = torch.get_rng_state()
-    first, second = (prior(B, N, K, M, generator(1)) for _ in range(2))
+    first, second = (prior(B, N + K + M, generator(1)) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not torch.isclose(first.y_buffer, prior(B, N, K, M, generator(2)).y_buffer).any()
+    assert not torch.isclose(first[1], prior(B, N + K + M, generator(2))[1]).any()
 
 
 @PRIORS
-def test_inputs_are_uniform_on_the_range(prior: Prior) -> None:
-    x = prior(2000, 0, K, 1, generator()).x_buffer.flatten().double()
+def test_inputs_are_uniform_on_the_range(prior: sources.Prior) -> None:
+    x = prior(2000, K, generator())[0].flatten().double()
     assert -2 <= x.min() < -1.99 and 1.99 < x.max() <= 2
     assert x.mean().abs() < 5 * (16 / 12 / len(x)) ** 0.5
     assert (x.square().mean() - 4 / 3).abs() < 5 * x.square().std() / len(x) ** 0.5
@@ -213,8 +221,7 @@ def expected_covariance(distance: Tensor, kernel: int) -> Tensor:
 @pytest.mark.parametrize("kernel", [0, 1, 2])
 def test_gp_has_the_covariance_of_its_kernel(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gp, "KERNEL_WEIGHTS", tuple(float(k == kernel) for k in range(3)))
-    task = gp_1d(60000, 0, 2, 1, generator(kernel))
-    x, y = (t.double().squeeze(-1) for t in (task.x_buffer, task.y_buffer))
+    x, y = (t.double().squeeze(-1) for t in gp_1d(60000, 2, generator(kernel)))
     distance, product = (x[:, 0] - x[:, 1]).abs(), y[:, 0] * y[:, 1]
     residual = product - expected_covariance(distance, kernel)
     for low, high in [(0.0, 0.1), (0.1, 0.3), (0.3, 0.6), (0.6, 1.0), (1.0, 2.0), (2.0, 4.0)]:
@@ -227,14 +234,14 @@ def test_gp_lengthscale_is_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
     scaled = []
     monkeypatch.setattr(gp, "KERNEL_WEIGHTS", (1.0, 0.0, 0.0))
     monkeypatch.setattr(gp, "correlation", lambda d, kernel: scaled.append(d) or torch.exp(-d))
-    x = gp_1d(4000, 0, 2, 1, generator()).x_buffer.double().squeeze(-1)
+    x = gp_1d(4000, 2, generator())[0].double().squeeze(-1)
     lengthscale = (x[:, 0] - x[:, 1]).abs() / scaled[0][:, 0, 1]
     assert 0.0999 < lengthscale.min() < 0.105 and 0.995 < lengthscale.max() < 1.0001
     assert (lengthscale.mean() - 0.55).abs() < 5 * 0.9 / math.sqrt(12 * 4000)
 
 
 def test_gp_variance_is_uniform() -> None:
-    y = gp_1d(60000, 0, 1, 1, generator()).y_buffer.flatten().double()
+    y = gp_1d(60000, 1, generator())[1].flatten().double()
     fourth = y**4  # E y^4 = 3 E v^2 for v ~ U[0.5, 1.5]
     assert (fourth.mean() - 3 * (1 + 1 / 12)).abs() < 5 * fourth.std() / len(y) ** 0.5
 
@@ -250,7 +257,7 @@ def test_gp_chooses_kernels_by_their_weights(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(gp, "correlation", lambda d, kernel: chosen.append(kernel) or torch.exp(-d))
     source = generator()
     for _ in range(1500):
-        gp_1d(1, 0, 1, 1, source)
+        gp_1d(1, 2, source)
     share = torch.tensor(chosen).bincount(minlength=3) / 1500
     expected = torch.tensor([0.4, 0.3, 0.3])
     assert ((share - expected).abs() < 5 * (expected * (1 - expected) / 1500).sqrt()).all()
@@ -259,17 +266,16 @@ def test_gp_chooses_kernels_by_their_weights(monkeypatch: pytest.MonkeyPatch) ->
 def test_gp_draws_the_kernel_class_of_every_function_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {}
     monkeypatch.setattr(gp, "correlation", lambda d, kernel: sizes.update({kernel: len(d)}) or torch.exp(-d))
-    gp_1d(3000, 0, 1, 1, generator())
+    gp_1d(3000, 2, generator())
     assert sum(sizes.values()) == 3000
     for kernel, weight in enumerate([0.4, 0.3, 0.3]):
         assert abs(sizes[kernel] / 3000 - weight) < 5 * (weight * (1 - weight) / 3000) ** 0.5
 
 
-def noise_scales(prior: Prior, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+def noise_scales(prior: sources.Prior, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Variances of a GP whose kernel is zero: the noise alone."""
     monkeypatch.setattr(gp, "correlation", lambda d, kernel: torch.zeros_like(d))
-    task = prior(3000, 0, 60, 1, generator())
-    return task.y_buffer.squeeze(-1).double().var(-1)
+    return prior(3000, 60, generator())[1].squeeze(-1).double().var(-1)
 
 
 def test_gp_has_the_papers_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,13 +292,13 @@ def test_noise_of_the_noisy_gp_is_log_uniform(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_sawtooth_lies_between_zero_and_one_up_to_its_noise() -> None:
-    y = sawtooth(2000, 0, 20, 1, generator()).y_buffer
+    y = sawtooth(2000, 20, generator())[1]
     assert -0.55 < y.min() < -0.1 and 1.1 < y.max() < 1.55
     assert ((y > -0.3) & (y < 1.3)).double().mean() > 0.999
 
 
 def test_sawtooth_has_the_moments_of_a_uniform_phase_and_its_noise() -> None:
-    y = sawtooth(20000, 0, 1, 1, generator()).y_buffer.flatten().double()
+    y = sawtooth(20000, 1, generator())[1].flatten().double()
     noise = (0.1**3 - 0.05**3) / 3 / 0.05  # E sd^2 for sd ~ U[0.05, 0.1]
     assert (y.mean() - 0.5).abs() < 5 * y.std() / len(y) ** 0.5
     squared = (y - 0.5) ** 2
@@ -301,9 +307,9 @@ def test_sawtooth_has_the_moments_of_a_uniform_phase_and_its_noise() -> None:
 
 def test_sawtooth_rises_or_falls_with_a_slope_of_three_to_five(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("pyro_arbuf.priors.sawtooth"), "NOISE_SD", (0.0, 0.0))
-    task = sawtooth(200, 0, 400, 1, generator())
-    order = task.x_buffer.argsort(1)
-    x, y = task.x_buffer.gather(1, order).squeeze(-1), task.y_buffer.gather(1, order).squeeze(-1)
+    x, y = sawtooth(200, 400, generator())
+    order = x.argsort(1)
+    x, y = x.gather(1, order).squeeze(-1), y.gather(1, order).squeeze(-1)
     slope = (y.diff() / x.diff()).median(1).values
     assert 2.9 < slope.abs().min() < 3.3 and 4.7 < slope.abs().max() < 5.1
     assert 0.3 < (slope > 0).double().mean() < 0.7
@@ -313,7 +319,7 @@ def test_sawtooth_rises_or_falls_with_a_slope_of_three_to_five(monkeypatch: pyte
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], training.TrainingState, Path]:
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], RunState, Path]:
     """A run of 20 steps without interruption: last weights, result and state file."""
     path = tmp_path_factory.mktemp("runs") / "tiny" / "state.safetensors"
     model, state = tiny.tiny_fit(path)
@@ -324,18 +330,17 @@ class KilledError(Exception):
     pass
 
 
-def kill_at(step: int) -> Callable[[training.TrainingState], None]:
-    def on_checkpoint(state: training.TrainingState) -> None:
-        if state.steps == step:
+def kill_at(step: int) -> Callable[[RunState], None]:
+    def on_checkpoint(state: RunState) -> None:
+        if state.step == step:
             raise KilledError
 
     return on_checkpoint
 
 
 def test_loss_falls(tmp_path: Path) -> None:
-    _, state = tiny.tiny_fit(
-        tmp_path / "state.safetensors", 40, batch_size=16, learning_rate=1e-2, validate_every=8, checkpoint_minutes=1.0
-    )
+    source, options = tiny.line_source(batch_size=16), {"learning_rate": 1e-2, "validate_every": 8}
+    _, state = tiny.tiny_fit(tmp_path / "state.safetensors", 40, source=source, checkpoint_minutes=1.0, **options)
     losses = [entry["loss"] for entry in state.history]
     assert len(losses) == 5 and losses[-1] < losses[0] - 0.2
     assert state.history[-1]["validation"] > state.history[0]["validation"]
@@ -345,13 +350,13 @@ def test_best_weights_have_the_best_score(straight: tuple) -> None:
     state = straight[1]
     model = tiny.tiny_model()
     model.load_state_dict(state.best_weights)
-    scores = validate(model, validation_tasks(tiny.lines, tiny.CONFIG))
+    scores = validate(model, tiny.line_source().validation())
     assert sum(scores) / len(scores) == pytest.approx(state.best_score, abs=1e-6)
     assert state.best_score >= max(entry["validation"] for entry in state.history)
 
 
 def test_history_has_an_entry_per_validation(straight: tuple) -> None:
-    assert [entry["step"] for entry in straight[1].history] == [5, 10, 15, 20] and straight[1].steps == 20
+    assert [entry["step"] for entry in straight[1].history] == [5, 10, 15, 20] and straight[1].step == 20
 
 
 def test_killed_and_resumed_run_equals_the_straight_one(straight: tuple, tmp_path: Path) -> None:
@@ -373,17 +378,12 @@ def test_resumed_run_keeps_the_best_weights_of_before(tmp_path: Path) -> None:
     assert_equal(state.best_weights, dict(tiny.tiny_model().state_dict()))
 
 
-def test_every_step_draws_the_batch_of_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_draws_the_batch_of_its_number(tmp_path: Path) -> None:
     path, steps = tmp_path / "state.safetensors", []
-
-    def spy(*args: object) -> object:
-        steps.append(args[5])
-        return draw_batch(*args)
-
-    monkeypatch.setattr(training, "draw_batch", spy)
+    source = tiny.Changed(lambda batch, step, process: (steps.append(step), batch)[1])
     with pytest.raises(KilledError):
-        tiny.tiny_fit(path, on_checkpoint=kill_at(10))
-    tiny.tiny_fit(path, resume=True)
+        tiny.tiny_fit(path, source=source, on_checkpoint=kill_at(10))
+    tiny.tiny_fit(path, source=source, resume=True)
     assert steps == list(range(20))
 
 
@@ -407,7 +407,7 @@ def test_run_killed_by_the_system_at_any_moment_resumes_to_the_same_weights(tmp_
 def test_finished_run_resumes_to_itself(straight: tuple) -> None:
     model, state = tiny.tiny_fit(straight[2], resume=True)
     assert_equal(model.state_dict(), straight[0])
-    assert state.steps == 20
+    assert state.step == 20
 
 
 def test_resumed_run_goes_on_where_more_steps_are_asked_for(straight: tuple, tmp_path: Path) -> None:
@@ -424,15 +424,15 @@ def test_clock_of_a_resumed_run_goes_on(straight: tuple) -> None:
 def test_run_stops_when_its_minutes_are_used(tmp_path: Path) -> None:
     started = time.monotonic()
     _, state = tiny.tiny_fit(tmp_path / "state.safetensors", steps=10**6, minutes=0.005)
-    assert 0.3 <= time.monotonic() - started < 10 and 0 < state.steps < 10**6
+    assert 0.3 <= time.monotonic() - started < 10 and 0 < state.step < 10**6
 
 
 def test_state_is_written_whenever_the_caller_is_told(tmp_path: Path) -> None:
     path, seen = tmp_path / "state.safetensors", []
 
-    def on_checkpoint(state: training.TrainingState) -> None:
+    def on_checkpoint(state: RunState) -> None:
         with safe_open(path, "pt") as file:
-            seen.append((state.steps, json.loads(file.metadata()["record"])["step"]))
+            seen.append((state.step, json.loads(file.metadata()["record"])["step"]))
 
     tiny.tiny_fit(path, on_checkpoint=on_checkpoint)
     assert seen == [(0, 0), (5, 5), (10, 10), (15, 15), (20, 20)]
@@ -441,7 +441,7 @@ def test_state_is_written_whenever_the_caller_is_told(tmp_path: Path) -> None:
 def test_state_is_written_at_the_end_however_short_the_run(tmp_path: Path) -> None:
     seen = []
     tiny.tiny_fit(
-        tmp_path / "state.safetensors", 7, checkpoint_minutes=1e6, on_checkpoint=lambda state: seen.append(state.steps)
+        tmp_path / "state.safetensors", 7, checkpoint_minutes=1e6, on_checkpoint=lambda state: seen.append(state.step)
     )
     assert seen == [0, 7] and (tmp_path / "state.safetensors").exists()
 
@@ -471,12 +471,12 @@ def test_crash_while_the_state_is_written_leaves_the_old_one(
     owner: object, name: str, crash: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, model = tmp_path / "state.safetensors", tiny.tiny_model()
-    save_state(path, model, make_optimizers(model), {}, {"step": 1})
+    RunState(step=1).save(path, model, make_optimizers(model))
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"cannot be written \((disk full|killed)\)"):
         patch.setattr(owner, name, crash)
-        save_state(path, tiny.tiny_model(1), make_optimizers(model), {}, {"step": 2})
+        RunState(step=2).save(path, tiny.tiny_model(1), make_optimizers(model))
     other = tiny.tiny_model(2)
-    assert load_state(path, other, make_optimizers(other))[1] == {"step": 1}
+    assert RunState.load(path, other, make_optimizers(other)) == RunState(step=1)
     assert_equal(other.state_dict(), model.state_dict())
 
 
@@ -488,10 +488,11 @@ def test_state_restores_weights_optimizers_best_and_record(tmp_path: Path) -> No
     for optimizer in optimizers:
         optimizer.step()
     best = tiny.tiny_model(2).state_dict()
-    save_state(tmp_path / "state.safetensors", model, optimizers, best, {"step": 7, "history": [{"loss": 0.5}]})
-    got, record = load_state(tmp_path / "state.safetensors", other, restored)
-    assert record == {"step": 7, "history": [{"loss": 0.5}]}
-    assert_equal(got, best)
+    state = RunState({"seed": 3}, {"steps": 2}, 7, 1.5, [{"loss": 0.5}], -0.25, 0.75, best)
+    state.save(tmp_path / "state.safetensors", model, optimizers)
+    got = RunState.load(tmp_path / "state.safetensors", other, restored)
+    assert dataclasses.replace(got, best_weights={}) == dataclasses.replace(state, best_weights={})
+    assert_equal(got.best_weights, best)
     assert_equal(other.state_dict(), model.state_dict())
     for before, after in zip(optimizers, restored, strict=True):
         before, after = before.state_dict()["state"], after.state_dict()["state"]
@@ -532,26 +533,24 @@ def test_learning_rate_follows_the_schedule(tmp_path: Path, monkeypatch: pytest.
     made, seen = [], []
     monkeypatch.setattr(training, "make_optimizers", lambda *args: made.extend(make_optimizers(*args)) or made)
 
-    def prior(*args: object) -> Task:
+    def note(batch: Batch, step: int, process: int) -> Batch:
         seen.append([group["lr"] for optimizer in made for group in optimizer.param_groups])
-        return tiny.lines(*args)
+        return batch
 
-    training.fit(
-        tiny.tiny_model(), prior, tmp_path / "s.safetensors", steps=4, batch_size=3, num_targets=6, learning_rate=0.5
-    )
+    training.fit(tiny.tiny_model(), tiny.Changed(note), tmp_path / "s.safetensors", steps=4, learning_rate=0.5)
     expected = [0.5 * learning_rate_factor(step / 4) for step in range(4)]
-    assert seen[-4:] == [[rate, rate] for rate in expected]
+    assert seen == [[rate, rate] for rate in expected]
 
 
 def test_limits_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fit needs minutes= or steps="):
-        training.fit(tiny.tiny_model(), tiny.lines, tmp_path / "state.safetensors")
+        training.fit(tiny.tiny_model(), tiny.line_source(), tmp_path / "state.safetensors")
 
 
-@pytest.mark.parametrize("name", ["steps", "minutes", "batch_size", "num_targets", "validate_every"])
-def test_sizes_must_be_positive(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["steps", "minutes", "validate_every"])
+def test_limits_must_be_positive(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
-        training.fit(tiny.tiny_model(), tiny.lines, tmp_path / "state.safetensors", **{"steps": 1} | {name: 0})
+        training.fit(tiny.tiny_model(), tiny.line_source(), tmp_path / "s.safetensors", **{"steps": 1} | {name: 0})
 
 
 def test_resume_needs_a_state(tmp_path: Path) -> None:
@@ -562,7 +561,7 @@ def test_resume_needs_a_state(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 4}, {"num_targets": 5}])
 def test_state_of_another_run_is_refused(change: dict[str, int], straight: tuple) -> None:
     with pytest.raises(ValueError, match="belongs to another run"):
-        tiny.tiny_fit(straight[2], resume=True, **change)
+        tiny.tiny_fit(straight[2], resume=True, source=tiny.line_source(**change))
 
 
 @pytest.mark.parametrize("change", [{"prior": "other"}, {"width": 14}, {"num_layers": 1}])
@@ -574,27 +573,25 @@ def test_state_of_another_model_is_refused(change: dict[str, object], straight: 
 def test_a_new_run_keeps_the_state_of_an_earlier_one(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     for seed in (0, 1):
-        tiny.tiny_fit(path, 5, seed=seed)
+        tiny.tiny_fit(path, 5, source=tiny.line_source(seed=seed))
     assert path.exists() and path.with_suffix(".previous.safetensors").exists()
 
 
-def drawn_with(part: str, value: float, step: int) -> Callable:
-    """Draws batches whose second data set holds a value from a step on."""
+def drawn_with(part: str, value: float, first: int) -> tiny.Changed:
+    """Lines in batches whose second data set holds a value from a step on."""
 
-    def draw(*args: object) -> object:
-        task, targets = draw_batch(*args)
-        if args[5] >= step:
-            getattr(task, part)[1] = value
-            targets = curriculum(task, generator())
-        return task, targets
+    def change(batch: Batch, step: int, process: int) -> Batch:
+        if step >= first:
+            getattr(batch, part)[1] = value
+        return batch
 
-    return draw
+    return tiny.Changed(change)
 
 
 def test_a_diverged_run_says_so(tmp_path: Path) -> None:
     message = r"not finite at step 5 although the data is: training diverged; .* a learning rate below 0\.006"
     with pytest.raises(RuntimeError, match=message):
-        tiny.tiny_fit(tmp_path / "state.safetensors", 5, draw=drawn_with("y_target", 1e30, 3))
+        tiny.tiny_fit(tmp_path / "state.safetensors", 5, source=drawn_with("y_target", 1e30, 3))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -602,16 +599,16 @@ def test_a_diverged_run_says_so(tmp_path: Path) -> None:
 def test_nan_from_a_prior_is_reported_as_data_at_its_step(part: str, value: float, tmp_path: Path) -> None:
     message = f"the batch of step 7 must be finite; {part} holds NaN or infinite values in 1 of its 3 data sets; mend"
     with pytest.raises(ValueError, match=message):
-        tiny.tiny_fit(tmp_path / "state.safetensors", draw=drawn_with(part, value, 7))
-    assert read_record(tmp_path / "state.safetensors")["step"] == 5
+        tiny.tiny_fit(tmp_path / "state.safetensors", source=drawn_with(part, value, 7))
+    assert RunState.read(tmp_path / "state.safetensors").step == 5
 
 
 def test_nan_in_the_validation_set_is_found_before_training(tmp_path: Path) -> None:
-    (task,) = validation_tasks(tiny.lines, tiny.CONFIG)
-    task.y_context[3, 2] = math.nan
+    (batch,) = tiny.line_source().validation()
+    batch.y_context[3, 2] = math.nan
     message = "the validation set with 8 context pairs must be finite; y_context holds NaN .* in 1 of its 128 data sets"
     with pytest.raises(ValueError, match=message):
-        tiny.tiny_fit(tmp_path / "state.safetensors", tasks=[task], draw=None)
+        tiny.tiny_fit(tmp_path / "state.safetensors", source=tiny.Changed(tiny.unchanged, [batch]))
     assert not (tmp_path / "state.safetensors").exists()
 
 
@@ -619,23 +616,23 @@ def test_validation_that_overflows_is_found_before_training_and_leaves_the_earli
     path = tmp_path / "state.safetensors"
     tiny.tiny_fit(path, 5)
     before = path.read_bytes()
-    (task,) = validation_tasks(tiny.lines, tiny.CONFIG)
-    task.y_buffer[:] = 1e30
+    (batch,) = tiny.line_source().validation()
+    batch.y_target[:] = 1e30
     with pytest.raises(ValueError, match="validation density of the weights at the start must be finite"):
-        tiny.tiny_fit(path, tasks=[task])
+        tiny.tiny_fit(path, source=tiny.Changed(tiny.unchanged, [batch]))
     assert path.read_bytes() == before
 
 
 # Ctrl-C, locks, what cannot be written
 
 
-def interrupted_draw(step: int, press: Callable[[], None]) -> Callable:
-    def draw(*args: object) -> object:
-        if args[5] == step:
+def interrupted_at(wanted: int, press: Callable[[], None]) -> tiny.Changed:
+    def change(batch: Batch, step: int, process: int) -> Batch:
+        if step == wanted:
             press()
-        return draw_batch(*args)
+        return batch
 
-    return draw
+    return tiny.Changed(change)
 
 
 def raise_interrupt() -> None:
@@ -662,12 +659,12 @@ def test_ctrl_c_before_the_first_checkpoint_saves_and_the_run_resumes_to_the_sam
     path, seen = tmp_path / "state.safetensors", []
     options = {"checkpoint_minutes": 1e6}
     with pytest.raises(KeyboardInterrupt):
-        tiny.tiny_fit(path, on_checkpoint=seen.append, draw=interrupted_draw(3, press), **options)
+        tiny.tiny_fit(path, on_checkpoint=seen.append, source=interrupted_at(3, press), **options)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert [state.steps for state in seen] == [0, reached]
+    assert [state.step for state in seen] == [0, reached]
     model = tiny.tiny_model()
     model.load_state_dict(seen[-1].best_weights)
-    (score,) = validate(model, validation_tasks(tiny.lines, tiny.CONFIG))
+    (score,) = validate(model, tiny.line_source().validation())
     assert score == pytest.approx(seen[-1].best_score, abs=1e-6) and score > seen[0].best_score  # trained ones
     model, state = tiny.tiny_fit(path, resume=True, **options)
     assert_equal(model.state_dict(), straight[0])
@@ -683,17 +680,17 @@ def test_second_ctrl_c_within_a_step_interrupts_at_once(tmp_path: Path) -> None:
 
     path = tmp_path / "state.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        tiny.tiny_fit(path, draw=interrupted_draw(7, press_twice))
-    assert read_record(path)["step"] == 7
+        tiny.tiny_fit(path, source=interrupted_at(7, press_twice))
+    assert RunState.read(path).step == 7
 
 
 def test_second_run_on_one_state_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
     path, refused = tmp_path / "state.safetensors", []
 
-    def second(state: training.TrainingState) -> None:
+    def second(state: RunState) -> None:
         with pytest.raises(ValueError, match="belongs to a run that is still going on"):
             tiny.tiny_fit(path, resume=True)
-        refused.append(state.steps)
+        refused.append(state.step)
 
     tiny.tiny_fit(path, 5, on_checkpoint=second)
     assert refused == [0, 5]
@@ -702,16 +699,17 @@ def test_second_run_on_one_state_is_refused_while_the_first_goes_on(tmp_path: Pa
 
 def test_state_that_cannot_be_written_is_found_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a file").touch()
+    undrawn = tiny.Changed(lambda *args: pytest.fail("a step was drawn"))
     with pytest.raises(ValueError, match="cannot be written"):
-        tiny.tiny_fit(tmp_path / "a file" / "state.safetensors", draw=lambda *args: pytest.fail("a step was drawn"))
+        tiny.tiny_fit(tmp_path / "a file" / "state.safetensors", source=undrawn)
     monkeypatch.setattr(run_state, "save_file", write_half)
     with pytest.raises(ValueError, match=r"cannot be written \(disk full\)"):
-        tiny.tiny_fit(tmp_path / "state.safetensors", draw=lambda *args: pytest.fail("a step was drawn"))
+        tiny.tiny_fit(tmp_path / "state.safetensors", source=undrawn)
 
 
 def test_output_that_fails_later_leaves_a_state_to_resume(straight: tuple, tmp_path: Path) -> None:
-    def fail(state: training.TrainingState) -> None:
-        if state.steps == 10:
+    def fail(state: RunState) -> None:
+        if state.step == 10:
             raise ValueError("the output cannot be written")
 
     path = tmp_path / "state.safetensors"
@@ -747,7 +745,7 @@ def test_changed_number_in_the_record_of_a_state_is_found(straight: tuple, tmp_p
 def test_setup_of_another_run_is_named_by_its_fields(straight: tuple) -> None:
     message = r"another run: batch_size was 3 and is 4, config\.width was 12 and is 14; call it as it was begun"
     with pytest.raises(ValueError, match=message):
-        tiny.tiny_fit(straight[2], resume=True, batch_size=4, model=tiny.tiny_model(width=14))
+        tiny.tiny_fit(straight[2], resume=True, source=tiny.line_source(batch_size=4), model=tiny.tiny_model(width=14))
 
 
 def test_run_begun_from_other_weights_is_not_resumed(tmp_path: Path) -> None:
@@ -802,16 +800,15 @@ def worker(path: Path, resume: bool, kill_at_step: int | None) -> None:
     """What each of two processes runs: notes its batches, is perhaps killed, and leaves its weights."""
     torch.set_num_threads(1)  # OpenMP hangs after a fork
 
-    def draw(*args: object) -> object:
-        task, targets = draw_batch(*args)
-        torch.save(task.y_context, path.parent / f"batch-{args[5]}-{args[6]}.pt")
-        return task, targets
+    def note(batch: Batch, step: int, process: int) -> Batch:
+        torch.save(batch.y_context, path.parent / f"batch-{step}-{process}.pt")
+        return batch
 
-    def kill(state: training.TrainingState) -> None:
-        if state.steps == kill_at_step:
+    def kill(state: RunState) -> None:
+        if state.step == kill_at_step:
             os._exit(9)
 
-    model, _ = tiny.tiny_fit(path, 20, resume=resume, draw=draw, on_checkpoint=kill)
+    model, _ = tiny.tiny_fit(path, 20, resume=resume, source=tiny.Changed(note), on_checkpoint=kill)
     torch.save(model.state_dict(), path.with_suffix(f".{PartialState().process_index}.pt"))
 
 
@@ -832,7 +829,7 @@ def test_two_processes_draw_different_streams_and_resume_to_the_same_weights(
     for step in range(20):
         first, second = (torch.load(straight.parent / f"batch-{step}-{process}.pt") for process in range(2))
         assert first.shape == second.shape and not (first.numel() and torch.isclose(first, second).any())
-    assert read_record(killed)["setup"]["num_processes"] == 2
+    assert RunState.read(killed).setup["num_processes"] == 2
     weights = [torch.load(path.with_suffix(f".{process}.pt")) for path in (straight, killed) for process in range(2)]
     for other in weights[1:]:
         assert_equal(other, weights[0])
@@ -840,7 +837,7 @@ def test_two_processes_draw_different_streams_and_resume_to_the_same_weights(
 
 def test_a_model_of_tiny_contexts_has_a_validation_set() -> None:
     config = dataclasses.replace(tiny.CONFIG, num_context=(0, 3))
-    assert [t.x_context.shape[1] for t in validation_tasks(tiny.lines, config)] == [3]
+    assert [batch.x_context.shape[1] for batch in PriorSource(tiny.lines, config).validation()] == [3]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state", b"\x08\0\0\0\0\0\0\0{}      "])
@@ -852,17 +849,27 @@ def test_damaged_or_foreign_state_is_named(content: bytes, tmp_path: Path) -> No
 
 
 def test_resumed_run_tells_at_once_what_it_has(straight: tuple) -> None:
-    seen: list[training.TrainingState] = []
+    seen: list[RunState] = []
     tiny.tiny_fit(straight[2], resume=True, on_checkpoint=seen.append)
     assert seen[0].best_score == straight[1].best_score
 
 
-def test_warm_start_goes_on_with_fresh_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    streams = []
-    draw = training.draw_batch
-    monkeypatch.setattr(training, "draw_batch", lambda *args: (streams.append(args[4]), draw(*args))[1])
+def test_origin_of_a_warm_start_is_kept(tmp_path: Path) -> None:
     origin = {"started_from": "tiny", "steps": 70, "minutes": 1.0}
     path = tmp_path / "state.safetensors"
     tiny.tiny_fit(path, 5, origin=origin)
     _, state = tiny.tiny_fit(path, 10, resume=True)
-    assert set(streams) == {70} and state.origin == origin
+    assert state.origin == origin
+
+
+def test_state_told_at_a_checkpoint_does_not_change_afterwards(tmp_path: Path) -> None:
+    seen: list[RunState] = []
+    tiny.tiny_fit(tmp_path / "state.safetensors", 10, on_checkpoint=seen.append)
+    assert [(state.step, len(state.history)) for state in seen] == [(0, 0), (5, 1), (10, 2)]
+
+
+def test_record_with_other_fields_is_no_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_file({}, path, metadata={"record": json.dumps({"step": 1})})
+    with pytest.raises(ValueError, match="is no state of a run, or of an older version"):
+        RunState.read(path)

@@ -61,9 +61,10 @@ def line_fit(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw(num_context: int, num_targets: int, seed: int, num_curves: int = 1) -> list[Tensor]:
     """Noisy curves from the prior that the network was trained on: x and y of the context, x and y of the targets."""
-    task = gp_1d_noisy(num_curves, num_context, 0, num_targets, torch.Generator().manual_seed(seed))
-    pairs = (task.x_context, task.y_context[..., 0], task.x_target, task.y_target[..., 0])
-    return [t.double().squeeze(0) for t in pairs]
+    x, y = gp_1d_noisy(num_curves, num_context + num_targets, torch.Generator().manual_seed(seed))
+    x, y = x.double(), y[..., 0].double()
+    pairs = (x[:, :num_context], y[:, :num_context], x[:, num_context:], y[:, num_context:])
+    return [t.squeeze(0) for t in pairs]
 
 
 *_, x, wiggles = draw(0, NUM_POINTS, seed=7)

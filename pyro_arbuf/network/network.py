@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_arbuf.network.backbone import Backbone
+from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.cache import Buffer, BufferCache, ContextCache
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.embedding import Embedder
@@ -132,35 +133,34 @@ class Network(nn.Module):
         latent = self.latent_head(features).affine(loc[..., :1], scale[..., :1])
         return LatentsAmongOutcomes(at_latent, latent, outcome)
 
-    def forward(
-        self,
-        x_context: Tensor,
-        y_context: Tensor,
-        x_buffer: Tensor,
-        y_buffer: Tensor,
-        x_target: Tensor,
-        y_target: Tensor,
-        prefix_len: Tensor,
-    ) -> Tensor:
-        """Teacher-forced log densities: the training forward, the same functions as everything else.
+    def score(self, batch: Batch) -> Tensor:
+        """Teacher-forced log densities, by the same functions as everything else.
 
         Args:
-            x_context: `(B, N, D_x)`.
-            y_context: `(B, N, D_y)`.
-            x_buffer: `(B, K, D_x)`.
-            y_buffer: `(B, K, D_y)`.
-            x_target: `(B, M, D_x)`.
-            y_target: `(B, M, D_y)`.
-            prefix_len: int64 `(M,)` or `(B, M)`.
+            batch: Contexts, buffers and targets with their prefix lengths.
 
         Returns:
             `(B, M)` nats per target.
         """
-        cache = self.encode(x_context, y_context)
-        pairs = (self.embedder.inputs(x_buffer)[:, None], y_buffer[:, None]) if x_buffer.shape[1] else None
-        embedded_target = self.embedder.inputs(x_target)[:, None]
-        predictive, _ = self.predict(cache, BufferCache(), pairs, embedded_target, prefix_len)
-        return predictive.log_prob(y_target[:, None]).sum(-1).squeeze(1)  # (B, M)
+        cache = self.encode(batch.x_context, batch.y_context)
+        pairs = None
+        if batch.x_buffer.shape[1]:
+            pairs = (self.embedder.inputs(batch.x_buffer)[:, None], batch.y_buffer[:, None])
+        embedded_target = self.embedder.inputs(batch.x_target)[:, None]
+        predictive, _ = self.predict(cache, BufferCache(), pairs, embedded_target, batch.prefix_len)
+        return predictive.log_prob(batch.y_target[:, None]).sum(-1).squeeze(1)  # (B, M)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean negative log density of the targets: what training minimises.
+
+        Returns:
+            A scalar, nats per target.
+        """
+        return -self.score(batch).mean()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss, under the name that wrappers for mixed precision and for several processes call."""
+        return self.loss(batch)
 
 
 def check_resolution(config: ModelConfig, dtype: torch.dtype) -> None:

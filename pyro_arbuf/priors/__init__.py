@@ -1,4 +1,4 @@
-"""Priors: functions `(batch_size, num_context, num_buffer, num_targets, generator) -> Task`, and Pyro programs.
+"""Priors of functions, `(batch_size, num_points, generator) -> (x, y)`, and Pyro programs.
 
 The programs with their exact densities are in modules of their own: `ddm`, `gaussian`, `gaussian_linear`,
 `multisensory`, `two_moons`.

@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_arbuf.training.batch import Task, split_task
-
 KERNEL_WEIGHTS = (0.4, 0.3, 0.3)  # RBF, Matern-3/2, Matern-5/2
 VARIANCE = (0.5, 1.5)
 LENGTHSCALE = (0.1, 1.0)
@@ -48,8 +46,8 @@ def _draw(
     return x.float(), y.float()
 
 
-def gp_1d(batch_size: int, num_context: int, num_buffer: int, num_targets: int, generator: torch.Generator) -> Task:
-    """Draws tasks of the paper's GP benchmark: kernel class and hyperparameters per function, tiny noise.
+def gp_1d(batch_size: int, num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws functions of the paper's GP benchmark: kernel class and hyperparameters per function, tiny noise.
 
     The paper draws the kernel class per batch: the same law of one function, and a noisier gradient.
 
@@ -57,27 +55,20 @@ def gp_1d(batch_size: int, num_context: int, num_buffer: int, num_targets: int, 
     variance 1e-5; x iid uniform on [-2, 2].
 
     Args:
-        batch_size: Tasks B.
-        num_context: Context pairs N.
-        num_buffer: Buffer pairs K.
-        num_targets: Targets M.
+        batch_size: Functions B.
+        num_points: Points T of each, exchangeable: any split is a context, a buffer and targets.
         generator: Source of randomness.
 
     Returns:
-        A `Task` with D_x = 1 and scalar outcomes, float32.
+        x and y, both `(B, T, 1)`, float32.
 
     Source:
         Hassan et al. (2026), section 4 (x iid instead of the paper's Sobol points).
     """
     log_sd = 0.5 * math.log(NOISE_VARIANCE)
-    points = _draw(batch_size, num_context + num_buffer + num_targets, generator, (log_sd, log_sd))
-    return split_task(*points, num_context, num_buffer)
+    return _draw(batch_size, num_points, generator, (log_sd, log_sd))
 
 
-def gp_1d_noisy(
-    batch_size: int, num_context: int, num_buffer: int, num_targets: int, generator: torch.Generator
-) -> Task:
-    """Draws tasks as `gp_1d` does, with observation noise sd log-uniform on [0.003, 0.5] per function."""
-    log_sds = (math.log(NOISE_SD[0]), math.log(NOISE_SD[1]))
-    points = _draw(batch_size, num_context + num_buffer + num_targets, generator, log_sds)
-    return split_task(*points, num_context, num_buffer)
+def gp_1d_noisy(batch_size: int, num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws functions as `gp_1d` does, with observation noise sd log-uniform on [0.003, 0.5] per function."""
+    return _draw(batch_size, num_points, generator, (math.log(NOISE_SD[0]), math.log(NOISE_SD[1])))

@@ -1,4 +1,7 @@
-"""What the shipped models are trained on: priors of functions with their networks' sizes, and Pyro programs."""
+"""The table of shipped models: what each is trained on, and the sizes of its network.
+
+Rows hold plain functions and sizes; `programs.sources.make_source` makes of a row what training draws from.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,20 +17,23 @@ from pyro_arbuf.priors.gp import gp_1d, gp_1d_noisy
 from pyro_arbuf.priors.multisensory import draw_trials, multisensory_rho1, multisensory_rho43
 from pyro_arbuf.priors.sawtooth import sawtooth
 from pyro_arbuf.priors.two_moons import two_moons
-
-PRIORS = {"gp-1d": gp_1d, "gp-1d-noisy": gp_1d_noisy, "sawtooth": sawtooth}
-_GP = ModelConfig(
-    num_layers=6, num_heads=2, prior="gp-1d", x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128)
-)
-CONFIGS = {
-    "gp-1d": _GP,
-    "gp-1d-noisy": replace(_GP, prior="gp-1d-noisy"),
-    "sawtooth": replace(_GP, prior="sawtooth", y_range=(-0.5, 1.5), max_frequency=40.0),
-}
+from pyro_arbuf.training.sources import Prior
 
 
-class Recipe(NamedTuple):
-    """What a shipped model of a program is trained on.
+class PriorRecipe(NamedTuple):
+    """A model of a prior of functions.
+
+    Attributes:
+        prior: Draws exchangeable points of functions.
+        config: Sizes and ranges of its network; the name of the prior is that of the row.
+    """
+
+    prior: Prior
+    config: ModelConfig
+
+
+class ProgramRecipe(NamedTuple):
+    """A model of a Pyro program, whose latents, ranges and standardisation are found by running it.
 
     Attributes:
         program: The program.
@@ -44,11 +50,18 @@ class Recipe(NamedTuple):
     posterior_share: float | None = None
 
 
-PROGRAMS = {
-    "gaussian": Recipe(gaussian, None, (0, 100)),
-    "ddm": Recipe(ddm, draw_coherence, (0, 400), posterior_share=0.7),
-    "multisensory-rho1": Recipe(multisensory_rho1, draw_trials, (0, 400), posterior_share=0.3),
-    "multisensory-rho43": Recipe(multisensory_rho43, draw_trials, (0, 400), posterior_share=0.3),
-    "two-moons": Recipe(two_moons, None, (0, 1), 100_000),
-    "gaussian-linear": Recipe(gaussian_linear, None, (0, 1), 100_000),
+Recipe = PriorRecipe | ProgramRecipe
+
+_GP = ModelConfig(num_layers=6, num_heads=2, x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128))
+
+RECIPES: dict[str, Recipe] = {
+    "gp-1d": PriorRecipe(gp_1d, _GP),
+    "gp-1d-noisy": PriorRecipe(gp_1d_noisy, _GP),
+    "sawtooth": PriorRecipe(sawtooth, replace(_GP, y_range=(-0.5, 1.5), max_frequency=40.0)),
+    "gaussian": ProgramRecipe(gaussian, None, (0, 100)),
+    "ddm": ProgramRecipe(ddm, draw_coherence, (0, 400), posterior_share=0.7),
+    "multisensory-rho1": ProgramRecipe(multisensory_rho1, draw_trials, (0, 400), posterior_share=0.3),
+    "multisensory-rho43": ProgramRecipe(multisensory_rho43, draw_trials, (0, 400), posterior_share=0.3),
+    "two-moons": ProgramRecipe(two_moons, None, (0, 1), 100_000),
+    "gaussian-linear": ProgramRecipe(gaussian_linear, None, (0, 1), 100_000),
 }

@@ -12,14 +12,14 @@ from torch import Tensor
 from pyro_arbuf.checkpoint import CONFIG, save
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.priors.recipes import PROGRAMS
 from pyro_arbuf.programs.configuration import PROGRAM_FIELDS, program_config
-from pyro_arbuf.programs.program_batches import draw_program_batch, make_bank, program_validation
+from pyro_arbuf.programs.program_batches import Bank, ProgramSource, make_bank
 from pyro_arbuf.programs.reports import describe_training, training_report
 from pyro_arbuf.programs.simulator import Program, Simulator
+from pyro_arbuf.programs.sources import shipped_programs
 from pyro_arbuf.random_state import seeded
-from pyro_arbuf.training.loop import TrainingState, fit
-from pyro_arbuf.training.run_state import read_record
+from pyro_arbuf.training.loop import fit
+from pyro_arbuf.training.run_state import RunState
 
 DEFAULT_MINUTES = 8.0
 TARGETS = 32  # fresh trials per data set and step
@@ -81,6 +81,40 @@ def amortize(
         ValueError: If the program cannot be amortised, an argument breaks its rule, or `folder` holds a network.
         RuntimeError: If training diverges.
     """
+    if minutes is None and steps is None:
+        minutes = DEFAULT_MINUTES
+    _check_folder(folder, resume)
+    _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if resume and not (Path(folder) / STATE).exists():
+            raise ValueError(f"resume=True needs the state of a run; there is none in {folder}; start without resume")
+    simulator = Simulator(program, inputs, latents, outcome, vectorized)
+    config = program_config(simulator, num_context, _name_of(program), **sizes)
+    if resume and folder is not None:
+        config = _with_statistics_of(config, Path(folder) / STATE)
+    print(describe_training(simulator, config, minutes, steps, num_simulations))
+    with seeded(seed):
+        model = ArBufferModel(config)
+    model.simulator = simulator
+    source = _source(simulator, config, num_simulations, seed, batch_size)
+
+    def keep(state: RunState) -> None:
+        if folder is not None:
+            save(model, folder, state.best_weights)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(folder or scratch) / STATE
+        state = fit(model, source, path, minutes=minutes, steps=steps, resume=resume, on_checkpoint=keep)
+    model.load_state_dict(state.best_weights)
+    model.cpu().eval().requires_grad_(False)
+    if report:
+        print(training_report(model, state.best_score, state.step, state.history, folder))
+    return model
+
+
+def _check_folder(folder: str | Path | None, resume: bool) -> None:
+    """Raises ValueError if there is no folder to resume from, or a new run would replace the network in it."""
     if resume and folder is None:
         raise ValueError("resume=True needs the folder of the run; got folder=None")
     if folder is not None and not resume and (Path(folder) / CONFIG).exists():
@@ -88,53 +122,28 @@ def amortize(
             f"folder must hold no network yet, which a new run would replace; got {folder}; use resume=True to go on "
             "with the run in it, or another folder"
         )
-    if minutes is None and steps is None:
-        minutes = DEFAULT_MINUTES
-    _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes)
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        if resume and not (Path(folder) / STATE).exists():
-            raise ValueError(f"resume=True needs the state of a run; there is none in {folder}; start without resume")
-    simulator = Simulator(program, inputs, latents, outcome, vectorized)
-    name = getattr(program, "__name__", type(program).__name__)
-    if name in PROGRAMS and PROGRAMS[name].program is not program:
-        name = f"{getattr(program, '__module__', 'user')}.{name}"  # a shipped network's program it is not
-    config = program_config(simulator, num_context, name, **sizes)
-    if resume:
-        config = _with_statistics_of(config, Path(folder) / STATE)
-    print(describe_training(simulator, config, minutes, steps, num_simulations))
-    source = simulator
+
+
+def _name_of(program: Program) -> str:
+    """The name of a program, told apart from a shipped one of the same name that it is not."""
+    name, shipped = getattr(program, "__name__", type(program).__name__), shipped_programs()
+    if name in shipped and shipped[name].program is not program:
+        return f"{getattr(program, '__module__', 'user')}.{name}"
+    return name
+
+
+def _source(
+    simulator: Simulator, config: ModelConfig, num_simulations: int | None, seed: int, batch_size: int | None
+) -> ProgramSource:
+    """What the network is trained on: new data sets in every step, or a fixed set of them."""
+    simulations: Simulator | Bank = simulator
     if num_simulations is not None:
-        trials = max(1, num_context[1]) if simulator.single else num_context[1] + config.buffer_size + TARGETS
-        source = make_bank(simulator, num_simulations, trials, seed)
-    with seeded(seed):
-        model = ArBufferModel(config)
-    model.simulator = simulator
-
-    def keep(state: TrainingState) -> None:
-        if folder is not None:
-            save(model, folder, state.best_weights)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        state = fit(
-            model,
-            source,
-            Path(folder or scratch) / STATE,
-            minutes=minutes,
-            steps=steps,
-            batch_size=(128 if simulator.single else 32) if batch_size is None else batch_size,
-            num_targets=TARGETS,
-            seed=seed,
-            resume=resume,
-            on_checkpoint=keep,
-            draw=draw_program_batch,
-            tasks=program_validation(source, config),
-        )
-    model.load_state_dict(state.best_weights)
-    model.cpu().eval().requires_grad_(False)
-    if report:
-        print(training_report(model, state.best_score, state.steps, state.history, folder))
-    return model
+        largest = config.num_context[1]
+        trials = max(1, largest) if simulator.single else largest + config.buffer_size + TARGETS
+        simulations = make_bank(simulator, num_simulations, trials, seed)
+    if batch_size is None:
+        batch_size = 128 if simulator.single else 32
+    return ProgramSource(simulations, config, batch_size, TARGETS, seed)
 
 
 def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:
@@ -142,7 +151,7 @@ def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:
 
     They are estimated from simulations, which differ from call to call where the program has a generator of its own.
     """
-    begun = ModelConfig.from_json(read_record(state_path).get("setup", {}).get("config", "{}"))
+    begun = ModelConfig.from_json(RunState.read(state_path).setup.get("config", "{}"))
     names = ["x_range", "y_range"]
     names += ["x_loc", "x_scale"] if begun.dim_x == config.dim_x else []
     names += ["y_loc", "y_scale"] if begun.dim_y == config.dim_y else []

@@ -13,8 +13,8 @@ from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.latents import Locations, latent_locations, pad_outcome
-from pyro_arbuf.programs.configuration import Program, find_simulator
-from pyro_arbuf.programs.simulator import Simulations, Simulator
+from pyro_arbuf.programs.simulator import Program, Simulations, Simulator
+from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
 if TYPE_CHECKING:

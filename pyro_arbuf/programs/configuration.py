@@ -1,16 +1,14 @@
-"""From a Pyro program to the configuration of its network, and from a network back to its program."""
+"""From a Pyro program to the configuration of its network, and whether a program is that of a network."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent, rounded
-from pyro_arbuf.priors.recipes import PROGRAMS
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, check_resolution, rounded_all
-from pyro_arbuf.programs.simulator import Program, Simulator
+from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded
 
 PROGRAM_FIELDS = {"dim_x", "dim_y", "prior", "x_range", "y_range", "num_context", "num_targets", "latents", "outcome"}
@@ -19,51 +17,6 @@ KEPT_TRIALS = 8  # of a data set whose outcomes are standardised
 NUM_FOR_RANGES = 256  # data sets
 MOST_NUMBERS = 10**6  # in memory at a time
 SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "num_y_frequencies": 16, "max_frequency": 8.0}
-
-
-def simulator_of(name: str) -> Simulator:
-    """The simulator of a shipped program.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
-    if name not in PROGRAMS:
-        raise ValueError(f"name must be one of {list(PROGRAMS)}; got {name!r}")
-    return Simulator(PROGRAMS[name].program, PROGRAMS[name].inputs)
-
-
-def find_simulator(net: ArBufferModel, program: Program | Simulator | None = None) -> Simulator:
-    """The simulator of a network: a given one, of a given program, of the one it was amortised from, or a shipped one.
-
-    Raises:
-        ValueError: If none of them is known, or it does not fit the network, or a given program comes without the
-            inputs it needs.
-    """
-    config = net.config
-    if not config.latents:
-        raise ValueError("net must have latents; got a network without; amortize a program")
-    if isinstance(program, Simulator):
-        simulator = program
-    elif program is not None:
-        known = [net.simulator.inputs] if net.simulator is not None else []
-        known = [recipe.inputs for recipe in PROGRAMS.values() if recipe.program is program] + known
-        if not known and (config.dim_x > 1 or config.x_range != (0.0, 0.0)):
-            raise ValueError(
-                f"the network was trained with inputs (dim_x = {config.dim_x}, x_range = {config.x_range}), and a "
-                "program alone does not say how to draw them; pass program=pyro_arbuf.Simulator(program, inputs)"
-            )
-        simulator = Simulator(program, known[0] if known else None, net.latents, config.outcome)
-    elif net.simulator is not None:
-        simulator = net.simulator
-    elif config.prior in PROGRAMS:
-        simulator = simulator_of(config.prior)
-    else:
-        raise ValueError(
-            f"the program of this network is not known (config.prior = {config.prior!r}); set net.simulator = "
-            "pyro_arbuf.Simulator(program, inputs)"
-        )
-    check_program(simulator, config)
-    return simulator
 
 
 def check_program(simulator: Simulator, config: ModelConfig) -> None:

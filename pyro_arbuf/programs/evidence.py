@@ -14,8 +14,9 @@ from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.orders import average_orders, paired_error, random_orders, warn_few_orders
 from pyro_arbuf.inference.validation import check_count, check_x, check_y
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.programs.configuration import Program, find_simulator
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, ImportanceSample, context_simulator, importance_sample
+from pyro_arbuf.programs.simulator import Program
+from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
 NOT_RESOLVED = "not resolved"

@@ -12,9 +12,10 @@ from tqdm import tqdm
 from pyro_arbuf.inference.orders import average_orders
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.programs.configuration import Program, find_simulator
 from pyro_arbuf.programs.evidence import log_prob_orders
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, importance_sample
+from pyro_arbuf.programs.simulator import Program
+from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
 FEWEST = 5  # data sets with a known evidence: fewer say little of an error

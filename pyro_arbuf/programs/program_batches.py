@@ -1,25 +1,26 @@
-"""Training batches of a program: which latents and trials are context, buffer and targets.
+"""ProgramSource: training batches of a program: which latents and trials are context, buffer and targets.
 
 Three kinds of batches, by what is asked: the posterior (latents are the chain), the likelihood (all latents are
 context), the data (trials are the chain). In each a random subset of the latents may be given. Knows nothing of models.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
+from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import pad_outcome
-from pyro_arbuf.network.visibility import chain_prefix_len
 from pyro_arbuf.programs.simulator import Simulations, Simulator
 from pyro_arbuf.random_state import seeded
-from pyro_arbuf.training.batch import (
+from pyro_arbuf.training.sources import (
     EMPTY_CONTEXT_SHARE,
     VALIDATION_SEED,
-    Batch,
-    Task,
+    Pairs,
+    chain_batch,
+    check_positive,
     curriculum,
     draw_num_context,
     mixed_seed,
@@ -70,64 +71,95 @@ def draw_simulations(source: Simulator | Bank, num_datasets: int, num_trials: in
     return Simulations(latents, x, y)
 
 
-def draw_program_batch(
-    source: Simulator | Bank,
-    config: ModelConfig,
-    batch_size: int,
-    num_targets: int,
-    seed: int,
-    step: int,
-    process: int = 0,
-    posterior_share: float | None = None,
-) -> Batch:
-    """Draws the batch of a step from a program; called as `training.batch.draw_batch` is.
+@dataclass(frozen=True, eq=False)
+class ProgramSource:
+    """Tasks of a program: of its posterior, its likelihood and its data.
 
-    `posterior_share` of the batches ask for the posterior; `None` = 0.5, and 0.8 for one observation per data set.
+    Attributes:
+        simulations: Where data sets come from: a program, or a fixed set of its simulations.
+        config: Of a network of the program.
+        batch_size: Data sets per step and process (4 times as many where the likelihood is asked for).
+        num_targets: Fresh trials per data set.
+        seed: Of the data stream.
+        posterior_share: Of the batches, that ask for the posterior; `None` = 0.5, and 0.8 for one observation per data
+            set.
 
-    Returns:
-        Coded tasks (inputs with their location column) and their targets with prefix lengths.
+    Raises:
+        ValueError: If `batch_size` or `num_targets` is not positive.
     """
-    sizes = torch.Generator().manual_seed(mixed_seed(seed, step, 0))
-    kind, some, share, empty = torch.rand(4, generator=sizes).tolist()
-    single, num_latents = config.num_context[1] == 1, config.num_latents
-    num_context = int(empty >= EMPTY_CONTEXT_SHARE) if single else draw_num_context(config.num_context[1], sizes)
-    num_given = 1 + int(share * (num_latents - 1)) if some < SOME_GIVEN_SHARE and num_latents > 1 else 0
-    with seeded(mixed_seed(seed, step, process + 1)):
+
+    simulations: Simulator | Bank
+    config: ModelConfig
+    batch_size: int = 32
+    num_targets: int = 48
+    seed: int = 0
+    posterior_share: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(batch_size=self.batch_size, num_targets=self.num_targets)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Seed and sizes, the share of the posterior, and the number of fixed simulations (`None` = new ones)."""
+        fixed = sum(len(part.latents) for part in self.simulations) if isinstance(self.simulations, Bank) else None
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "num_targets": self.num_targets,
+            "posterior_share": self.posterior_share,
+            "num_simulations": fixed,
+        }
+
+    def batch(self, step: int, process: int = 0) -> Batch:
+        """Coded pairs (inputs with their location column) of one kind of batch, and all sizes, for all processes."""
+        config, num_latents = self.config, self.config.num_latents
+        sizes = torch.Generator().manual_seed(mixed_seed(self.seed, step, 0))
+        kind, some, share, empty = torch.rand(4, generator=sizes).tolist()
+        single = config.num_context[1] == 1
+        num_context = int(empty >= EMPTY_CONTEXT_SHARE) if single else draw_num_context(config.num_context[1], sizes)
+        num_given = 1 + int(share * (num_latents - 1)) if some < SOME_GIVEN_SHARE and num_latents > 1 else 0
+        posterior_share = self.posterior_share
         if posterior_share is None:
             posterior_share = SINGLE_POSTERIOR_SHARE if single else POSTERIOR_SHARE
-        if kind < posterior_share:
-            drawn = draw_simulations(source, batch_size, max(num_context, 1))
-            return _posterior_batch(drawn, config, num_context, num_given)
-        if kind < posterior_share + LIKELIHOOD_SHARE * (1 - posterior_share):
-            size = 1 if single else config.buffer_size + num_targets
-            return _data_batch(draw_simulations(source, LIKELIHOOD_BATCH * batch_size, size), config, 0, num_latents, 0)
-        if single:
-            return _data_batch(draw_simulations(source, batch_size, 1), config, 0, num_given, 0)
-        drawn = draw_simulations(source, batch_size, num_context + config.buffer_size + num_targets)
-        return _data_batch(drawn, config, num_context, num_given, config.buffer_size)
+        with seeded(mixed_seed(self.seed, step, process + 1)):
+            if kind < posterior_share:
+                return _posterior_batch(
+                    self._draw(self.batch_size, max(num_context, 1)), config, num_context, num_given
+                )
+            if kind < posterior_share + LIKELIHOOD_SHARE * (1 - posterior_share):
+                size = 1 if single else config.buffer_size + self.num_targets
+                return _prefix_free_batch(self._draw(LIKELIHOOD_BATCH * self.batch_size, size), config, num_latents)
+            if single:
+                return _prefix_free_batch(self._draw(self.batch_size, 1), config, num_given)
+            drawn = self._draw(self.batch_size, num_context + config.buffer_size + self.num_targets)
+            return _data_batch(drawn, config, num_context, num_given, config.buffer_size)
+
+    def validation(self) -> list[Batch]:
+        """Posteriors at two sizes of context, the likelihood, and data at three sizes; of a bank, what is held out."""
+        largest, held_out = self.config.num_context[1], self.simulations
+        if isinstance(held_out, Bank):
+            held_out = Bank(held_out.held_out, held_out.held_out)
+        slots = 1 if largest == 1 else self.config.buffer_size
+        asked: list[tuple[int, int | None]] = [(n, None) for n in dict.fromkeys((max(1, largest // 4), largest))]
+        sizes = dict.fromkeys((0, largest // 4, max(0, largest - slots))) if slots > 1 else (0,)
+        asked += [(0, self.config.num_latents), *((n, 0) for n in sizes)]
+        batches = []
+        with seeded(VALIDATION_SEED):
+            for num_context, num_given in asked:
+                size = num_context + (0 if num_given is None else slots)
+                drawn = draw_simulations(held_out, VALIDATION_DATASETS, size)
+                if num_given is None:
+                    batches.append(_posterior_batch(drawn, self.config, num_context, 0))
+                else:
+                    batch = _data_batch(drawn, self.config, num_context, num_given, slots)
+                    batches.append(chain_batch(batch[:2], batch[2:4]))
+        return batches
+
+    def _draw(self, num_datasets: int, num_trials: int) -> Simulations:
+        return draw_simulations(self.simulations, num_datasets, num_trials)
 
 
-def program_validation(source: Simulator | Bank, config: ModelConfig) -> list[Task]:
-    """The fixed validation set: posteriors at two sizes of context, the likelihood, and data at three sizes."""
-    largest = config.num_context[1]
-    source = Bank(source.held_out, source.held_out) if isinstance(source, Bank) else source
-    slots = 1 if largest == 1 else config.buffer_size
-    asked = [(n, None) for n in dict.fromkeys((max(1, largest // 4), largest))]
-    sizes = dict.fromkeys((0, largest // 4, max(0, largest - slots))) if slots > 1 else (0,)
-    asked += [(0, config.num_latents), *((n, 0) for n in sizes)]
-    tasks = []
-    with seeded(VALIDATION_SEED):
-        for num_context, num_given in asked:
-            size = num_context + (0 if num_given is None else slots)
-            drawn = draw_simulations(source, VALIDATION_DATASETS, size)
-            if num_given is None:
-                tasks.append(_posterior_batch(drawn, config, num_context, 0)[0])
-            else:
-                tasks.append(_data_batch(drawn, config, num_context, num_given, slots)[0])
-    return tasks
-
-
-def _coded(drawn: Simulations, config: ModelConfig) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _coded(drawn: Simulations, config: ModelConfig) -> tuple[Pairs, Pairs]:
     """Coded pairs of the latents, in a random order per data set, and of the trials."""
     latents, x, y = drawn
     order = torch.rand(latents.shape).argsort(1)  # (B, P)
@@ -135,29 +167,37 @@ def _coded(drawn: Simulations, config: ModelConfig) -> tuple[tuple[Tensor, Tenso
     return (locations, pad_outcome(latents.gather(1, order), config.dim_y or 1)), (F.pad(x, (0, 1)), y)
 
 
+def _part(pairs: Pairs, start: int, stop: int | None) -> Pairs:
+    return pairs[0][:, start:stop], pairs[1][:, start:stop]
+
+
+def _joined(first: Pairs, second: Pairs) -> Pairs:
+    return torch.cat([first[0], second[0]], 1), torch.cat([first[1], second[1]], 1)
+
+
 def _posterior_batch(drawn: Simulations, config: ModelConfig, num_context: int, num_given: int) -> Batch:
     """The latents that are not given are the chain: slot j is a target with v = j - 1."""
-    (x_latent, y_latent), (x, y) = _coded(drawn, config)
-    x_context = torch.cat([x_latent[:, :num_given], x[:, :num_context]], 1)
-    y_context = torch.cat([y_latent[:, :num_given], y[:, :num_context]], 1)
-    chain = (x_latent[:, num_given:], y_latent[:, num_given:])
-    task = Task(x_context, y_context, *chain, x[:, :0], y[:, :0])
-    return task, (*chain, chain_prefix_len(chain[0].shape[1]))
+    latents, trials = _coded(drawn, config)
+    context = _joined(_part(latents, 0, num_given), _part(trials, 0, num_context))
+    return chain_batch(context, _part(latents, num_given, None))
+
+
+def _prefix_free_batch(drawn: Simulations, config: ModelConfig, num_given: int) -> Batch:
+    """No buffer: from the latents that are given, all trials and the other latents are predicted, each by itself."""
+    latents, trials = _coded(drawn, config)
+    targets = _joined(trials, _part(latents, num_given, None))
+    prefix_len = torch.zeros(targets[0].shape[1], dtype=torch.int64)
+    return Batch(*_part(latents, 0, num_given), *_part(trials, 0, 0), *targets, prefix_len)
 
 
 def _data_batch(drawn: Simulations, config: ModelConfig, num_context: int, num_given: int, num_slots: int) -> Batch:
     """Trials are buffer and targets; the latents that are not given are targets too, at every prefix length."""
-    (x_latent, y_latent), (x, y) = _coded(drawn, config)
+    latents, trials = _coded(drawn, config)
     stop = num_context + num_slots
-    parts = []
-    for latent, trial in ((x_latent, x), (y_latent, y)):
-        context = torch.cat([latent[:, :num_given], trial[:, :num_context]], 1)
-        targets = torch.cat([trial[:, stop:], latent[:, num_given:]], 1)
-        parts.append((context, trial[:, num_context:stop], targets))
-    task = Task(*(part for pair in zip(*parts, strict=True) for part in pair))
-    if num_slots == 0:
-        return task, (task.x_target, task.y_target, torch.zeros(task.x_target.shape[1], dtype=torch.int64))
+    context = _joined(_part(latents, 0, num_given), _part(trials, 0, num_context))
+    fresh = _joined(_part(trials, stop, None), _part(latents, num_given, None))
     # So that half of the latents read no buffer, like half of the trials.
-    shuffled = torch.randperm(task.x_target.shape[1])
-    task = task._replace(x_target=task.x_target[:, shuffled], y_target=task.y_target[:, shuffled])
-    return task, curriculum(task, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
+    shuffled = torch.randperm(fresh[0].shape[1])
+    fresh = (fresh[0][:, shuffled], fresh[1][:, shuffled])
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+    return curriculum(context, _part(trials, num_context, stop), fresh, generator)

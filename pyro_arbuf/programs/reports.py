@@ -11,9 +11,9 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.calibration import Calibration, calibrate
-from pyro_arbuf.programs.configuration import find_simulator
 from pyro_arbuf.programs.evidence import self_consistency, subset_gap
 from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
 REPORT_DATASETS = 200

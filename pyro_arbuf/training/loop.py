@@ -1,8 +1,8 @@
-"""Loss and `fit` (paper, section 3 and appendix).
+"""`fit` (paper, section 3 and appendix): steps of Muon and AdamW, validations, checkpoints.
 
-The batch of a step is a function of (seed, step), the learning rate of progress = max(step / steps, time / minutes).
-The whole state of a run is one file, replaced atomically, so a run killed at any moment resumes with the same data
-stream. Knows nothing of any particular prior.
+The batch of a step is a function of the source and the step, the learning rate of progress = max(step / steps,
+time / minutes). The whole state of a run is one file, replaced atomically, so a run killed at any moment resumes with
+the same data stream. Knows nothing of where tasks come from.
 """
 
 import math
@@ -10,37 +10,27 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast
-from torch import Tensor
 
 from pyro_arbuf.files import remove_leftovers, sole_writer
+from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.network import Network
-from pyro_arbuf.network.visibility import chain_prefix_len
 from pyro_arbuf.progress import progress_bar
-from pyro_arbuf.training.batch import Batch, Prior, Task, check_finite, draw_batch, validation_tasks
-from pyro_arbuf.training.run_state import check_setup, held_interrupt, load_state, read_record, save_state
+from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState, held_interrupt
+from pyro_arbuf.training.sources import TaskSource, check_finite, check_positive
 
 MAX_GRADIENT_NORM = 1.0
 WARMUP = 0.03
 
 
 @torch.no_grad()
-def validate(model: Network, tasks: list[Task]) -> list[float]:
-    """Mean joint log density per target, nats, of each validation set: buffered, the targets in one order."""
+def validate(model: Network, batches: list[Batch]) -> list[float]:
+    """Mean log density per target, nats, of each batch of a validation set: buffered, the targets in one order."""
     device = next(model.parameters()).device
-    scores = []
-    for task in tasks:
-        x_context, y_context, x, y = (t.to(device) for t in task[:4])
-        size = model.config.buffer_size
-        x, y = x[:, :size], y[:, :size]
-        # By the class: accelerate wraps the instance's forward for mixed precision.
-        density = Network.forward(model, x_context, y_context, x, y, x, y, chain_prefix_len(x.shape[1], device))
-        scores.append(density.mean().item())
-    return scores
+    # `score`, not a call of the model: accelerate wraps that for mixed precision.
+    return [model.score(batch.to(device)).mean().item() for batch in batches]
 
 
 def learning_rate_factor(progress: float) -> float:
@@ -61,215 +51,235 @@ def make_optimizers(
     ]
 
 
-class TrainingState(NamedTuple):
-    """What `fit` returns: best weights, their validation score (nats per target), history, where it started."""
-
-    best_weights: dict[str, Tensor]
-    best_score: float
-    history: list[dict[str, float]]
-    steps: int
-    minutes: float
-    origin: dict[str, Any]
-
-
 def fit(
     model: Network,
-    prior: Prior | object,
+    source: TaskSource,
     state_path: Path,
     minutes: float | None = None,
     steps: int | None = None,
-    batch_size: int = 32,
-    num_targets: int = 48,
     learning_rate: float = 6e-3,
-    seed: int = 0,
     resume: bool = False,
     validate_every: int = 250,
     checkpoint_minutes: float = 3.0,
     mixed_precision: Literal["no", "bf16"] = "no",
     origin: dict[str, Any] | None = None,
-    on_checkpoint: Callable[["TrainingState"], None] | None = None,
-    draw: Callable[..., Batch] | None = None,
-    tasks: list[Task] | None = None,
-) -> TrainingState:
-    """Trains a model on tasks of a prior until `steps` or `minutes` are used up.
+    on_checkpoint: Callable[[RunState], None] | None = None,
+) -> RunState:
+    """Trains a model on the tasks of a source until `steps` or `minutes` are used up.
 
     Loss: mean negative log density of the targets, teacher forced, one forward pass. Runs on what `accelerate` finds:
     CPU, one GPU, or several processes under `accelerate launch`.
 
     Args:
         model: The model; trained in place, left with its last weights.
-        prior: Draws tasks; what `draw` takes first.
+        source: What every step and the validation set are drawn from.
         state_path: The safetensors file that holds the state of the run, replaced atomically, and locked while the run
             lasts.
         minutes: Training time, counted over all resumed parts; at least one of `minutes` and `steps`.
         steps: Number of steps.
-        batch_size: Tasks per step and process.
-        num_targets: Fresh targets M per task.
         learning_rate: Peak learning rate of Muon and AdamW.
-        seed: Seed of the data stream.
         resume: Continue from `state_path`: same data stream, optimiser state and clock.
         validate_every: Steps between validations.
         checkpoint_minutes: Minutes between writes of the state.
         mixed_precision: As accelerate has it; embedding, head and validation stay in float32.
         origin: Of a warm start: "started_from", perhaps the "folder" of that, and the "steps" and "minutes" its weights
-            had; kept in the state. The data stream goes on from there.
+            had; kept in the state. Give the source another seed for new data; the command line adds the steps to it.
         on_checkpoint: Called by the main process whenever the state has been written: before the first step, every
             `checkpoint_minutes`, after the last step, and on Ctrl-C.
-        draw: Draws the batch of a step, called like `draw_batch`; `None` = that.
-        tasks: The validation set; `None` = `validation_tasks` of the prior.
 
     Returns:
-        Best weights, score and history.
+        The state at the end: best weights, their score, history.
 
     Raises:
         ValueError: If neither limit is given, a limit or size is not positive, `state_path` belongs to another run, is
-            damaged or cannot be written, or the prior draws NaN or infinite values.
+            damaged or cannot be written, or the source draws NaN or infinite values.
         RuntimeError: If the loss is no longer finite although the data is.
     """
     if minutes is None and steps is None:
         raise ValueError("fit needs minutes= or steps= (or both: whichever ends first); got neither")
-    sizes = {"minutes": minutes, "steps": steps, "batch_size": batch_size, "num_targets": num_targets}
-    for name, value in (sizes | {"validate_every": validate_every}).items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive; got {value}")
+    check_positive(minutes=minutes, steps=steps, validate_every=validate_every)
     if resume and not state_path.exists():
         raise ValueError(f"resume=True needs the state of a run; there is none at {state_path}; start without resume")
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    optimizers = make_optimizers(model, learning_rate, learning_rate)
-    setup = {
-        "seed": seed,
-        "batch_size": batch_size,
-        "num_processes": accelerator.num_processes,
-        "num_targets": num_targets,
-        "learning_rate": learning_rate,
-        "mixed_precision": mixed_precision,
-        "config": model.config.to_json(),
-        "started_from": (origin or {}).get("folder", (origin or {}).get("started_from")),
-    }
-    if resume and origin is None:
-        setup["started_from"] = read_record(state_path).get("setup", {}).get("started_from")
-    origin = origin or {"started_from": None, "steps": 0, "minutes": 0.0}
-    record: dict[str, Any] = {"setup": setup, "origin": origin, "step": 0, "seconds": 0.0, "history": []}
-    record |= {"best_score": -math.inf, "running_loss": 0.0}
-    best: dict[str, Tensor] = {}
+    run = _Run(model, source, state_path, learning_rate, mixed_precision, on_checkpoint)
     with ExitStack() as held:
-        if accelerator.is_main_process:
+        if run.main:
             held.enter_context(sole_writer(state_path))
             remove_leftovers(state_path)
-        if resume:
-            check_setup(state_path, setup)
-        tasks = validation_tasks(prior, model.config) if tasks is None else tasks
-        for task in tasks:
-            check_finite(task, f"the validation set with {task.x_context.shape[1]} context pairs")
-        if resume:
-            best, record = load_state(state_path, model, optimizers)
-            if on_checkpoint is not None and accelerator.is_main_process:  # perhaps killed before it was told
-                on_checkpoint(_state(best, record))
-        accelerator.wait_for_everyone()
-        wrapped, *optimizers = accelerator.prepare(model, *optimizers)
-        model = accelerator.unwrap_model(wrapped)
-        started = time.monotonic() - record["seconds"]
-        saved = validated = time.monotonic()
-        running = torch.tensor(record["running_loss"], device=accelerator.device)
-        bar = progress_bar(
-            total=100, unit="%", disable=not accelerator.is_main_process, bar_format="{l_bar}{bar}|{postfix}"
-        )
+        run.open(resume, origin)
+        bar = progress_bar(total=100, unit="%", disable=not run.main, bar_format="{l_bar}{bar}|{postfix}")
         held.callback(bar.close)
-
-        def progress(interrupted: bool = False) -> float:
-            """Progress of the run, the main process's for all; raises KeyboardInterrupt in all if in that one."""
-            used = [(time.monotonic() - started) / 60 / minutes] if minutes else []
-            done = max(used + ([record["step"] / steps] if steps else []))
-            if accelerator.num_processes > 1:
-                told = torch.tensor([done, float(interrupted)], device=accelerator.device, dtype=torch.float64)
-                done, interrupted = broadcast(told).tolist()
-            if interrupted:
-                raise KeyboardInterrupt
-            return done
-
-        def check_point(loss: float | None) -> None:
-            """Validates and keeps the best weights."""
-            nonlocal best
-            scores = validate(model, tasks)
-            score = sum(scores) / len(scores)
-            if score > record["best_score"]:
-                record["best_score"] = score
-                best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-            if loss is not None:
-                record["history"].append({"step": record["step"], "loss": loss, "validation": score})
-                bar.set_postfix_str(f" step {record['step']}, joint {score:.3f}, loss {loss:.3f}")
-
-        def keep() -> None:
-            """Writes the state and tells the caller."""
-            record["seconds"], record["running_loss"] = time.monotonic() - started, running.item()
-            if accelerator.is_main_process:
-                save_state(state_path, model, [o.optimizer for o in optimizers], best, record)
-                if on_checkpoint is not None:
-                    on_checkpoint(_state(best, record))
-
-        if not best:
-            check_point(None)  # a warm start has to beat the weights it started from
-            if not best:
-                raise ValueError(
-                    "the validation density of the weights at the start must be finite; got infinite or NaN values of "
-                    "finite data; check the weights, and that outcomes are of moderate size (y_loc, y_scale)"
-                )
-            if accelerator.is_main_process and state_path.exists():  # an earlier run stays beside the new one
-                state_path.replace(state_path.with_suffix(".previous.safetensors"))
-            keep()  # what cannot be written is found before training
-        done = progress()
+        if not run.state.best_weights:
+            run.begin()
+        done = run.progress(minutes, steps)
         interrupted = held.enter_context(held_interrupt())
-        updating = False  # between two steps the state can be saved
         try:
             while done < 1:
-                for optimizer in optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = learning_rate * learning_rate_factor(done)
-                stream = seed + record["origin"]["steps"]
-                task, targets = (draw or draw_batch)(
-                    prior, model.config, batch_size, num_targets, stream, record["step"], accelerator.process_index
-                )
-                check_finite(task, f"the batch of step {record['step']}")
-                batch = [t.to(accelerator.device, non_blocking=True) for t in (*task[:4], *targets)]
-                loss = -wrapped(*batch).mean()
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(wrapped.parameters(), MAX_GRADIENT_NORM)
-                updating = True
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
-                record["step"] += 1
-                running += loss.detach()
-                updating = False
-                done = progress(interrupted())
+                run.step(done)
+                done = run.progress(minutes, steps, interrupted())
                 bar.update(min(100 * done, 100) - bar.n)
-                late = time.monotonic() - validated > 60 * checkpoint_minutes > 0  # slow steps
-                if record["step"] % validate_every == 0 or done >= 1 or late:
-                    last = record["history"][-1]["step"] if record["history"] else 0
-                    mean_loss = running.item() / (record["step"] - last)
-                    if not math.isfinite(mean_loss):
-                        raise RuntimeError(
-                            f"the loss is not finite at step {record['step']} although the data is: training diverged; "
-                            f"start again with a learning rate below {learning_rate}, and look for outcomes of extreme "
-                            f"size; the state before it is in {state_path}"
-                        )
-                    check_point(mean_loss)
-                    running.zero_()
-                    validated = time.monotonic()
-                    if done >= 1 or time.monotonic() - saved > 60 * checkpoint_minutes:
-                        saved = time.monotonic()
-                        keep()
+                late = run.seconds_since("validated") > 60 * checkpoint_minutes > 0  # slow steps
+                if run.state.step % validate_every == 0 or done >= 1 or late:
+                    bar.set_postfix_str(run.validate())
+                    if done >= 1 or run.seconds_since("saved") > 60 * checkpoint_minutes:
+                        run.save()
         except KeyboardInterrupt:
-            if not updating:
-                check_point(None)
-                keep()
+            if not run.updating:
+                run.improve(None)
+                run.save()
             raise
-    return _state(best, record)
+    return run.state
 
 
-def _state(best: dict[str, Tensor], record: dict[str, Any]) -> TrainingState:
-    minutes = record["seconds"] / 60
-    return TrainingState(best, record["best_score"], record["history"], record["step"], minutes, record["origin"])
+class _Run:
+    """The parts of a run, whose order is `fit`'s: opening, a step, progress, a validation, a checkpoint.
+
+    Attributes:
+        main: Whether this is the main process, which writes.
+        state: Where the run is.
+        updating: Whether a step's update is half done, so that weights and optimisers cannot be saved.
+    """
+
+    state: RunState
+
+    def __init__(
+        self,
+        model: Network,
+        source: TaskSource,
+        state_path: Path,
+        learning_rate: float,
+        mixed_precision: Literal["no", "bf16"],
+        on_checkpoint: Callable[[RunState], None] | None,
+    ):
+        from accelerate import Accelerator, DistributedDataParallelKwargs  # slow, and only training needs it
+
+        self.accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.main = self.accelerator.is_main_process
+        self.model, self.source, self.path = model, source, state_path
+        self.learning_rate, self.mixed_precision, self.on_checkpoint = learning_rate, mixed_precision, on_checkpoint
+        self.optimizers = make_optimizers(model, learning_rate, learning_rate)
+        self.updating = False
+
+    def open(self, resume: bool, origin: dict[str, Any] | None) -> None:
+        """Begins a run's state, or takes up that of an earlier one that was begun alike; then readies the devices."""
+        setup = self._setup(origin)
+        if resume:
+            found = RunState.read(self.path)
+            if origin is None:
+                setup["started_from"] = found.setup.get("started_from")
+            found.check_setup(self.path, setup)
+        self.validation = self.source.validation()
+        for batch in self.validation:
+            check_finite(batch, f"the validation set with {batch.x_context.shape[1]} context pairs")
+        self.state = RunState(setup, origin or dict(FROM_SCRATCH))
+        if resume:
+            self.state = RunState.load(self.path, self.model, self.optimizers)
+            self._tell()  # perhaps killed before the caller was told
+        self.accelerator.wait_for_everyone()
+        self.wrapped, *self.prepared = self.accelerator.prepare(self.model, *self.optimizers)
+        self.model = self.accelerator.unwrap_model(self.wrapped)
+        self.running = torch.tensor(self.state.running_loss, device=self.accelerator.device)
+        now = time.monotonic()
+        self.times = {"started": now - self.state.seconds, "validated": now, "saved": now}
+
+    def _setup(self, origin: dict[str, Any] | None) -> dict[str, Any]:
+        """What a resumed run must agree with."""
+        return self.source.settings | {
+            "num_processes": self.accelerator.num_processes,
+            "learning_rate": self.learning_rate,
+            "mixed_precision": self.mixed_precision,
+            "config": self.model.config.to_json(),
+            "started_from": (origin or {}).get("folder", (origin or {}).get("started_from")),
+        }
+
+    def begin(self) -> None:
+        """Scores the weights at the start, which later ones have to beat, and writes the state: it can be written."""
+        self.improve(None)
+        if not self.state.best_weights:
+            raise ValueError(
+                "the validation density of the weights at the start must be finite; got infinite or NaN values of "
+                "finite data; check the weights, and that outcomes are of moderate size (y_loc, y_scale)"
+            )
+        if self.main and self.path.exists():  # an earlier run stays beside the new one
+            self.path.replace(self.path.with_suffix(".previous.safetensors"))
+        self.save()
+
+    def progress(self, minutes: float | None, steps: int | None, interrupted: bool = False) -> float:
+        """Progress of the run, the main process's for all; raises KeyboardInterrupt in all if in that one."""
+        used = [self.seconds_since("started") / 60 / minutes] if minutes else []
+        done = max(used + ([self.state.step / steps] if steps else []))
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast
+
+            told = torch.tensor([done, float(interrupted)], device=self.accelerator.device, dtype=torch.float64)
+            done, interrupted = broadcast(told).tolist()
+        if interrupted:
+            raise KeyboardInterrupt
+        return done
+
+    def seconds_since(self, event: Literal["started", "validated", "saved"]) -> float:
+        """Seconds since the run was started, over all resumed parts, or was last validated or saved."""
+        return time.monotonic() - self.times[event]
+
+    def step(self, done: float) -> None:
+        """Does one step at the learning rate of a progress.
+
+        Raises:
+            ValueError: If its batch holds NaN or infinite values.
+        """
+        for optimizer in self.prepared:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * learning_rate_factor(done)
+        batch = self.source.batch(self.state.step, self.accelerator.process_index)
+        check_finite(batch, f"the batch of step {self.state.step}")
+        loss = self.wrapped(batch.to(self.accelerator.device))
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), MAX_GRADIENT_NORM)
+        self.updating = True
+        for optimizer in self.prepared:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.state.step += 1
+        self.running += loss.detach()
+        self.updating = False
+
+    def improve(self, loss: float | None) -> float:
+        """Keeps the weights if they are the best; returns their validation density, nats per target."""
+        scores = validate(self.model, self.validation)
+        score = sum(scores) / len(scores)
+        self.state.record_validation(score, loss, self.model)
+        return score
+
+    def validate(self) -> str:
+        """Adds a mean loss and a validation to the history; returns them as text.
+
+        Raises:
+            RuntimeError: If the loss is no longer finite.
+        """
+        state = self.state
+        last = state.history[-1]["step"] if state.history else 0
+        loss = self.running.item() / (state.step - last)
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"the loss is not finite at step {state.step} although the data is: training diverged; start again "
+                f"with a learning rate below {self.learning_rate}, and look for outcomes of extreme size; the state "
+                f"before it is in {self.path}"
+            )
+        score = self.improve(loss)
+        self.running.zero_()
+        self.times["validated"] = time.monotonic()
+        return f" step {state.step}, joint {score:.3f}, loss {loss:.3f}"
+
+    def save(self) -> None:
+        """Writes the state and tells the caller."""
+        self.times["saved"] = time.monotonic()
+        self.state.seconds, self.state.running_loss = self.seconds_since("started"), self.running.item()
+        if self.main:
+            self.state.save(self.path, self.model, [prepared.optimizer for prepared in self.prepared])
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.main and self.on_checkpoint is not None:
+            self.on_checkpoint(self.state.snapshot())

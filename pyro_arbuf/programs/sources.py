@@ -1,0 +1,94 @@
+"""From a row of the table of shipped models to what it trains on; from a network back to the program it is of.
+
+The only module that tells a prior of functions from a program.
+"""
+
+import dataclasses
+
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe
+from pyro_arbuf.programs.configuration import check_program, program_config
+from pyro_arbuf.programs.program_batches import ProgramSource, make_bank
+from pyro_arbuf.programs.simulator import Program, Simulator
+from pyro_arbuf.training.sources import PriorSource
+
+BANK_SEED = 1
+
+
+def make_source(name: str, batch_size: int = 32, num_targets: int = 48, seed: int = 0) -> PriorSource | ProgramSource:
+    """What a shipped model is trained on.
+
+    Args:
+        name: A row of the table.
+        batch_size: Data sets per step and process.
+        num_targets: Fresh targets per data set.
+        seed: Of the data stream.
+
+    Returns:
+        The source; its `config` has the sizes of the row and `prior` = the name.
+
+    Raises:
+        ValueError: If the name is unknown or a size is not positive.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"name must be one of {list(RECIPES)}; got {name!r}")
+    recipe = RECIPES[name]
+    if isinstance(recipe, PriorRecipe):
+        config = dataclasses.replace(recipe.config, prior=name)
+        return PriorSource(recipe.prior, config, batch_size, num_targets, seed)
+    simulations = simulator = simulator_of(name)
+    config = program_config(simulator, recipe.num_context, name)
+    if recipe.num_simulations is not None:
+        simulations = make_bank(simulator, recipe.num_simulations, max(1, recipe.num_context[1]), BANK_SEED)
+    return ProgramSource(simulations, config, batch_size, num_targets, seed, recipe.posterior_share)
+
+
+def shipped_programs() -> dict[str, ProgramRecipe]:
+    """The rows of the table that are programs."""
+    return {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, ProgramRecipe)}
+
+
+def simulator_of(name: str) -> Simulator:
+    """The simulator of a shipped program.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    programs = shipped_programs()
+    if name not in programs:
+        raise ValueError(f"name must be one of {list(programs)}; got {name!r}")
+    return Simulator(programs[name].program, programs[name].inputs)
+
+
+def find_simulator(net: ArBufferModel, program: Program | Simulator | None = None) -> Simulator:
+    """The simulator of a network: a given one, of a given program, of the one it was amortised from, or a shipped one.
+
+    Raises:
+        ValueError: If none of them is known, or it does not fit the network, or a given program comes without the
+            inputs it needs.
+    """
+    config = net.config
+    if not config.latents:
+        raise ValueError("net must have latents; got a network without; amortize a program")
+    if isinstance(program, Simulator):
+        simulator = program
+    elif program is not None:
+        known = [net.simulator.inputs] if net.simulator is not None else []
+        known = [recipe.inputs for recipe in shipped_programs().values() if recipe.program is program] + known
+        if not known and (config.dim_x > 1 or config.x_range != (0.0, 0.0)):
+            raise ValueError(
+                f"the network was trained with inputs (dim_x = {config.dim_x}, x_range = {config.x_range}), and a "
+                "program alone does not say how to draw them; pass program=pyro_arbuf.Simulator(program, inputs)"
+            )
+        simulator = Simulator(program, known[0] if known else None, net.latents, config.outcome)
+    elif net.simulator is not None:
+        simulator = net.simulator
+    elif config.prior in shipped_programs():
+        simulator = simulator_of(config.prior)
+    else:
+        raise ValueError(
+            f"the program of this network is not known (config.prior = {config.prior!r}); set net.simulator = "
+            "pyro_arbuf.Simulator(program, inputs)"
+        )
+    check_program(simulator, config)
+    return simulator
