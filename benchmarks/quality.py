@@ -64,6 +64,43 @@ def mean_se(values: Tensor) -> tuple[float, float]:
     return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
 
 
+def summarise(rows: list[dict[str, Tensor]], num_context: tuple[int, ...], full: int) -> dict[str, object]:
+    """Gaps to the oracle with their standard errors, mean over N and worst N, and the mean density per N."""
+    summary: dict[str, object] = {}
+    for label in list(rows[0])[1:]:
+        values = [mean_se(row["oracle"] - row[label]) for row in rows]
+        mean = sum(m for m, _ in values) / len(values)
+        se = math.sqrt(sum(s**2 for _, s in values)) / len(values)
+        summary[f"gap {label}"] = [round(mean, 4), round(se, 4)]
+        summary[f"worst gap {label}"] = round(max(values)[0], 4)
+    difference = torch.stack([row["exact AR"] - row[f"buffer K={full}"] for row in rows])
+    se = (difference.var(1) / difference.shape[1]).sum().sqrt().item() / len(rows)
+    summary["exact AR minus buffer"] = [round(difference.mean().item(), 4), round(se, 4)]
+    summary["per N"] = {
+        n: {k: round(v.mean().item(), 4) for k, v in row.items()} for n, row in zip(num_context, rows, strict=True)
+    }
+    return summary
+
+
+def write_table(
+    rows: list[dict[str, Tensor]], num_context: tuple[int, ...], full: int, summary: dict[str, object]
+) -> list[str]:
+    """Lines of a table: mean density per N of every way, and two gaps."""
+    labels = list(rows[0])
+    table = [
+        f"| N | {' | '.join(labels)} | gap of buffer K={full} | gap of exact AR |",
+        "|---" * (len(labels) + 3) + "|",
+    ]
+    shown_gaps = (f"buffer K={full}", "exact AR")
+    for n, row in zip(num_context, rows, strict=True):
+        means = " | ".join(f"{row[label].mean().item():.3f}" for label in labels)
+        shown = " | ".join("{:.3f} ({:.3f})".format(*mean_se(row["oracle"] - row[label])) for label in shown_gaps)
+        table.append(f"| {n} | {means} | {shown} |")
+    over_n = " | ".join(f"{torch.stack([row[label] for row in rows]).mean().item():.3f}" for label in labels)
+    shown = " | ".join("{:.3f} ({:.3f})".format(*summary[f"gap {label}"]) for label in shown_gaps)
+    return [*table, f"| mean | {over_n} | {shown} |"]
+
+
 def main(
     model: tyro.conf.Positional[str],
     num_functions: int = 512,
@@ -97,32 +134,9 @@ def main(
             scores[label] = model_log_prob(net, functions, orders, size, 16, f"N={n} {label}")
         rows.append({label: score / num_targets for label, score in scores.items()})
 
-    labels = ["oracle", *variants]
     summary: dict[str, object] = {"model": Path(model).name, "prior": prior, "num_orders": num_orders}
-    gaps = {label: [mean_se(row["oracle"] - row[label]) for row in rows] for label in variants}
-    for label, values in gaps.items():
-        mean = sum(m for m, _ in values) / len(values)
-        se = math.sqrt(sum(s**2 for _, s in values)) / len(values)
-        summary[f"gap {label}"] = [round(mean, 4), round(se, 4)]
-        summary[f"worst gap {label}"] = round(max(values)[0], 4)
-    difference = torch.stack([row["exact AR"] - row[f"buffer K={full}"] for row in rows])
-    se = (difference.var(1) / difference.shape[1]).sum().sqrt().item() / len(rows)
-    summary["exact AR minus buffer"] = [round(difference.mean().item(), 4), round(se, 4)]
-    summary["per N"] = {
-        n: {k: round(v.mean().item(), 4) for k, v in row.items()} for n, row in zip(num_context, rows, strict=True)
-    }
-
-    table = [
-        f"| N | {' | '.join(labels)} | gap of buffer K={full} | gap of exact AR |",
-        "|---" * (len(labels) + 3) + "|",
-    ]
-    for i, (n, row) in enumerate(zip(num_context, rows, strict=True)):
-        means = " | ".join(f"{row[label].mean().item():.3f}" for label in labels)
-        shown = " | ".join("{:.3f} ({:.3f})".format(*gaps[label][i]) for label in (f"buffer K={full}", "exact AR"))
-        table.append(f"| {n} | {means} | {shown} |")
-    over_n = " | ".join(f"{torch.stack([row[label] for row in rows]).mean().item():.3f}" for label in labels)
-    shown = " | ".join("{:.3f} ({:.3f})".format(*summary[f"gap {k}"]) for k in (f"buffer K={full}", "exact AR"))
-    table.append(f"| mean | {over_n} | {shown} |")
+    summary |= summarise(rows, num_context, full)
+    table = write_table(rows, num_context, full, summary)
     text = (
         f"Joint log density in nats per target, M = {num_targets}, {num_orders} orders, {num_functions} functions per "
         f"N; gaps to the Bayes-optimal oracle are paired on the same functions, standard errors in brackets.\n\n"
@@ -135,7 +149,7 @@ def main(
         before, _, rest = card.read_text().partition(CARD_START)
         card.write_text(f"{before}{CARD_START}\n{text}{CARD_END}{rest.partition(CARD_END)[2]}")
     if plot is not None:
-        draw_figure(plot, model, list(num_context), rows, labels)
+        draw_figure(plot, model, list(num_context), rows, list(rows[0]))
     print(json.dumps(summary))
 
 

@@ -183,6 +183,26 @@ def measure_memory(kind: Literal["shared", "copied"], model: str, num_context: i
     return round(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout), 1)
 
 
+def print_cells(cells: list[dict[str, float]]) -> None:
+    """Prints times and ratios of the grid, and adds the ratios to the cells."""
+    names = ("buffer", "exact", "marginals")
+    print(
+        "    N    B  "
+        + "".join(f"{f'{what} {n}':>18s}" for what in ("sample", "density") for n in names)
+        + "   exact / buffer: sample  density"
+    )
+    for cell in cells:
+        ratios = [cell.get(f"{what} exact", float("nan")) / cell[f"{what} buffer"] for what in ("sample", "density")]
+        times = [1e3 * cell.get(f"{what} {name}", float("nan")) for what in ("sample", "density") for name in names]
+        print(
+            f"{cell['N']:5d} {cell['B']:4d}  "
+            + "".join(f"{t:18.1f}" for t in times)
+            + f"{ratios[0]:25.1f} {ratios[1]:8.1f}"
+        )
+        if "sample exact" in cell:
+            cell |= {"sample ratio": round(ratios[0], 1), "density ratio": round(ratios[1], 1)}
+
+
 def main(
     model: str = "gp-1d-noisy",
     full: bool = False,
@@ -209,23 +229,8 @@ def main(
     if not full:
         grid = [cell for cell in grid if cell in QUOTED or cell in ((32, 1), (32, 256), (1024, 256))]
     cells = [time_inference(net, n, b, repeats, full) for n, b in tqdm(grid, desc="inference", leave=False)]
-    names = ("buffer", "exact", "marginals")
     print(f"M = {NUM_TARGETS} targets, K = {net.config.buffer_size}, {torch.get_num_threads()} threads, {device}; ms")
-    print(
-        "    N    B  "
-        + "".join(f"{f'{what} {n}':>18s}" for what in ("sample", "density") for n in names)
-        + "   exact / buffer: sample  density"
-    )
-    for cell in cells:
-        ratios = [cell.get(f"{what} exact", float("nan")) / cell[f"{what} buffer"] for what in ("sample", "density")]
-        times = [1e3 * cell.get(f"{what} {name}", float("nan")) for what in ("sample", "density") for name in names]
-        print(
-            f"{cell['N']:5d} {cell['B']:4d}  "
-            + "".join(f"{t:18.1f}" for t in times)
-            + f"{ratios[0]:25.1f} {ratios[1]:8.1f}"
-        )
-        if "sample exact" in cell:
-            cell |= {"sample ratio": round(ratios[0], 1), "density ratio": round(ratios[1], 1)}
+    print_cells(cells)
     without, within, beyond = time_training(net, repeats)
     ratios = [within / without, beyond / without]
     print(

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -134,45 +135,22 @@ def training_report(
         history: What `fit` returns as history.
         folder: Where the state of the run is kept; `None` = nowhere.
     """
-    simulator, num_trials = find_simulator(net), max(1, net.config.num_context[1])
+    simulator = find_simulator(net)
     rise = rise_at_the_end(history)
     last_third = "" if rise is None else f", {rise:+.3f} in the last third of the run"
     more = f"folder={str(folder)!r}, resume=True" if folder is not None else "folder=..., and then resume=True"
     more = f"amortize(..., {more}) with more minutes or steps"
-
-    def calibration() -> tuple[str, str]:
-        checked = calibrate(net, REPORT_DATASETS)
-        worst = (checked.coverage - torch.tensor(checked.levels)[:, None]).abs().max().item()
-        gain, error = _mean_and_error(checked.gain)
-        pairs = zip(checked.names, checked.contraction.tolist(), strict=True)
-        text = (
-            f", {REPORT_DATASETS} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage off by "
-            f"at most {worst:.3f}\nposterior sd / prior sd: {', '.join(f'{name} {part:.2f}' for name, part in pairs)}\n"
-            f"log density of the true latents above the prior's: {gain:.3f} +- {error:.3f} nats"
-        )
-        return text, verdict(checked, rise, more)
-
-    def consistency() -> tuple[str, str]:
-        with seeded(0):
-            drawn = simulator.draw(1, num_trials)
-        x, y = drawn.x[0], net.config.squeeze_outcome(drawn.y[0])
-        found = self_consistency(net, x, y)
-        text = (
-            f" on one of them: log p(y) = {found.mean:.2f}, sd {found.standard_deviation:.2f} nats over posterior "
-            "draws (0 if exact)"
-        )
-        if num_trials < 4:
-            return text, ""
-        gap = subset_gap(net, x, y)
-        return f"{text}\nsubset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target", ""
-
     lines = [f"{net.config.prior}: {steps} steps, validation density {validation:.3f} nats per target{last_third}"]
     if simulator.failure_share > 0:
         lines.append(f"the program failed in {simulator.failure_share:.3%} of its data sets, which were drawn anew")
     last = "The posterior could not be checked."
+    measures = {
+        "calibration": partial(_report_calibration, net, rise, more),
+        "self-consistency": partial(_report_consistency, net, simulator),
+    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*outside the trained range.*")
-        for name, measure in {"calibration": calibration, "self-consistency": consistency}.items():
+        for name, measure in measures.items():
             try:
                 text, found = measure()
                 lines.append(f"{name}{text}")
@@ -180,3 +158,36 @@ def training_report(
             except ValueError as error:  # the trained network must not be lost with its report
                 lines.append(f"{name} not available: {error}")
     return "\n".join([*lines, f"verdict: {last}"])
+
+
+def _report_calibration(net: ArBufferModel, rise: float | None, train_longer: str) -> tuple[str, str]:
+    """Ranks, coverage and what was learned, as text, and the verdict."""
+    checked = calibrate(net, REPORT_DATASETS)
+    worst = (checked.coverage - torch.tensor(checked.levels)[:, None]).abs().max().item()
+    gain, error = _mean_and_error(checked.gain)
+    pairs = zip(checked.names, checked.contraction.tolist(), strict=True)
+    num_trials = max(1, net.config.num_context[1])
+    text = (
+        f", {REPORT_DATASETS} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage off by "
+        f"at most {worst:.3f}\n"
+        f"posterior sd / prior sd: {', '.join(f'{name} {part:.2f}' for name, part in pairs)}\n"
+        f"log density of the true latents above the prior's: {gain:.3f} +- {error:.3f} nats"
+    )
+    return text, verdict(checked, rise, train_longer)
+
+
+def _report_consistency(net: ArBufferModel, simulator: Simulator) -> tuple[str, str]:
+    """Self-consistency and subset gap of one simulated data set, as text, and no verdict."""
+    num_trials = max(1, net.config.num_context[1])
+    with seeded(0):
+        drawn = simulator.draw(1, num_trials)
+    x, y = drawn.x[0], net.config.squeeze_outcome(drawn.y[0])
+    found = self_consistency(net, x, y)
+    text = (
+        f" on one of them: log p(y) = {found.mean:.2f}, sd {found.standard_deviation:.2f} nats over posterior "
+        "draws (0 if exact)"
+    )
+    if num_trials < 4:
+        return text, ""
+    gap = subset_gap(net, x, y)
+    return f"{text}\nsubset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target", ""
