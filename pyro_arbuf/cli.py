@@ -24,8 +24,12 @@ def _choices() -> Any:
     return tyro.extras.literal_type_from_choices(tuple(RECIPES))
 
 
+def _choices_or_none() -> Any:
+    return _choices() | None
+
+
 PriorName = Annotated[str, tyro.conf.arg(constructor_factory=_choices)]
-AnyPriorName = Annotated[str | None, tyro.conf.arg(constructor_factory=lambda: _choices() | None)]
+AnyPriorName = Annotated[str | None, tyro.conf.arg(constructor_factory=_choices_or_none)]
 STATE = "state.safetensors"
 
 

@@ -77,7 +77,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
         raise ValueError(f"num_context must be {rule}; got {num_context}")
     measured = _measure(simulator, num_context[1])
     num_latents = sum(latent.size for latent in simulator.latents)
-    fields = SIZES | {"buffer_size": max(16, num_latents)} | sizes
+    fields: dict[str, Any] = SIZES | {"buffer_size": max(16, num_latents)} | sizes
     if fields["buffer_size"] < num_latents:
         raise ValueError(f"buffer_size must hold all {num_latents} latent numbers; got {fields['buffer_size']}")
     return ModelConfig(
@@ -93,7 +93,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     )
 
 
-def _measure(simulator: Simulator, num_trials: int) -> dict[str, tuple[float, ...]]:
+def _measure(simulator: Simulator, num_trials: int) -> dict[str, Any]:
     """Location, scale and range of inputs (moments) and outcomes (quantiles) at a number of trials.
 
     Outcomes are those of a few trials of each data set, from the first to the last. What is in memory at a time is

@@ -73,7 +73,7 @@ def find_simulator(net: ArBufferModel, program: Program | Simulator | None = Non
     if isinstance(program, Simulator):
         simulator = program
     elif program is not None:
-        known = [net.simulator.inputs] if net.simulator is not None else []
+        known = [net.simulator.inputs] if isinstance(net.simulator, Simulator) else []
         known = [recipe.inputs for recipe in shipped_programs().values() if recipe.program is program] + known
         if not known and (config.dim_x > 1 or config.x_range != (0.0, 0.0)):
             raise ValueError(
@@ -81,7 +81,7 @@ def find_simulator(net: ArBufferModel, program: Program | Simulator | None = Non
                 "program alone does not say how to draw them; pass program=pyro_arbuf.Simulator(program, inputs)"
             )
         simulator = Simulator(program, known[0] if known else None, net.latents, config.outcome)
-    elif net.simulator is not None:
+    elif isinstance(net.simulator, Simulator):
         simulator = net.simulator
     elif config.prior in shipped_programs():
         simulator = simulator_of(config.prior)
