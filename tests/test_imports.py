@@ -8,7 +8,7 @@ import pytest
 
 import pyro_arbuf
 
-HEAVY = ("matplotlib", "xarray", "arviz", "pandas", "huggingface_hub", "tyro")
+HEAVY = ("matplotlib", "xarray", "arviz", "pandas", "huggingface_hub", "tyro", "accelerate")
 
 
 def modules_after(code: str) -> set[str]:

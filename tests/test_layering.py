@@ -112,6 +112,22 @@ def test_module_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350
 
 
+LONGEST = 40  # lines of a function's body, without its docstring
+LONGER: set[str] = set()  # functions that may be longer, each with the reason
+
+
+def body_lines(function: ast.FunctionDef) -> int:
+    """Lines from the first statement that is no docstring to the last."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+@MODULES
+def test_functions_are_short(path: Path) -> None:
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    assert {f.name: body_lines(f) for f in functions if body_lines(f) > LONGEST and f.name not in LONGER} == {}
+
+
 @MODULES
 def test_masks_are_stated_in_visibility_alone(path: Path) -> None:
     if path.stem != "visibility":

@@ -91,6 +91,20 @@ def test_inputs_that_grow_with_the_trials_are_standardised_at_the_largest_number
         assert config.y_range[1] > 65
 
 
+def test_ranges_of_inputs_are_those_of_every_column() -> None:
+    def regression(x: torch.Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            pyro.sample("y", dist.Normal(slope * x[..., 0], 1.0))
+
+    def inputs(num_trials: int) -> torch.Tensor:
+        return torch.stack([torch.arange(float(num_trials)), torch.full((num_trials,), 5.0)], -1)
+
+    config = program_config(Simulator(regression, inputs), (0, 11))
+    (low, high), constant = config.x_range
+    assert (low, high) == pytest.approx((-0.1, 10.1), rel=1e-3) and constant == (5.0, 5.0)
+
+
 def test_standardising_many_trials_keeps_few_numbers_at_a_time() -> None:
     asked = []
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.config import ModelConfig, Range
 from pyro_arbuf.network.latents import Latent, rounded
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, check_resolution, rounded_all
 from pyro_arbuf.programs.simulator import Simulator
@@ -114,19 +114,33 @@ def _measure(simulator: Simulator, num_trials: int) -> dict[str, Any]:
     y_loc, y_scale = _middle_and_scale(y)
     check_resolution("each column of the inputs", x_loc, x_scale)
     check_resolution(f"the outcome {simulator.outcome!r}", y_loc, y_scale)
-    low, high = x.min().item(), x.max().item()
-    margin = 0.01 * (high - low)  # so that the ends of the inputs' range do not lie outside by chance
-    few = drawn[:NUM_FOR_RANGES]
-    middle = few.median().item()
-    spread = (few - middle).abs().max().item()
+    few = drawn[:NUM_FOR_RANGES].flatten(0, 1)
     return {
         "x_loc": rounded_all(x_loc, x_scale),
         "x_scale": rounded_all(x_scale),
         "y_loc": rounded_all(y_loc, y_scale),
         "y_scale": rounded_all(y_scale),
-        "x_range": tuple(rounded(end, high - low, 4) for end in (low - margin, high + margin)),
-        "y_range": tuple(rounded(end, spread) for end in (middle - 2 * spread, middle + 2 * spread)),
+        "x_range": _one_or_each([_range_of_inputs(column) for column in x.unbind(-1)]),
+        "y_range": _one_or_each([_range_of_outcomes(column) for column in few.unbind(-1)]),
     }
+
+
+def _range_of_inputs(column: Tensor) -> Range:
+    """From the smallest to the largest, and a margin, so that the ends do not lie outside by chance."""
+    low, high = column.min().item(), column.max().item()
+    margin = 0.01 * (high - low)
+    return rounded(low - margin, high - low, 4), rounded(high + margin, high - low, 4)
+
+
+def _range_of_outcomes(column: Tensor) -> Range:
+    """Around the median, twice as far as the farthest outcome."""
+    middle = column.median().item()
+    spread = (column - middle).abs().max().item() or 1.0
+    return rounded(middle - 2 * spread, spread), rounded(middle + 2 * spread, spread)
+
+
+def _one_or_each(ranges: list[Range]) -> Range | tuple[Range, ...]:
+    return ranges[0] if len(ranges) == 1 else tuple(ranges)
 
 
 def _middle_and_scale(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -165,17 +165,9 @@ def compare_evidence(
         ValueError: If there are fewer than two models, x has a batch, an evidence is no finite number, a program has no
             density, or an argument breaks its rule.
     """
-    if not isinstance(nets, Mapping) or len(nets) < 2:
-        got = list(nets) if isinstance(nets, Mapping) else type(nets).__name__
-        raise ValueError(f"nets must be a dict of at least two models to compare, by name; got {got}")
-    sizes = {name: (net.config.dim_x, net.config.dim_y) for name, net in nets.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"nets must be of the same data, one (dim_x, dim_y); got {sizes}")
-    _check_one_data_set(x, y, next(iter(nets.values())).config.dim_y)
     programs = {} if programs is None else programs
-    if not isinstance(programs, Mapping) or not set(programs) <= set(nets):
-        got = list(programs) if isinstance(programs, Mapping) else type(programs).__name__
-        raise ValueError(f"programs must be a dict of programs by the names of nets, {list(nets)}; got {got}")
+    _check_models(nets, programs)
+    _check_one_data_set(x, y, next(iter(nets.values())).config.dim_y)
     check_count("num_draws", num_draws, MIN_DRAWS)
     check_count("num_orders", num_orders, 2)
     unmeasured = [n for n, net in nets.items() if net.config.evidence_rmse is None and n not in programs]
@@ -202,17 +194,9 @@ def compare_evidence(
     if not all(math.isfinite(value) for value in values.values()):
         raise ValueError(f"the evidence of every model must be a finite number to be compared; got {values}")
     best = max(values, key=values.__getitem__)
-    difference, error, close = {}, {}, []
-    for name in nets:
-        pair = [n for n in (best, name) if n in per_order]
-        if len(pair) == 2:
-            spread = paired_error(*(per_order[n] for n in pair)).item()
-        else:
-            spread = sum(evidence[n].standard_error.item() for n in pair)  # of one, or of none
-        difference[name] = values[best] - values[name]
-        error[name] = 0.0 if name == best else Z * math.hypot(spread, own[best], own[name])
-        if name != best and not difference[name] > error[name]:
-            close.append(name)
+    error = {name: _pair_error(best, name, evidence, per_order, own) for name in nets}
+    difference = {name: values[best] - values[name] for name in nets}
+    close = [name for name in nets if name != best and not difference[name] > error[name]]
     if distrusted:
         reason = f"importance sampling is not to be trusted where k-hat is above {MAX_K_HAT}: {distrusted}"
     elif unmeasured:
@@ -220,6 +204,37 @@ def compare_evidence(
     else:
         reason = f"the difference to {best!r} lies within its error for {close}" if close else ""
     return EvidenceComparison(evidence, difference, error, NOT_RESOLVED if close else best, reason)
+
+
+def _check_models(nets: Mapping[str, ArBufferModel], programs: Mapping[str, Program]) -> None:
+    """Raises ValueError unless there are two models or more, of the same data, and programs of some of them."""
+    if not isinstance(nets, Mapping) or len(nets) < 2:
+        got = list(nets) if isinstance(nets, Mapping) else type(nets).__name__
+        raise ValueError(f"nets must be a dict of at least two models to compare, by name; got {got}")
+    sizes = {name: (net.config.dim_x, net.config.dim_y) for name, net in nets.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"nets must be of the same data, one (dim_x, dim_y); got {sizes}")
+    if not isinstance(programs, Mapping) or not set(programs) <= set(nets):
+        got = list(programs) if isinstance(programs, Mapping) else type(programs).__name__
+        raise ValueError(f"programs must be a dict of programs by the names of nets, {list(nets)}; got {got}")
+
+
+def _pair_error(
+    best: str,
+    name: str,
+    evidence: Mapping[str, Evidence],
+    per_order: Mapping[str, Tensor],
+    own: Mapping[str, float],
+) -> float:
+    """95 % error of the difference of two log evidences, nats: over the orders that they share, and their own."""
+    if name == best:
+        return 0.0
+    pair = [n for n in (best, name) if n in per_order]
+    if len(pair) == 2:
+        spread = paired_error(*(per_order[n] for n in pair)).item()
+    else:
+        spread = sum(evidence[n].standard_error.item() for n in pair)  # of one, or of none
+    return Z * math.hypot(spread, own[best], own[name])
 
 
 def _importance_evidence(

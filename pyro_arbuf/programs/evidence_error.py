@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, SupportsFloat, cast
 
 import torch
 from torch import Tensor
@@ -14,10 +14,11 @@ from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.evidence import log_prob_orders
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, importance_sample
-from pyro_arbuf.programs.simulator import Program
+from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
+Exact = Callable[[Tensor, Tensor], float]  # the log evidence of inputs and outcomes, nats
 FEWEST = 5  # data sets with a known evidence: fewer say little of an error
 ACCEPTED = 0.8  # of the data sets: those that importance sampling cannot do are the network's worst
 
@@ -44,7 +45,7 @@ def measure_evidence_error(
     num_datasets: int = 20,
     num_trials: int | None = None,
     program: Program | None = None,
-    exact: Callable[[Tensor, Tensor], float] | None = None,
+    exact: Exact | None = None,
     num_orders: int = 64,
     num_draws: int = 10_000,
     seed: int = 0,
@@ -91,24 +92,15 @@ def measure_evidence_error(
         drawn = simulator.draw(num_datasets, num_trials)
         for x, y in tqdm(list(zip(drawn.x.to(device), drawn.y.to(device), strict=True)), desc="evidence", leave=False):
             y = net.config.squeeze_outcome(y)
-            if exact is not None:
-                known = _number(exact(x, y))
-            else:
-                try:
-                    sample = importance_sample(simulator, net.condition(x, y), num_draws)
-                except ValueError as error:
-                    raise ValueError(
-                        f"the evidence must be known, by the program's density or by exact=...: {error}"
-                    ) from None
-                known = sample.log_evidence
-                k_hats.append(sample.k_hat)
+            known, k_hat = _known_evidence(simulator, net, x, y, exact, num_draws)
+            k_hats.append(k_hat)
             ours = average_orders(log_prob_orders(net, x, y, num_orders, seed=seed)).log_prob.item()
             if not math.isfinite(ours):
                 raise ValueError(f"the network's log evidence must be a finite number; got {ours}; train it again")
             errors.append(ours - known)
     errors, k_hats = (torch.tensor(part, dtype=torch.float64) for part in (errors, k_hats))
     squares = errors.square()
-    trusted = squares if exact is not None else squares[k_hats < MAX_K_HAT]
+    trusted = squares[k_hats < MAX_K_HAT]
     if len(trusted) < max(FEWEST, ACCEPTED * num_datasets):
         raise ValueError(
             f"the evidence must be known, by a k-hat below {MAX_K_HAT}, in {ACCEPTED:.0%} of the data sets and in "
@@ -122,9 +114,22 @@ def measure_evidence_error(
     return EvidenceError(rmse, error, errors, k_hats if exact is None else None)
 
 
+def _known_evidence(
+    simulator: Simulator, net: ArBufferModel, x: Tensor, y: Tensor, exact: Exact | None, num_draws: int
+) -> tuple[float, float]:
+    """The known log evidence of a data set, nats, and k-hat; 0 where the evidence is exact."""
+    if exact is not None:
+        return _number(exact(x, y)), 0.0
+    try:
+        sample = importance_sample(simulator, net.condition(x, y), num_draws)
+    except ValueError as error:
+        raise ValueError(f"the evidence must be known, by the program's density or by exact=...: {error}") from None
+    return sample.log_evidence, sample.k_hat
+
+
 def _number(value: object) -> float:
     try:
-        number = float(value)
+        number = float(cast(SupportsFloat, value))
     except (TypeError, ValueError, RuntimeError):  # of tensors of several numbers
         number = math.nan
     if not math.isfinite(number):

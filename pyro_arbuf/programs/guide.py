@@ -1,5 +1,7 @@
 """The amortised posterior as a Pyro guide."""
 
+from typing import Any, cast
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -43,8 +45,7 @@ class AmortizedGuide:
         Returns:
             Values by site.
         """
-        infer = {"is_auxiliary": True}
-        draws = pyro.sample(f"_{self.name}_unconstrained", self.posterior, infer=infer)
+        draws = pyro.sample(f"_{self.name}_unconstrained", self.posterior, infer={"is_auxiliary": True})
         log_scale = torch.zeros(self.posterior.event_shape, dtype=draws.dtype, device=draws.device)
         if self.tunable:
             shift = pyro.param(f"{self.name}.shift", torch.zeros_like(log_scale))
@@ -56,5 +57,6 @@ class AmortizedGuide:
         for (name, (value, jacobian)), stretched in zip(sites, log_scales, strict=True):
             event_dim = value.dim() - jacobian.dim()
             density = -jacobian - stretched.sum()
-            values[name] = pyro.sample(name, dist.Delta(value, log_density=density, event_dim=event_dim))
+            delta = dist.Delta(value, log_density=cast(Any, density), event_dim=event_dim)
+            values[name] = pyro.sample(name, delta)
         return values

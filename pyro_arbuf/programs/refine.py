@@ -255,8 +255,9 @@ def smooth_weights(log_weights: Tensor) -> tuple[Tensor, float]:
 
 def _observations(context: Context) -> tuple[Tensor, Tensor]:
     """Inputs `(n, D_x)` and outcomes `(n,)` or `(n, D_y)` of a context's one data set."""
-    x, y, length = (None if part is None else part[0] for part in context.observations)
-    return x[:length], context.model.config.squeeze_outcome(y[:length])
+    x, y, length = context.observations
+    number = x.shape[1] if length is None else int(length[0])
+    return x[0, :number], context.model.config.squeeze_outcome(y[0, :number])
 
 
 def _given(context: Context) -> dict[str, Tensor]:

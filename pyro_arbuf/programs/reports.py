@@ -5,11 +5,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.config import ModelConfig, Range
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.calibration import Calibration, calibrate
 from pyro_arbuf.programs.evidence import self_consistency, subset_gap
@@ -38,17 +39,17 @@ def describe_training(
     numbers = "one number" if config.dim_y is None else f"a vector of {config.dim_y}"
     outcome = f"{config.outcome}, {numbers} per {'data set (one observation)' if simulator.single else 'trial'}"
     columns = f"{config.dim_x} column{'s' if config.dim_x > 1 else ''}"
-    constant = config.x_range is not None and config.x_range[0] == config.x_range[1]
+    constant = config.x_range is not None and all(low == high for low, high in _ranges(config.x_range))
     limits = [f"{limit:g} {unit}" for limit, unit in ((minutes, "minutes"), (steps, "steps")) if limit is not None]
     simulated = "new data sets in every step" if num_simulations is None else f"{num_simulations} fixed data sets"
     lines = {
         "latents": "; ".join(_describe_latent(latent) for latent in config.latents),
         "integrated out": ", ".join(simulator.integrated_out) or "no site",
         "outcome": outcome,
-        "inputs": f"{columns}, constant" if constant else f"{columns} in {_show_range(config.x_range)}",
+        "inputs": f"{columns}, constant" if constant else f"{columns} in {_show_ranges(config.x_range)}",
         "simulated": simulator.mode_reason,
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
-        f"{_show_range(config.y_range)}",
+        f"{_show_ranges(config.y_range)}",
         "training": f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}, on {simulated}",
     }
     notes = [f"  note: {note}" for note in simulator.notes]
@@ -68,8 +69,15 @@ def _describe_latent(latent: Latent) -> str:
     return f"{latent.name}, {'one number' if not latent.shape else f'{size} numbers {latent.shape}'}{support}"
 
 
-def _show_range(ends: tuple[float, float] | None) -> str:
-    return "no declared range" if ends is None else f"{ends[0]:g} to {ends[1]:g}"
+def _ranges(trained: Range | tuple[Range, ...] | None) -> list[Range]:
+    """The range of every column, or the one of all of them, in a list."""
+    if trained is None:
+        return []
+    return [pair for pair in trained if isinstance(pair, tuple)] or [cast(Range, trained)]
+
+
+def _show_ranges(trained: Range | tuple[Range, ...] | None) -> str:
+    return ", ".join(f"{low:g} to {high:g}" for low, high in _ranges(trained)) or "no declared range"
 
 
 def rise_at_the_end(history: Sequence[Mapping[str, float]]) -> float | None:
