@@ -22,6 +22,7 @@ test-arviz1: .venv-arviz1/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/speed.py

@@ -95,8 +95,10 @@ def test_core_knows_nothing_of_pyro_arviz_or_xarray(name: str) -> None:
         assert not {imported.split(".")[0] for imported in imports(path)} & {"pyro", "arviz", "xarray"}
 
 
-def test_every_folder_is_installed() -> None:
-    listed = set(tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+def test_every_folder_is_installed_with_its_types() -> None:
+    setuptools = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    listed = set(setuptools["packages"])
+    assert (PACKAGE / "py.typed").exists() and "py.typed" in setuptools["package-data"]["pyro_arbuf"]
     folders = {"pyro_arbuf", *(f"pyro_arbuf.{path.parent.name}" for path in FILES if path.parent != PACKAGE)}
     assert listed == folders | {"pyro_arbuf.models"}
 
