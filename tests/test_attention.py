@@ -18,6 +18,7 @@ PREFIXES = {
     "none": None,
     "per query": torch.tensor([0, 7, 3, 1, 0, 6]),
     "per task": torch.tensor([[0, 7, 3, 1, 0, 6], [2, 0, 7, 5, 4, 1]]),
+    "per draw": torch.randint(K + 1, (B, S, Q), generator=torch.Generator().manual_seed(0)),
 }
 LENGTHS = {"full": None, "padded": torch.tensor([1, 4])}
 
@@ -30,6 +31,10 @@ def _tensors(num_draws: int, sizes=(B, H, Q, N, K, h)) -> tuple[Tensor, KeysValu
     return q, context_kv, buffer_kv
 
 
+def _of_draws(prefix_len: Tensor | None, num_draws: int) -> Tensor | None:
+    return prefix_len if prefix_len is None or prefix_len.dim() < 3 else prefix_len[:, :num_draws]
+
+
 def _naive(q, context_kv, buffer_kv=None, prefix_len=None, context_len=None) -> Tensor:
     """One query at a time: the readable keys in a list, one softmax over them."""
     out = torch.empty_like(q)
@@ -40,7 +45,7 @@ def _naive(q, context_kv, buffer_kv=None, prefix_len=None, context_len=None) -> 
         if buffer_kv is not None:
             visible = buffer_kv[0].shape[-2]
             if prefix_len is not None:
-                visible = int(prefix_len[i] if prefix_len.dim() == 1 else prefix_len[b, i])
+                visible = int(prefix_len[(b, s, i) if prefix_len.dim() == 3 else (b, i)[2 - prefix_len.dim() :]])
             keys = torch.cat([keys, buffer_kv[0][b, s, head, :visible]])
             values = torch.cat([values, buffer_kv[1][b, s, head, :visible]])
         weights = torch.exp(keys @ q[b, s, head, i] / q.shape[-1] ** 0.5)
@@ -53,7 +58,7 @@ def _naive(q, context_kv, buffer_kv=None, prefix_len=None, context_len=None) -> 
 @pytest.mark.parametrize("num_draws", [1, S])
 def test_all_bodies_equal_the_definition(num_draws, prefix_len, context_len):
     q, context_kv, buffer_kv = _tensors(num_draws)
-    arguments = (q, context_kv, buffer_kv, prefix_len, context_len)
+    arguments = (q, context_kv, buffer_kv, _of_draws(prefix_len, num_draws), context_len)
     expected = _naive(*arguments)
     for body in (attend, attend_plain, attend_merged, *([attend_stock] if num_draws == 1 else [])):
         assert_close(body(*arguments), expected, **EXACT, msg=lambda m, body=body: f"{body.__name__}: {m}")
@@ -73,13 +78,14 @@ def test_empty_buffer_is_attention_to_the_context(num_draws, context_len):
     sizes=st.tuples(*(st.integers(1, 4) for _ in range(6))),
     num_draws=st.integers(1, 4),
     padded=st.booleans(),
-    prefix=st.sampled_from(["none", "per query", "per task"]),
+    prefix=st.sampled_from(["none", "per query", "per task", "per draw"]),
     seed=st.integers(0, 2**16),
 )
 def test_bodies_agree_for_all_shapes(sizes, num_draws, padded, prefix, seed):
     torch.manual_seed(seed)
     num_tasks, _, num_queries, num_context, num_slots, _ = sizes
-    shape = {"none": None, "per query": (num_queries,), "per task": (num_tasks, num_queries)}[prefix]
+    per_draw = (num_tasks, num_draws, num_queries)
+    shape = {"none": None, "per query": per_draw[2:], "per task": per_draw[::2], "per draw": per_draw}[prefix]
     prefix_len = None if shape is None else torch.randint(num_slots + 1, shape)
     context_len = torch.randint(1, num_context + 1, (num_tasks,)) if padded else None
     arguments = (*_tensors(num_draws, sizes), prefix_len, context_len)
@@ -97,7 +103,7 @@ def _gradients(body, q, context_kv, buffer_kv, *rest) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("context_len", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("prefix_len", PREFIXES.values(), ids=PREFIXES.keys())
 def test_gradients_of_stock_equal_those_of_plain(prefix_len, context_len):
-    arguments = (*_tensors(1), prefix_len, context_len)
+    arguments = (*_tensors(1), _of_draws(prefix_len, 1), context_len)
     for stock, plain in zip(_gradients(attend_stock, *arguments), _gradients(attend_plain, *arguments), strict=True):
         assert_close(stock, plain, **EXACT)
 

@@ -81,6 +81,54 @@ def test_prefix_length_per_task(backbone):
         assert_close(features[one], alone, **EXACT)
 
 
+@pytest.mark.parametrize("stored", [0, 2, K])
+def test_prefix_length_per_draw_equals_one_draw_at_a_time_gradients_included(backbone, stored):
+    leaves = context, entering, targets = _tokens(B, N), _tokens(B, S, K), _tokens(B, S, M)
+    for leaf in leaves:
+        leaf.requires_grad_()
+    prefix_len, weights = torch.randint(K + 1, (B, S, M)), torch.randn(B, S, M, WIDTH)
+
+    def read(draws: slice, prefix_len: Tensor) -> Tensor:
+        cache, own = backbone.encode_context(context), entering[:, draws]
+        _, buffer = backbone.read(cache, BufferCache(), own[:, :, :stored] if stored else None, targets[:, draws])
+        new = own[:, :, stored:] if stored < K else None
+        return backbone.read(cache, buffer, new, targets[:, draws], prefix_len)[0]
+
+    at_once = read(slice(None), prefix_len)
+    alone = [read(slice(s, s + 1), prefix_len[:, s]) for s in range(S)]  # lengths per task
+    kept = [read(slice(s, s + 1), prefix_len[:, s : s + 1]) for s in range(S)]
+    for one_by_one in (torch.cat(alone, 1), torch.cat(kept, 1)):
+        assert_close(at_once, one_by_one, **EXACT)
+        gradients = (torch.autograd.grad((f * weights).sum(), leaves, retain_graph=True) for f in (at_once, one_by_one))
+        for got, expected in zip(*gradients, strict=True):
+            assert_close(got, expected, **EXACT)
+    with torch.no_grad():
+        assert_close(read(slice(None), prefix_len), at_once.detach(), **EXACT)
+
+
+def test_predictions_take_prefix_lengths_per_draw(model, draw_task):
+    task, y = draw_task(model, num_targets=M), torch.randn(B, S, K, model.config.dim_y or 1, dtype=torch.float64)
+    cache, prefix_len = model.encode(*task[:2]), torch.randint(K + 1, (B, S, M))
+    embedded = model.embed_targets(cache, task.x_target[:, None])
+    predictive, _ = model.predict(cache, BufferCache(), (embedded[:, :, :K], y), embedded, prefix_len)
+    for s in range(S):
+        pairs = (embedded[:, :, :K], y[:, s : s + 1])
+        alone, _ = model.predict(cache, BufferCache(), pairs, embedded, prefix_len[:, s])
+        assert_close(predictive.mean[:, s : s + 1], alone.mean, **EXACT)
+
+
+def test_draws_may_differ_in_their_prefix_alone(backbone):
+    cache, entering, targets = backbone.encode_context(_tokens(B, N)), _tokens(B, 1, K), _tokens(B, 1, M)
+    prefix_len = torch.randint(K + 1, (B, S, M))
+    features, buffer = backbone.read(cache, BufferCache(), entering, targets, prefix_len)
+    for s in range(S):
+        expected, _ = backbone.read(cache, BufferCache(), entering, targets, prefix_len[:, s])
+        assert_close(features[:, s : s + 1], expected, **EXACT)
+    _, shared = backbone.read(cache, BufferCache(), entering, targets)
+    assert shared.num_draws == 1 and buffer.num_draws == S
+    assert_close(backbone.read(cache, shared, None, targets, prefix_len)[0], features, **EXACT)
+
+
 def test_many_draws_equal_one_draw_at_a_time(backbone):
     cache, entering, targets = backbone.encode_context(_tokens(B, N)), _tokens(B, S, K), _tokens(B, S, M)
     features, buffer = backbone.read(cache, BufferCache(), entering, targets, PREFIX_LEN)

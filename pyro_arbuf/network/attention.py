@@ -2,7 +2,8 @@
 
 Three bodies behind `attend`, equal to rounding and tested so:
 - `attend_plain`: exact, differentiable, any number of draws; the definition, and what a trace or a transform takes.
-- `attend_stock`: one draw per context (training, encoding): keys concatenated, PyTorch's fused kernel.
+- `attend_stock`: one draw per context (training, encoding): keys concatenated, PyTorch's fused kernel. Where such a
+  draw is decoded step by step nothing is concatenated: a `JoinedBuffer` gives buffer and context as one longer context.
 - `attend_merged`: many draws without gradients: fused attention to the shared context, small attention to each draw's
   buffer, merged by log-sum-exp (flash-decoding; Hydragen, Juravsky et al. 2024).
 Knows nothing of roles, layers or embeddings.
@@ -12,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_arbuf.network.cache import KeysValues
 from pyro_arbuf.network.tracing import is_traced, is_transformed
 from pyro_arbuf.network.visibility import context_mask, prefix_mask
-
-KeysValues = tuple[Tensor, Tensor]
 
 
 def attend(
@@ -33,7 +33,7 @@ def attend(
         q: `(B, S, H, Q, h)` queries.
         context_kv: Keys and values of the context, each `(B, H, N, h)`, N >= 1.
         buffer_kv: Keys and values of the buffer, each `(B, S, H, K, h)`; `None` = empty.
-        prefix_len: int64 `(Q,)` or `(B, Q)`, visible buffer slots per query; `None` = all of them.
+        prefix_len: int64 `(Q,)`, `(B, Q)` or `(B, S, Q)`, visible buffer slots per query; `None` = all of them.
         context_len: `(B,)` int64, real context tokens per task, at least 1; `None` = all N.
 
     Returns:
@@ -51,8 +51,10 @@ def attend(
 
 
 def _slot_mask(prefix_len: Tensor, num_slots: int) -> Tensor:
-    mask = prefix_mask(prefix_len, num_slots)  # (Q, K) or (B, Q, K)
-    return mask if mask.dim() == 2 else mask[:, None, None]  # (B, 1, 1, Q, K)
+    """Which buffer slots each query may read, `(B or 1, S or 1, 1, Q, K)`, of lengths per query, task or draw."""
+    lead = (1,) * (3 - prefix_len.dim())
+    per_draw = prefix_len.view(*prefix_len.shape[:-1], *lead, prefix_len.shape[-1])  # (B or 1, S or 1, Q)
+    return prefix_mask(per_draw, num_slots).unsqueeze(2)
 
 
 def attend_plain(
@@ -97,9 +99,9 @@ def attend_stock(
         keys, values = (torch.cat([c, b.squeeze(1)], -2) for c, b in zip(context_kv, buffer_kv, strict=True))
     mask = None
     if num_slots and prefix_len is not None:
-        slots = prefix_mask(prefix_len, num_slots)
-        mask = F.pad(slots, (num_context, 0), value=True)  # (Q, N + K) or (B, Q, N + K)
-        mask = mask if mask.dim() == 2 else mask[:, None]
+        mask = F.pad(
+            _slot_mask(prefix_len, num_slots).squeeze(1), (num_context, 0), value=True
+        )  # (B or 1, 1, Q, N + K)
     if context_len is not None:
         real = F.pad(context_mask(context_len, num_context), (0, num_slots), value=True)[:, None, None]
         mask = real if mask is None else mask & real
@@ -126,7 +128,7 @@ def attend_merged(
     keys, values = (t.transpose(1, 2) for t in buffer_kv)  # (B, H, S, K, h)
     scores = folded.view(B, H, S, Q, h) @ keys.mT * int(h) ** -0.5  # (B, H, S, Q, K)
     if prefix_len is not None:
-        scores = scores.masked_fill(~_slot_mask(prefix_len, scores.shape[-1]), -torch.inf)
+        scores = scores.masked_fill(~_slot_mask(prefix_len, scores.shape[-1]).transpose(1, 2), -torch.inf)
     # The whole context enters the softmax as one more key, with its log-sum-exp as the score.
     weights = torch.softmax(torch.cat([lse.view(B, H, S, Q, 1), scores], -1), -1)
     return (weights[..., :1] * out + weights[..., 1:] @ values).transpose(1, 2)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_arbuf.network.attention import KeysValues, attend
-from pyro_arbuf.network.cache import Buffer, ContextCache
+from pyro_arbuf.network.attention import attend
+from pyro_arbuf.network.cache import Buffer, ContextCache, JoinedBuffer, KeysValues
 from pyro_arbuf.network.visibility import buffer_prefix_len
 
 
@@ -99,14 +99,18 @@ class Backbone(nn.Module):
             buffer: What the buffer holds already.
             buffer_tokens: `(B, S or 1, T, d)` tokens that enter the buffer, in order; `None` = none.
             target_tokens: `(B, S or 1, M, d)`.
-            prefix_len: int64 `(M,)` or `(B, M)`, visible slots per target; `None` = every slot, the new ones too.
+            prefix_len: int64 `(M,)`, `(B, M)` or `(B, S, M)`, visible slots per target; `None` = every slot, the new
+                ones too.
 
         Returns:
             Target features `(B, S, M, d)` and the longer buffer.
         """
+        assert prefix_len is None or not isinstance(buffer, JoinedBuffer), "of a joined buffer every slot is read"
         num_new = 0 if buffer_tokens is None else buffer_tokens.shape[-2]
         num_slots = buffer.num_slots + num_new
         num_draws = max(buffer.num_draws, target_tokens.shape[1], buffer_tokens.shape[1] if num_new else 1)
+        if prefix_len is not None and prefix_len.dim() == 3:
+            num_draws = max(num_draws, prefix_len.shape[1])
         tokens, query_len = target_tokens.expand(-1, num_draws, -1, -1), prefix_len
         if num_new:
             tokens = torch.cat([buffer_tokens.expand(-1, num_draws, -1, -1), tokens], -2)
@@ -123,8 +127,8 @@ class Backbone(nn.Module):
             if num_new and block is self.blocks[-1]:  # of the last layer only the targets' output is wanted
                 tokens, normed = (t[..., num_new:, :].contiguous() for t in (tokens, normed))
                 query_len = prefix_len
-            buffer_kv = grown[layer] if num_new else buffer.stored(layer)
-            q = block.q(normed)  # (B, S, H, Q, h)
-            attended = attend(q, (cache.keys[layer], cache.values[layer]), buffer_kv, query_len, cache.context_len)
+            slots = grown[layer] if num_new else buffer.stored(layer)
+            context_kv, buffer_kv, context_len = buffer.sources(cache, layer, slots)
+            attended = attend(block.q(normed), context_kv, buffer_kv, query_len, context_len)  # (B, S, H, Q, h)
             tokens = block.update(tokens, attended)
         return tokens, buffer.extended(grown) if num_new else buffer

@@ -95,6 +95,21 @@ class Network(nn.Module):
             context_len = context_len.clamp(min=1)
         return self.backbone.encode_context(tokens, context_len)
 
+    def embed_targets(self, cache: ContextCache, x: Tensor) -> Tensor:
+        """E_x of targets given their encoded context; here it uses nothing of the context.
+
+        A network whose embedding does, e.g. of the other rows of a table, makes `encode` return a cache with a
+        `summary` and overrides this; the chain then embeds targets anew after every absorption.
+
+        Args:
+            cache: The encoded context.
+            x: `(B, S or 1, M, D_x)` target inputs.
+
+        Returns:
+            `(B, S or 1, M, d)`, what `predict` takes.
+        """
+        return self.embedder.inputs(x)
+
     def predict(
         self,
         cache: ContextCache,
@@ -109,8 +124,8 @@ class Network(nn.Module):
             cache: The encoded context.
             buffer: The buffer so far.
             pairs: Embedded inputs `(B, S or 1, T, d)` and outcomes `(B, S, T, D_y)` that enter; `None` = none.
-            embedded_target: E_x of the targets, `(B, S or 1, M, d)`.
-            prefix_len: int64 `(M,)` or `(B, M)`; `None` = the whole buffer.
+            embedded_target: What `embed_targets` returns for the targets, `(B, S or 1, M, d)`.
+            prefix_len: int64 `(M,)`, `(B, M)` or `(B, S, M)`; `None` = the whole buffer.
 
         Returns:
             The predictive, batch shape `(B, S, M, D_y)`, and the longer buffer.

@@ -15,7 +15,8 @@ def prefix_mask(prefix_len: Tensor, num_slots: int) -> Tensor:
     requirements R2 and R4; R1 and R3 hold by construction.
 
     Args:
-        prefix_len: `(*batch, Q)` int64, visible slots per query, 0 <= v <= num_slots.
+        prefix_len: `(*batch, Q)` int64, visible slots per query, 0 <= v <= num_slots: the same for all, per task or per
+            draw.
         num_slots: Number of buffer slots in the keys.
 
     Returns:
