@@ -1,7 +1,6 @@
 """ArBufferJoint, the joint predictive as a Pyro distribution."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,7 +8,15 @@ from torch import Size, Tensor
 
 from pyro_arbuf.distributions.marginals import ArBufferDistribution, ArBufferMarginals
 from pyro_arbuf.distributions.moments import Moments, moments_of
-from pyro_arbuf.inference.chain import Noise, grow_context, leave_one_out, rsample_joint, sample_joint, score_joint
+from pyro_arbuf.inference.blocks import Noise
+from pyro_arbuf.inference.chain import (
+    grow_context,
+    leave_one_out,
+    pit_joint,
+    rsample_joint,
+    sample_joint,
+    score_joint,
+)
 from pyro_arbuf.inference.context import Context, check_current
 from pyro_arbuf.inference.layout import fold, join_context, unfold
 from pyro_arbuf.inference.orders import (
@@ -31,7 +38,6 @@ from pyro_arbuf.inference.validation import (
     warn_outside,
     warn_outside_counts,
 )
-from pyro_arbuf.network.predictives import Predictive
 
 
 class ArBufferJoint(ArBufferDistribution):
@@ -111,8 +117,11 @@ class ArBufferJoint(ArBufferDistribution):
         Returns:
             `(*sample_shape, *batch, M)` or `(*sample_shape, *batch, M, D_y)`, units of y, without gradients.
         """
-        with torch.no_grad():
-            return self._draw(sample_shape, sample_joint)
+        with torch.no_grad(), inference_scope():
+            noise, shape = self._noise(sample_shape)
+            return self._unfold_draws(
+                sample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise), shape
+            )
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:
         """The draws of `sample`, with gradients by implicit reparameterisation, step by step along the chain.
@@ -128,38 +137,36 @@ class ArBufferJoint(ArBufferDistribution):
         """
         if not self.has_rsample:
             raise NotImplementedError("rsample is opt in: build the distribution with ArBufferJoint(..., rsample=True)")
-        return self._draw(sample_shape, rsample_joint)
-
-    def _draw(self, sample_shape: Size, draw: Callable[..., Tensor]) -> Tensor:
         with inference_scope():
-            shape, batch = check_sample_shape(sample_shape) + self.batch_shape, self.context.task_shape
-            dim_y = self.context.model.config.dim_y or 1
-            uniform = torch.rand(*shape, self._num_targets, dim_y, dtype=self._x.dtype, device=self._x.device)
-            order = torch.zeros(shape, dtype=torch.int64, device=self._x.device)
-            if len(self.orders) > 1:
-                order = torch.randint(len(self.orders), shape, device=self._x.device)
-            noise = Noise(
-                fold(uniform, shape, batch, 2),
-                fold(torch.randn_like(uniform), shape, batch, 2),
-                fold(order, shape, batch, 0),
+            noise, shape = self._noise(sample_shape)
+            return self._unfold_draws(
+                rsample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise), shape
             )
-            y = draw(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise)
-            return self._squeeze(unfold(y, shape, batch))
 
-    def _scores(
-        self, y: Tensor, score: Callable[[Predictive, Tensor], Tensor], missing_score: float, stacklevel: int = 4
-    ) -> Tensor:
-        """`(*batch, R, M, D_y)`, in at least float32, targets in the user's indexing."""
+    def _noise(self, sample_shape: Size) -> tuple[Noise, Size]:
+        """All randomness of draws, and their shape with the batch."""
+        shape, batch = check_sample_shape(sample_shape) + self.batch_shape, self.context.task_shape
+        dim_y = self.context.model.config.dim_y or 1
+        uniform = torch.rand(*shape, self._num_targets, dim_y, dtype=self._x.dtype, device=self._x.device)
+        order = torch.zeros(shape, dtype=torch.int64, device=self._x.device)
+        if len(self.orders) > 1:
+            order = torch.randint(len(self.orders), shape, device=self._x.device)
+        normal = torch.randn_like(uniform)
+        return Noise(*(fold(t, shape, batch, n) for t, n in ((uniform, 2), (normal, 2), (order, 0)))), shape
+
+    def _unfold_draws(self, y: Tensor, shape: Size) -> Tensor:
+        return self._squeeze(unfold(y, shape, self.context.task_shape))
+
+    def _given(
+        self, y: Tensor, stacklevel: int = 4
+    ) -> tuple[tuple[Context, Tensor, Tensor, Tensor, int, Tensor | None], Size]:
+        """The arguments of `score_joint` for checked outcomes, and the batch shape that they stand for."""
         values, missing = self._split_missing(self._check_outcomes(y, stacklevel))
         self._warn_plate_over_targets(values.shape[:-2])
         shape, folded = self._fold_values(values)
         if missing is not None:
             missing = fold(missing.expand(*shape, -1), shape, self.context.task_shape, 1)
-        x, orders = self._fold_x(shape), self.orders
-        scores = score_joint(self.context, x, folded, orders, self.buffer_size, missing, score)
-        if missing is not None:
-            scores = scores.masked_fill(missing[:, :, None, :, None], missing_score)
-        return self._unfold_result(scores, shape, y.dtype)
+        return (self.context, self._fold_x(shape), folded, self.orders, self.buffer_size, missing), shape
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Joint log density, the equal mixture over the orders, in one pass per block of targets.
@@ -175,10 +182,9 @@ class ArBufferJoint(ArBufferDistribution):
             RuntimeError: If the context is not current: weights changed, gradients missing, or backward went through.
         """
         with inference_scope():
-            return self._mixture_of_orders(self._scores(value, lambda p, y: p.log_prob(y), 0.0).sum((-1, -2)))
-
-    def _mixture_of_orders(self, per_order: Tensor) -> Tensor:
-        return mix_orders(per_order)
+            given, shape = self._given(value)
+            densities = self._unfold_result(score_joint(*given), shape, value.dtype)  # (*batch, R, M, D_y)
+            return mix_orders(densities.sum((-1, -2)))
 
     def log_prob_factors(self, y: Tensor) -> Tensor:
         """Chain factors: log density of every target given those placed before it; they sum to `log_prob`.
@@ -195,7 +201,8 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with inference_scope():
             self._check_one_order("log_prob_factors", "log_prob")
-            return self._scores(y, lambda p, y: p.log_prob(y), 0.0).squeeze(-3).sum(-1)
+            given, shape = self._given(y)
+            return self._unfold_result(score_joint(*given), shape, y.dtype).squeeze(-3).sum(-1)
 
     def pit(self, y: Tensor) -> Tensor:
         """Probability integral transform along the chain: F(y_k | those placed before it).
@@ -216,7 +223,8 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with inference_scope():
             self._check_one_order("pit", "one order at a time")
-            return self._squeeze(self._scores(y, lambda p, y: p.cdf(y), math.nan).squeeze(-3))
+            given, shape = self._given(y)
+            return self._squeeze(self._unfold_result(pit_joint(*given), shape, y.dtype).squeeze(-3))
 
     def _check_one_order(self, name: str, instead: str) -> None:
         count = len(self.orders)
@@ -244,7 +252,8 @@ class ArBufferJoint(ArBufferDistribution):
     def _log_prob_orders(self, y: Tensor, stacklevel: int) -> Tensor:
         """Joint log density in each order, `(*batch, R)` nats."""
         with inference_scope():
-            return self._scores(y, lambda p, y: p.log_prob(y), 0.0, stacklevel).sum((-1, -2))
+            given, shape = self._given(y, stacklevel)
+            return self._unfold_result(score_joint(*given), shape, y.dtype).sum((-1, -2))
 
     def log_prob_conditionals(self, y: Tensor) -> Tensor:
         """Full conditionals: the set model's log density of every target with all other pairs in the context.

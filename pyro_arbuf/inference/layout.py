@@ -1,6 +1,9 @@
 """How joint predictions are laid out: a user's batch as B tasks x S draws, targets in order, chunks of fixed memory."""
 
-from collections.abc import Iterator
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Size, Tensor
@@ -56,18 +59,53 @@ def chunks(size: int, chunk: int) -> Iterator[slice]:
         yield slice(start, min(start + chunk, size))
 
 
-def tasks_and_draws(
-    context: Context, num_draws: int, num_targets: int, buffer_size: int, max_tokens: int
-) -> Iterator[tuple[slice, slice]]:
-    """Cuts B tasks x S draws into pieces of at most about `max_tokens` tokens; shapes decide, never values."""
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Axes cut into slices: every combination of slices is a piece, the last axis changing first.
+
+    Attributes:
+        axes: The slices of every axis, e.g. of tasks, draws and orders.
+    """
+
+    axes: tuple[tuple[slice, ...], ...]
+
+    def __iter__(self) -> Iterator[tuple[slice, ...]]:
+        return itertools.product(*self.axes)
+
+    def join(self, results: Iterable[Tensor]) -> Tensor:
+        """The result of the whole.
+
+        Args:
+            results: Those of the pieces, in their order; the first dimensions are the axes.
+        """
+        joined = list(results)
+        for dim in reversed(range(len(self.axes))):
+            count = len(self.axes[dim])
+            if count > 1:
+                joined = [torch.cat(joined[i : i + count], dim) for i in range(0, len(joined), count)]
+        return joined[0]
+
+
+def cut(sizes: Sequence[int], most: int) -> Pieces:
+    """Cuts axes into pieces of at most about `most` elements; shapes decide, never values.
+
+    Args:
+        sizes: Of the axes; the first are cut first.
+        most: Elements of a piece, where 1 element is not more.
+    """
+    axes = []
+    for axis, size in enumerate(sizes):
+        inner = math.prod(sizes[axis + 1 :])
+        axes.append(tuple(chunks(size, max(1, most // max(1, inner)))))
+    return Pieces(tuple(axes))
+
+
+def draws_at_once(context: Context, num_targets: int, buffer_size: int, max_tokens: int) -> int:
+    """How many joint draws, or orders of a draw, are at most about `max_tokens` tokens."""
     per_draw = 2 * min(num_targets, buffer_size)
     if num_targets > buffer_size:  # absorbing re-encodes per draw; smaller pieces stay in the processor's cache
         per_draw = 4 * (per_draw + context.num_context + num_targets)
-    pieces = max(1, max_tokens // per_draw)
-    tasks = max(1, pieces // num_draws)
-    for b in chunks(context.x.shape[0], tasks):
-        for s in chunks(num_draws, max(1, pieces // tasks)):
-            yield b, s
+    return max(1, max_tokens // per_draw)
 
 
 def pick(tensor: Tensor, part: slice) -> Tensor:
@@ -76,9 +114,24 @@ def pick(tensor: Tensor, part: slice) -> Tensor:
 
 
 def place(tensor: Tensor, order: Tensor) -> Tensor:
-    """Puts targets in order: `(B, S or 1, M, .)` by `order` `(B, S or 1, M)`."""
+    """Puts targets in order: `(*batch, M, .)` by `order` `(*batch, M)`; the batches broadcast."""
     tensor, index = torch.broadcast_tensors(tensor, order.unsqueeze(-1))
-    return tensor.gather(2, index)
+    return tensor.gather(-2, index)
+
+
+def place_last(order: Tensor, missing: Tensor) -> Tensor:
+    """Orders in which missing targets come last, where no target that counts ever reads them.
+
+    Args:
+        order: `(B or 1, S or 1, R, M)` int64.
+        missing: `(B, S, M)` bool.
+
+    Returns:
+        `(B, S, R, M)` int64.
+    """
+    missing = missing.unsqueeze(2).expand(-1, -1, order.shape[2], -1)
+    order = order.expand(missing.shape)
+    return order.gather(-1, missing.gather(-1, order).byte().argsort(stable=True, dim=-1))
 
 
 def part_of_cache(context: Context, tasks: slice) -> ContextCache:
