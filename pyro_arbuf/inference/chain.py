@@ -203,9 +203,9 @@ def leave_one_out(
     densities = []
     for tasks, left_out in pieces:
         x_out, y_out = (t[tasks, left_out].flatten(0, 1)[:, None, None] for t in (x, y))  # (rows, 1, 1, .)
-        pairs = (t[tasks][:, others[left_out]].flatten(0, 1) for t in (x, y))  # (rows, T - 1, .)
+        x_others, y_others = (t[tasks][:, others[left_out]].flatten(0, 1) for t in (x, y))  # (rows, T - 1, .)
         num_others = None if context_len is None else (context_len[tasks] - 1).repeat_interleave(len(others[left_out]))
-        cache = model.encode(*pairs, num_others)
+        cache = model.encode(x_others, y_others, num_others)
         predictive, _ = model.predict(cache, BufferCache(), None, model.embed_targets(cache, x_out))
         densities.append(predictive.log_prob(y_out).sum(-1).view(-1, len(others[left_out])))
     return pieces.join(densities)
@@ -230,7 +230,9 @@ def grow_context(context: Context, x: Tensor, y: Tensor, shape: Size) -> Context
     def in_batch_order(rows: Tensor) -> Tensor:
         return unfold(rows.unflatten(0, y_new.shape[:2]), shape, batch).reshape(rows.shape)
 
-    x_all, y_all, length = (None if t is None else in_batch_order(t) for t in join_context(context, x_new, y_new))
+    x_all, y_all, length = join_context(context, x_new, y_new)
+    x_all, y_all = in_batch_order(x_all), in_batch_order(y_all)
+    length = None if length is None else in_batch_order(length)
     tracked = context.tracked or x.requires_grad or y.requires_grad
     return encode_pairs(context.model, x_all, y_all, length, shape, shape, context.latents, tracked)
 

@@ -58,10 +58,15 @@ class Backbone(nn.Module):
 
     def __init__(self, width: int, num_layers: int, num_heads: int, mlp_width: int):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_width) for _ in range(num_layers))
-        for block in self.blocks:
+        blocks = [Block(width, num_heads, mlp_width) for _ in range(num_layers)]
+        for block in blocks:
             for branch in (block.out, block.down):
                 nn.init.normal_(branch.weight, std=(2 * num_layers * branch.in_features) ** -0.5)
+        self.blocks = nn.ModuleList(blocks)
+
+    @property
+    def _layers(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def encode_context(self, tokens: Tensor, context_len: Tensor | None = None) -> ContextCache:
         """Encodes the context once: every token reads every other, positions play no role.
@@ -73,13 +78,13 @@ class Backbone(nn.Module):
         Returns:
             The keys and values of every layer.
         """
-        keys, values = [], []
-        for block in self.blocks:
+        keys, values, layers = [], [], self._layers
+        for block in layers:
             normed = block.norm_attention(tokens)
             kv = block.kv(normed)  # 2 x (B, H, N, h)
             keys.append(kv[0])
             values.append(kv[1])
-            if block is not self.blocks[-1]:  # nobody reads the context's own output of the last layer
+            if block is not layers[-1]:  # nobody reads the context's own output of the last layer
                 attended = attend(block.q(normed).unsqueeze(1), kv, context_len=context_len)
                 tokens = block.update(tokens, attended.squeeze(1))
         return ContextCache(tuple(keys), tuple(values), context_len)
@@ -108,23 +113,25 @@ class Backbone(nn.Module):
         assert prefix_len is None or not isinstance(buffer, JoinedBuffer), "of a joined buffer every slot is read"
         num_new = 0 if buffer_tokens is None else buffer_tokens.shape[-2]
         num_slots = buffer.num_slots + num_new
-        num_draws = max(buffer.num_draws, target_tokens.shape[1], buffer_tokens.shape[1] if num_new else 1)
+        num_draws = max(buffer.num_draws, target_tokens.shape[1])
+        if buffer_tokens is not None and num_new:
+            num_draws = max(num_draws, buffer_tokens.shape[1])
         if prefix_len is not None and prefix_len.dim() == 3:
             num_draws = max(num_draws, prefix_len.shape[1])
         tokens, query_len = target_tokens.expand(-1, num_draws, -1, -1), prefix_len
-        if num_new:
+        if buffer_tokens is not None and num_new:
             tokens = torch.cat([buffer_tokens.expand(-1, num_draws, -1, -1), tokens], -2)
             if num_new > 1 or prefix_len is not None:
                 own = buffer_prefix_len(buffer.num_slots, num_new, tokens.device)
                 targets = own.new_full(target_tokens.shape[-2:-1], num_slots) if prefix_len is None else prefix_len
                 query_len = torch.cat([own.expand(*targets.shape[:-1], -1), targets], -1)
-        grown = []
-        for layer, block in enumerate(self.blocks):
+        grown, layers = [], self._layers
+        for layer, block in enumerate(layers):
             normed = block.norm_attention(tokens)
             if num_new:
                 # Contiguous: a strided input would become one small product per draw instead of one large one.
                 grown.append(buffer.append(layer, *block.kv(normed[..., :num_new, :].contiguous())))
-            if num_new and block is self.blocks[-1]:  # of the last layer only the targets' output is wanted
+            if num_new and block is layers[-1]:  # of the last layer only the targets' output is wanted
                 tokens, normed = (t[..., num_new:, :].contiguous() for t in (tokens, normed))
                 query_len = prefix_len
             slots = grown[layer] if num_new else buffer.stored(layer)
