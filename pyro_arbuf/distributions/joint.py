@@ -38,6 +38,7 @@ from pyro_arbuf.inference.validation import (
     warn_outside,
     warn_outside_counts,
 )
+from pyro_arbuf.network.latents import Locations
 
 
 class ArBufferJoint(ArBufferDistribution):
@@ -78,7 +79,7 @@ class ArBufferJoint(ArBufferDistribution):
     def __init__(
         self,
         context: Context,
-        x: Tensor,
+        x: Tensor | Locations,
         orders: Tensor | None = None,
         buffer_size: int | None = None,
         rsample: bool = False,
@@ -108,7 +109,7 @@ class ArBufferJoint(ArBufferDistribution):
                     "num_context with absorbed targets", context.num_context + absorbed, trained, stacklevel=4
                 )
 
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Draws coherent joint samples with torch's global generator; memory is fixed beyond output and noise.
 
         Args:
@@ -123,7 +124,7 @@ class ArBufferJoint(ArBufferDistribution):
                 sample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise), shape
             )
 
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """The draws of `sample`, with gradients by implicit reparameterisation, step by step along the chain.
 
         Args:
@@ -143,7 +144,7 @@ class ArBufferJoint(ArBufferDistribution):
                 rsample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise), shape
             )
 
-    def _noise(self, sample_shape: Size) -> tuple[Noise, Size]:
+    def _noise(self, sample_shape: Sequence[int]) -> tuple[Noise, Size]:
         """All randomness of draws, and their shape with the batch."""
         shape, batch = check_sample_shape(sample_shape) + self.batch_shape, self.context.task_shape
         dim_y = self.context.model.config.dim_y or 1

@@ -1,7 +1,8 @@
 """What joint and marginals share as Pyro distributions, and ArBufferMarginals."""
 
 import warnings
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -51,13 +52,13 @@ def _unconstrained(constraint: RealEvent) -> IndependentTransform:
 class ArBufferDistribution(TorchDistribution):
     """What joint and marginals share: shapes, virtual expand, support, checks of values."""
 
-    arg_constraints = {}
+    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
     has_rsample = False
 
     def __init__(
         self,
         context: Context,
-        x: Tensor,
+        x: Tensor | Locations,
         nan: Literal["raise", "drop"] = "raise",
         validate_args: bool | None = None,
     ):
@@ -68,10 +69,12 @@ class ArBufferDistribution(TorchDistribution):
         if nan not in ("raise", "drop"):
             raise ValueError(f"nan must be 'raise' or 'drop'; got {nan!r}")
         self.context = context
-        self.nan = nan
+        self.nan: Literal["raise", "drop"] = nan
         self._validate_args = self._validate_args if validate_args is None else validate_args
-        self.x = check_targets(x, context.model, self._validate_args)
-        self._x = code(self.x, context.model.config.latents)  # as the model takes it
+        checked = check_targets(x, context.model, self._validate_args)
+        self._x = code(checked, context.model.config.latents)  # as the model takes it
+        self._at_latents = isinstance(checked, Locations)
+        self.x = self._x if isinstance(checked, Locations) else checked
         dim_y = context.model.config.dim_y
         event_shape = self._x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
         batch_shape = broadcast_batches({"context": context.batch_shape, "x": self._x.shape[:-2]})
@@ -98,7 +101,7 @@ class ArBufferDistribution(TorchDistribution):
             ValueError: If it does not.
         """
         batch_shape = expanded_shape("batch_shape", self.batch_shape, batch_shape)
-        new = self._get_checked_instance(type(self), _instance)
+        new = cast(ArBufferDistribution, self._get_checked_instance(type(self), _instance))
         new.__dict__.update(self.__dict__)
         super(ArBufferDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -130,7 +133,7 @@ class ArBufferDistribution(TorchDistribution):
     def _check_outcomes(self, y: Tensor, stacklevel: int) -> Tensor:
         """What `_check_value` returns, of outcomes that are scored: warns where data leave the trained range."""
         values = self._check_value(y)
-        if self._validate_args and not isinstance(self.x, Locations):
+        if self._validate_args and not self._at_latents:
             warn_outside("y", values, self.context.model.config.y_range, stacklevel + 1)
         return values
 
@@ -199,7 +202,7 @@ class ArBufferMarginals(ArBufferDistribution):
     def __init__(
         self,
         context: Context,
-        x: Tensor,
+        x: Tensor | Locations,
         nan: Literal["raise", "drop"] = "raise",
         validate_args: bool | None = None,
     ):
@@ -248,7 +251,7 @@ class ArBufferMarginals(ArBufferDistribution):
             return density.expand(*shape, -1).to(torch.promote_types(y.dtype, torch.float32))
 
     @inference_scope()
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Draws every target independently of the others.
 
         Args:

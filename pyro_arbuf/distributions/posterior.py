@@ -1,6 +1,7 @@
 """ArBufferPosterior: the joint prediction at a program's latents, which is their amortised posterior."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -36,7 +37,7 @@ class ArBufferPosterior(TorchDistribution):
         Hassan et al. (2026) for the buffer; latents as targets as in ACE (Chang et al. 2025).
     """
 
-    arg_constraints = {}
+    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self,
@@ -88,14 +89,14 @@ class ArBufferPosterior(TorchDistribution):
             ValueError: If it does not.
         """
         joint = self._joint.expand(batch_shape)
-        new = self._get_checked_instance(ArBufferPosterior, _instance)
+        new = cast(ArBufferPosterior, self._get_checked_instance(ArBufferPosterior, _instance))
         new.__dict__.update(self.__dict__)
         new._joint = joint
         super(ArBufferPosterior, new).__init__(joint.batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
-    def sample(self, sample_shape: Size = Size()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Draws latents jointly with torch's global generator.
 
         Args:
@@ -106,7 +107,7 @@ class ArBufferPosterior(TorchDistribution):
         """
         return self._first(self._joint.sample(sample_shape))
 
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """The draws of `sample` with gradients, by implicit reparameterisation.
 
         Args:

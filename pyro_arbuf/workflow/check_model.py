@@ -201,9 +201,9 @@ def _mask_over_targets(site: Site) -> str | None:
 def _double_use(site: Site) -> str | None:
     if not site["is_observed"]:
         return None
-    d, y = _distribution(site), site["value"]
+    d, y = _distribution(site), cast(Tensor, site["value"])
     for transform in _transforms(site):
-        y = transform.inv(y)
+        y = cast(Tensor, transform.inv(y))
     context, batch = d.context, d.context.task_shape
     x, observed, length = context.observations
     pairs_x, pairs_y = (t.view(*batch, 1, *t.shape[1:]) for t in (x, observed))  # (*batch, 1, N, .)

@@ -168,7 +168,7 @@ def innermost(site: Site) -> tuple[ArBufferDistribution, Tensor, Tensor]:
     while not isinstance(fn, ArBufferDistribution):
         if isinstance(fn, td.TransformedDistribution):
             for transform in reversed([part for t in fn.transforms for part in _elementwise(site["name"], t)]):
-                inner = transform.inv(value)
+                inner = cast(Tensor, transform.inv(value))
                 log_jacobian = log_jacobian + transform.log_abs_det_jacobian(inner, value)
                 value = inner
         fn = cast(Any, fn).base_dist
