@@ -79,6 +79,15 @@ def test_imports_prints_a_table_and_one_line_of_json(benchmark, capsys):
     assert [row.split()[:2] for row in table[1:3]] == [["import", "pyro"], ["import", "pyro_arbuf"]]
 
 
+@pytest.mark.slow
+def test_checks_prints_a_table_and_one_line_of_json(benchmark, capsys):
+    benchmark("checks").main(repeats=2)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    result = json.loads(line)
+    assert list(result) == ["published, width 128", "width 512"] and len(table) == 4
+    assert all(0 < share < 1 for share in result.values())
+
+
 def test_reference_of_sbi_is_complete(benchmark):
     table = benchmark("pandas").read_csv(FOLDER / "multisensory_evidence.csv")
     names = ["multisensory-rho1", "multisensory-rho43"]
