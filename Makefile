@@ -27,6 +27,7 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/in_pyro.py
+	$(BIN)/python benchmarks/checks.py
 	for model in gp-1d-noisy gp-1d sawtooth; do $(BIN)/python benchmarks/quality.py $$model || exit 1; done
 	for what in gaussian ddm multisensory two-moons gaussian-linear amortize; do $(BIN)/python benchmarks/sbi.py $$what || exit 1; done
 

@@ -10,6 +10,9 @@
 C2ST: scikit-learn's MLP as in sbibm, 5 folds, 1,000 draws against 1,000, mean over data sets; 0.5 = cannot be told
 apart, 1 = disjoint. Each prints a table, then one JSON line; `--update-card` writes the table into the model's card,
 and the error of the evidence into its config.json, where `compare_evidence` finds it.
+
+Deviation: the paper compares evidence with variational bounds on sets of human trials, which are not available; here
+it is compared with the exact evidence of simulated sets.
 """
 
 import json

@@ -109,6 +109,17 @@ def test_contributing_lists_every_module() -> None:
     assert sorted(listed) == sorted(str(p.relative_to(PACKAGE).with_suffix("")) for p in FILES if p.stem != "__init__")
 
 
+def test_contributing_has_the_deviations_that_heads_name() -> None:
+    root = PACKAGE.parent
+    page = (root / "CONTRIBUTING.md").read_text().split("## Deviations from the paper")[1].split("\n## ")[0]
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert all(len(row) == 6 and all(cell.strip() for cell in row[1:5]) for row in rows)
+    heads = {path: ast.get_docstring(ast.parse(path.read_text())) for path in [*FILES, *root.glob("benchmarks/*.py")]}
+    deviating = {path.relative_to(root) for path, head in heads.items() if "Deviation:" in (head or "")}
+    names = {str(path.with_suffix("")).removeprefix("pyro_arbuf/") for path in deviating}
+    assert {row[4].strip(" `") for row in rows} == names
+
+
 @MODULES
 def test_module_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350

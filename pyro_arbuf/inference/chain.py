@@ -3,6 +3,9 @@
 Each function asks the predictives that `inference/blocks` yields for what it wants: a draw, a density, a probability.
 Everything here is flat: B tasks of the context, S draws that share it, R orders of a draw. Results are in the user's
 indexing of the targets. Knows nothing of Pyro, nor of what a predictive is made of.
+
+Deviation: beside the paper's draws and densities, probability integral transforms (PIT), implicitly reparameterised
+draws, densities that leave one out, and missing targets, which come last in the chain.
 """
 
 import math

@@ -1,6 +1,9 @@
 """Orders of targets: pure functions, shared by sampling and density.
 
 An order is a row of a `(R, M)` int64 tensor: `orders[r, k]` is the index of the target that is placed k-th.
+
+Deviation: the paper averages over 128 random orders. Here orders are a function of M and a seed, by default one: a
+Pyro model rebuilds its distributions on every call, and NUTS needs the same density each time.
 """
 
 import math

@@ -2,6 +2,9 @@
 
 What is built (`Architecture`), in which units its numbers are (`Units`), what it was trained on (`Trained`) and what
 was found out about it (`Measured`). config.json has the same four parts; older files, which had none, are read too.
+
+Deviation: by default a network is smaller than the paper's (width 128, 6 layers, MLPs of 256), as ours are trained on
+one CPU core.
 """
 
 import dataclasses

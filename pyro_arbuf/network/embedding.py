@@ -7,6 +7,10 @@ with a(j) the position of slot j, an object of its own.
 E_x is an MLP with a linear skip over x and learned sines and cosines of it; E_y an MLP with a linear skip, of sines and
 cosines too where the configuration says so. A latent has a learned vector in place of E_x and an E_y of its own.
 Knows nothing of attention or of distributions.
+
+Deviation: the paper's E_x and E_y are MLPs of three layers, with a skip from the first, of the bare numbers; sines and
+cosines resolve what varies fast within the range of x. It does not say what stands in for an empty context, which
+evidence starts from, and does not tell the tokens of a context how many they are, see `Embedder.count`.
 """
 
 import math

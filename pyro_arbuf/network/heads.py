@@ -2,6 +2,9 @@
 
 Output dimensions are independent given what the target read. Computed in at least float32 whatever the features are.
 Knows nothing of contexts, buffers or orders.
+
+Deviation: the paper's mixture head, with a layer norm in front of it and component means that start apart, so that
+they divide the outcomes among them; latents have a head of their own.
 """
 
 from typing import Protocol

@@ -3,6 +3,8 @@
 A site of event shape `shape` becomes as many locations as its unconstrained value has numbers. Inside a model with
 latents every input has one more column, its location: 0 for an observation, p = 1..P for the p-th latent number; the
 outcome there is the unconstrained value. Knows nothing of models.
+
+Deviation: the paper predicts outcomes only; with parameters as locations one network has posterior and likelihood too.
 """
 
 import dataclasses

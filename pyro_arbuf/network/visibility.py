@@ -2,6 +2,8 @@
 
 R1 and R3 hold by construction: the context is encoded by a function that never receives buffer or targets. What is
 left is one integer per query, its prefix length v: the query sees the whole context and the first v buffer slots.
+
+Deviation: a slot reads itself too, see `buffer_prefix_len`.
 """
 
 import torch
@@ -36,7 +38,7 @@ def prefix_mask(prefix_len: Tensor, num_slots: int) -> Tensor:
 def buffer_prefix_len(first_slot: int, num_tokens: int, device: torch.device | None = None) -> Tensor:
     """Prefix lengths of buffer tokens entering slots `first_slot`, `first_slot + 1`, ...: slot j (from 1) has v = j.
 
-    Deviation: the paper's text lets slot j read slots < j; like TNP-A and the authors' code it reads itself too. The
+    The paper's text lets slot j read slots < j; like TNP-A and the authors' code it reads itself too. The
     factorisation is the same, no softmax is ever empty, and decoding needs no mask.
 
     Args:

@@ -1,4 +1,8 @@
-"""Gaussian-process tasks in one dimension: gp-1d (the paper's benchmark) and gp-1d-noisy (the one to use on data)."""
+"""Gaussian-process tasks in one dimension: gp-1d (the paper's benchmark) and gp-1d-noisy (the one to use on data).
+
+Deviation: kernel class per function, not per batch (the same law of one function, a less noisy gradient); inputs iid
+uniform, not Sobol points, in evaluation too; gp-1d-noisy is ours.
+"""
 
 import math
 

@@ -2,6 +2,9 @@
 
 Three kinds of batches, by what is asked: the posterior (latents are the chain), the likelihood (all latents are
 context), the data (trials are the chain). In each a random subset of the latents may be given. Knows nothing of models.
+
+Deviation: the paper trains on data batches alone. A likelihood batch has no buffer: given all latents, trials are
+independent.
 """
 
 from dataclasses import dataclass

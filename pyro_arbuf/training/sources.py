@@ -1,6 +1,9 @@
 """What training draws from: the protocol, and function priors with their curriculum (paper, section 3).
 
 The batch of a step is a function of (settings, step, process). Knows nothing of networks or of any particular prior.
+
+Deviation: the buffer's slots are targets too, see `curriculum`; N + 16 is log-uniform and 5 % of the batches have an
+empty context, see `draw_num_context`.
 """
 
 from collections.abc import Callable
