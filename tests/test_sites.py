@@ -1,154 +1,298 @@
-"""Which densities are pointwise, and how dimensions are called."""
+"""What a program's sites are taken for, and the errors of programs that cannot be amortised."""
 
+import re
+
+import program_cases
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from torch.autograd.functional import jacobian
 
-from pyro_arbuf.distributions.joint import ArBufferJoint
-from pyro_arbuf.distributions.marginals import ArBufferMarginals
-from pyro_arbuf.workflow.trace_sites import dimension_names, observed_sites, pointwise_log_prob, replayed_traces
+from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.simulator import Simulator
 
-B, M = 2, 6
-
-
-def trace_of(fn):
-    return poutine.trace(fn).get_trace()
-
-
-def site_of(fn, name="y"):
-    return trace_of(fn).nodes[name]
-
-
-@pytest.fixture
-def task(scalar_model, draw_task):
-    return draw_task(scalar_model)
-
-
-def test_a_single_joint_event_has_no_pointwise_density(scalar_model, task):
-    joint = ArBufferJoint(scalar_model.condition(), task.x_target[0])
-    assert pointwise_log_prob(site_of(lambda: pyro.sample("y", joint, obs=task.y_target[0, :, 0]))) is None
-    dense = dist.MultivariateNormal(torch.zeros(3), torch.eye(3))
-    assert pointwise_log_prob(site_of(lambda: pyro.sample("y", dense, obs=torch.zeros(3)))) is None
-
-
-def test_joints_in_a_plate_have_one_density_per_subject(scalar_model, task):
-    joint = ArBufferJoint(scalar_model.condition(task.x_context, task.y_context[..., 0]), task.x_target)
-    y = task.y_target[..., 0]
-
-    def plate():
-        with pyro.plate("subject", B):
-            pyro.sample("y", joint, obs=y)
-
-    torch.testing.assert_close(pointwise_log_prob(site_of(plate)), joint.log_prob(y))
-    as_event = site_of(lambda: pyro.sample("y", joint.to_event(1), obs=y))
-    torch.testing.assert_close(pointwise_log_prob(as_event), joint.log_prob(y))
+PRIORS = {
+    "real": dist.Normal(0.0, 1.0),
+    "vector": dist.Normal(torch.zeros(2), 1.0).to_event(1),
+    "gaussian_vector": dist.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+    "positive": dist.LogNormal(0.0, 1.0),
+    "nonnegative": dist.Gamma(2.0, 1.0),
+    "positive_vector": dist.LogNormal(torch.zeros(3), 1.0).to_event(1),
+    "above": dist.Pareto(2.0, 3.0),
+    "unit": dist.Beta(2.0, 2.0),
+    "interval": dist.Uniform(-1.0, 0.1),
+    "interval_vector": dist.Uniform(torch.zeros(2), 2.0).to_event(1),
+    "simplex": dist.Dirichlet(torch.ones(3)),
+}
+EXPECTED = {
+    "real": Latent("theta"),
+    "vector": Latent("theta", (2,)),
+    "gaussian_vector": Latent("theta", (2,)),
+    "positive": Latent("theta", lower=0.0),
+    "nonnegative": Latent("theta", lower=0.0),
+    "positive_vector": Latent("theta", (3,), lower=0.0),
+    "above": Latent("theta", lower=2.0),
+    "unit": Latent("theta", lower=0.0, upper=1.0),
+    "interval": Latent("theta", lower=-1.0, upper=0.1),
+    "interval_vector": Latent("theta", (2,), lower=0.0, upper=2.0),
+    "simplex": Latent("theta", (3,), simplex=True),
+}
 
 
-def test_marginals_have_one_density_per_target_with_its_jacobian(scalar_model, task):
-    marginals = ArBufferMarginals(scalar_model.condition(), task.x_target[0])
-    y = task.y_target[0, :, 0]
-    wrapped = dist.TransformedDistribution(marginals, dist.transforms.AffineTransform(1.0, 2.0, event_dim=1))
-    found = pointwise_log_prob(site_of(lambda: pyro.sample("y", wrapped, obs=y)))
-    torch.testing.assert_close(found, marginals.log_prob_factors((y - 1) / 2) - torch.tensor(2.0).log())
+def with_prior(prior):
+    def program(x):
+        theta = pyro.sample("theta", prior)
+        mean = theta.sum(-1) if prior.event_shape else theta
+        with pyro.plate("trials", x.shape[-2]):
+            pyro.sample("y", dist.Normal(mean, 1.0))
+
+    return program
 
 
-def test_missing_targets_have_no_density(vector_model, draw_task):
-    task = draw_task(vector_model)
-    y = task.y_target.clone()
-    y[0, 1, 2] = torch.nan
-    marginals = ArBufferMarginals(vector_model.condition(), task.x_target, nan="drop")
-    found = pointwise_log_prob(site_of(lambda: pyro.sample("y", marginals, obs=y)))
-    assert found.isnan().nonzero().tolist() == [[0, 1]]
-    y[0, :, 0], y[1, 3, 0] = torch.nan, torch.nan
-    joint = ArBufferJoint(vector_model.condition(), task.x_target, nan="drop")
-    found = pointwise_log_prob(site_of(lambda: pyro.sample("y", joint, obs=y)))
-    assert found.isnan().tolist() == [True, False]
+def bare(latent):
+    return Latent(latent.name, latent.shape, latent.lower, latent.upper, latent.simplex)
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_masked_events_have_no_density(inside):
-    mask = torch.tensor([True, False, True])
-
-    def masked():
-        fn = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
-        with pyro.plate("subject", 3), poutine.mask(mask=True if inside else mask):
-            pyro.sample("y", fn.mask(mask) if inside else fn, obs=torch.zeros(3, 2))
-
-    assert pointwise_log_prob(site_of(masked)).isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
+@pytest.mark.parametrize("name", PRIORS)
+def test_latent_has_the_site_s_shape_and_support(name):
+    (latent,) = Simulator(with_prior(PRIORS[name])).latents
+    assert bare(latent) == EXPECTED[name]
 
 
-def test_deterministic_sites_and_factors_hold_no_data():
-    def run():
-        pyro.deterministic("twice", torch.ones(2))
-        pyro.factor("bonus", torch.tensor(1.0))
-        with pyro.plate("row", 3):
-            pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(3))
-
-    assert list(observed_sites(trace_of(run))) == ["y"]
-
-
-def test_dimensions_are_called_after_plates_and_roles(vector_model, draw_task):
-    task = draw_task(vector_model)
-    joint = ArBufferJoint(vector_model.condition(), task.x_target[0])
-
-    def run():
-        with pyro.plate("group", 4, dim=-2):
-            pyro.sample("level", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-            with pyro.plate("subject", 1):
-                pyro.deterministic("mean", torch.zeros(4, 1))
-                pyro.sample("y", joint)
-        pyro.deterministic("matrix", torch.zeros(2, 3))
-
-    names, targets = dimension_names(trace_of(run), {})
-    assert names["level"] == ("group", None, "level_dim_2")
-    assert names["mean"] == ("group", "subject")
-    assert names["y"] == ("group", "subject", "target", "output") and targets == {"target"}
-    assert names["matrix"] == ("matrix_dim_0", "matrix_dim_1")
+@pytest.mark.parametrize("name", PRIORS)
+def test_prior_draws_survive_the_way_to_unconstrained_space_and_back(name):
+    (latent,) = Simulator(with_prior(PRIORS[name])).latents
+    value = PRIORS[name].sample((50,)).double()
+    numbers = latent.unconstrain(value)
+    back, log_det = latent.constrain(numbers)
+    assert numbers.shape == (50, latent.size) and log_det.shape == (50,)
+    assert latent.support.check(back).all()
+    torch.testing.assert_close(back, value, rtol=1e-5, atol=1e-6)
 
 
-def test_targets_of_sites_that_differ_in_number_are_told_apart(scalar_model, task):
-    def run(last):
-        for name, x in (("a", task.x_target[0]), ("b", task.x_target[0, :last])):
-            pyro.sample(name, ArBufferJoint(scalar_model.condition(), x))
-
-    names, targets = dimension_names(trace_of(lambda: run(4)), {})
-    assert (names["a"], names["b"]) == (("a_target",), ("b_target",)) and targets == {"a_target", "b_target"}
-    assert dimension_names(trace_of(lambda: run(M)), {})[1] == {"target"}
+@pytest.mark.parametrize("name", PRIORS)
+def test_jacobian_is_that_of_autograd(name):
+    (latent,) = Simulator(with_prior(PRIORS[name])).latents
+    numbers = latent.unconstrain(PRIORS[name].sample().double())
+    matrix = jacobian(lambda u: latent.constrain(u)[0].reshape(-1)[: latent.size], numbers)
+    torch.testing.assert_close(latent.constrain(numbers)[1], matrix.det().abs().log(), rtol=1e-9, atol=1e-9)
 
 
-def test_a_user_names_dimensions_that_there_are(scalar_model, task):
-    trace = trace_of(lambda: pyro.sample("y", ArBufferJoint(scalar_model.condition(), task.x_target[0])))
-    assert dimension_names(trace, {"y": ["week"]}) == ({"y": ("week",)}, {"week"})
-    with pytest.raises(ValueError, match=r"must name the 1 dimensions \['target'\]; got \['week', 'day'\]"):
-        dimension_names(trace, {"y": ["week", "day"]})
+SHARED = pytest.mark.filterwarnings("ignore:Site '.*' is (integrated out but shared|inside the plate)")
 
 
-def subsampled():
-    pyro.sample("a", dist.Normal(0.0, 1.0))
-    with pyro.plate("row", 5, subsample_size=2):
-        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(2))
+def hierarchy(x):
+    """Latents of all kinds; in the order a, b, c, then the rest."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.LogNormal(0.0, 1.0))
+    c = pyro.deterministic("c", a + b)
+    kind = pyro.sample("kind", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+    with pyro.plate("groups", 3):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        gain = pyro.sample("gain", dist.Normal(1.0, 0.5))
+        pyro.sample("choice", dist.Bernoulli(0.5))
+        pyro.sample("y", dist.Normal(c * gain + kind, 1.0))
 
 
-def two_latents():
-    pyro.sample("b", dist.Normal(0.0, 1.0), obs=torch.zeros(()))
-    pyro.sample("a", dist.Normal(0.0, 1.0))
+@SHARED
+def test_all_continuous_sites_outside_plates_are_latents_the_others_are_integrated_out():
+    simulator = Simulator(hierarchy)
+    assert [latent.name for latent in simulator.latents] == ["a", "b"]
+    assert simulator.integrated_out == ("kind", "w", "gain", "choice") and simulator.mode == "inputs"
 
 
-@pytest.mark.parametrize(
-    ("model", "draws", "message"),
-    [
-        (two_latents, {"a": torch.zeros(3), "c": torch.zeros(3)}, r"unknown \['c'\]"),
-        (two_latents, {"a": torch.zeros(3), "b": torch.zeros(3)}, r"unknown \['b'\]"),
-        (subsampled, {"a": torch.zeros(3, 2)}, r"shape \(S, \*\(\)\)"),
-        (subsampled, {"a": torch.zeros(3)}, "subsample of 2 of 5"),
-        (subsampled, {"z": torch.zeros(3)}, r"missing \['a'\]"),
-        (two_latents, {"a": [0.0]}, "torch.stack"),
-        (two_latents, {"a": torch.zeros(3), "c": torch.zeros(2)}, "same number of draws"),
-        (two_latents, {}, "same number of draws"),
-    ],
+@SHARED
+def test_named_latents_keep_the_given_order():
+    simulator = Simulator(hierarchy, latents=["b", "a"])
+    assert [latent.name for latent in simulator.latents] == ["b", "a"]
+    drawn = simulator.draw(2000, 1).latents
+    torch.testing.assert_close(drawn.mean(0), torch.zeros(2), rtol=0, atol=5 / 2000**0.5)
+
+
+@SHARED
+def test_site_left_out_of_the_latents_is_integrated_out():
+    simulator = Simulator(program_cases.line, program_cases.inputs, latents=["slope"])
+    assert simulator.integrated_out == ("noise",)
+
+
+# Errors
+
+
+def sample_y(x, mean=0.0):
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(mean, 1.0))
+
+
+def varying_shape(x):
+    theta = pyro.sample("theta", dist.Normal(torch.zeros(x.shape[-2]), 1.0).to_event(1))
+    sample_y(x, theta.sum(-1))
+
+
+def varying_support(x):
+    low = pyro.sample("low", dist.Normal(0.0, 1.0))
+    sample_y(x, pyro.sample("theta", dist.Uniform(low, low + 1)))
+
+
+def varying_names(x):
+    sample_y(x, pyro.sample(f"theta{x.shape[-2]}", dist.Normal(0.0, 1.0)))
+
+
+def discrete(x):
+    pyro.sample("theta", dist.Normal(0.0, 1.0))
+    sample_y(x, pyro.sample("kind", dist.Bernoulli(0.5)))
+
+
+def in_plate(x):
+    with pyro.plate("groups", 3):
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    sample_y(x, theta.sum(-1))
+
+
+def batched(x):
+    sample_y(x, pyro.sample("theta", dist.Normal(torch.zeros(3), 1.0)).sum(-1))
+
+
+def no_latents(x):
+    sample_y(x)
+
+
+def no_outcome(x):
+    pyro.sample("theta", dist.Normal(0.0, 1.0))
+
+
+def outcome_of_count(x):
+    rate = pyro.sample("theta", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Poisson(rate))
+
+
+def outcome_of_fixed_size(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", 5):
+        pyro.sample("y", dist.Normal(theta, 1.0))
+
+
+def outcome_of_one_event(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(theta.expand(x.shape[-2]), 1.0).to_event(1))
+
+
+def series(x):
+    """A random walk as one event."""
+    scale = pyro.sample("theta", dist.LogNormal(0.0, 1.0))
+    steps = torch.ones(x.shape[-2], x.shape[-2]).cumsum(0).clamp(max=1.0)
+    pyro.sample(
+        "y", dist.MultivariateNormal(torch.zeros(len(steps)), scale * (steps @ steps.T + torch.eye(len(steps))))
+    )
+
+
+def growing_matrices(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(theta * torch.ones(x.shape[-2], x.shape[-2]), 1.0).to_event(2))
+
+
+def outcome_of_matrices(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(theta * torch.ones(2, 2), 1.0).to_event(2))
+
+
+def factor(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    pyro.factor("weight", -theta.abs())
+    sample_y(x, theta)
+
+
+def unknown_support(x):
+    sample_y(x, pyro.sample("theta", dist.LKJCholesky(2, 1.0)).sum((-1, -2)))
+
+
+def no_support(x):
+    sample_y(x, pyro.sample("theta", program_cases.SampleOnly(torch.tensor(0.0))))
+
+
+def different_bounds(x):
+    sample_y(x, pyro.sample("theta", dist.Uniform(torch.zeros(2), torch.tensor([1.0, 2.0])).to_event(1)).sum(-1))
+
+
+def constant(x):
+    sample_y(x, pyro.sample("theta", dist.Delta(torch.tensor(1.0))))
+
+
+def not_finite(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    sample_y(x, theta.log())
+
+
+LINE = program_cases.line
+UNKNOWN = "latents must be latent sites of every run of the program; got "
+SHAPE = (
+    "the outcome 'y' must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's shape for one observation; "
 )
-def test_draws_that_do_not_fit_the_model_are_refused(model, draws, message):
-    with pytest.raises(ValueError, match=message):
-        next(replayed_traces(model, draws, (), {}))
+SERIES = (
+    "the trials of the outcome 'y' must be independent given the latents and x, each a value of its own; got one event "
+    "that grows with the number of trials, "
+)
+ERRORS = {
+    "varying_shape": (varying_shape, {}, "must have one shape; that of site 'theta' varies: [(3,), (4,), (5,)]; leave"),
+    "varying_support": (varying_support, {}, "latents must have one support; that of site 'theta' varies"),
+    "varying_names": (varying_names, {}, UNKNOWN + "'theta3'"),
+    "discrete": (discrete, {}, "site 'kind' is discrete: mark it with infer={'enumerate': 'parallel'}, or"),
+    "named_discrete": (discrete, {"latents": ["kind"]}, "latents must be continuous; site 'kind' is discrete; leave"),
+    "in_plate": (in_plate, {"latents": ["theta"]}, "latents must be outside plates, without batch dimensions; site"),
+    "only_in_plate": (in_plate, {}, "must have a continuous latent outside plates; got none, and ['theta'] inside"),
+    "batched": (batched, {}, "has shape (3,) and event shape (); use .expand([d]).to_event(1)"),
+    "no_latents": (no_latents, {}, "must have a continuous latent outside plates; got none, and [] inside plates"),
+    "twice": (LINE, {"latents": ["slope", "slope"]}, "different sites, at least one; got ['slope', 'slope']"),
+    "unknown": (LINE, {"latents": ["tau"]}, UNKNOWN + "'tau'; it has ['slope', 'noise']"),
+    "outcome_as_latent": (LINE, {"latents": ["y"]}, UNKNOWN + "'y'"),
+    "deterministic": (hierarchy, {"latents": ["c"]}, UNKNOWN + "'c'"),
+    "no_outcome": (
+        no_outcome,
+        {},
+        "outcome must be a sample site of every run of the program; got 'y'; it has ['theta'",
+    ),
+    "outcome_name": (LINE, {"outcome": "rt"}, "outcome must be a sample site of every run of the program; got 'rt'"),
+    "count": (outcome_of_count, {}, "the outcome 'y' must be continuous; its distribution is discrete"),
+    "fixed_size": (outcome_of_fixed_size, {}, SHAPE + "got (5,) for n = 3, (5,) for n = 4; draw it inside pyro."),
+    "one_event": (outcome_of_one_event, {}, SERIES + "of shape (3,) for n = 3, (4,) for n = 4; if they are indep"),
+    "series": (series, {}, "without to_event; a series, whose trials depend on each other, is not supported yet"),
+    "growing_matrices": (growing_matrices, {}, SERIES + "of shape (3, 3) for n = 3, (4, 4) for n = 4"),
+    "matrices": (
+        outcome_of_matrices,
+        {},
+        "a number or a vector per trial; got an event of shape (2, 2); flatten it to a vector of 4 and draw that with",
+    ),
+    "factor": (
+        factor,
+        {},
+        "the program must observe nothing, as its sites are simulated; got the observed site 'weigh",
+    ),
+    "observed": (poutine.condition(LINE, {"y": torch.zeros(3)}), {}, "got the observed site 'y'; remove obs="),
+    "fixed": (poutine.condition(LINE, {"slope": torch.zeros(())}), {}, "got the observed site 'slope'; remove obs="),
+    "unknown_support": (
+        unknown_support,
+        {},
+        "a real, bounded or simplex support; that of site 'theta' is CorrCholesky",
+    ),
+    "no_support": (
+        no_support,
+        {},
+        "latents must have a real, bounded or simplex support; that of site 'theta' is None",
+    ),
+    "different_bounds": (different_bounds, {}, "same bounds in all dimensions; those of site 'theta' differ; make it"),
+    "constant": (constant, {}, "latents must vary under the prior; site 'theta' is constant"),
+    "not_finite": (not_finite, {}, "the program must simulate finite numbers; got NaN or infinite ones in y of"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_program_that_cannot_be_amortised_is_explained(case):
+    program, options, message = ERRORS[case]
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        Simulator(program, **options)
+    assert "\n" not in str(caught.value)

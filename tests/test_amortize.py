@@ -219,7 +219,7 @@ def gaussian(x: torch.Tensor) -> torch.Tensor:
 
 def test_program_named_like_a_shipped_one_is_not_taken_for_it(tmp_path: Path) -> None:
     net = amortize(gaussian, num_context=(0, 5), steps=2, report=False, folder=tmp_path / "mine", **SIZES)
-    assert net.config.prior == "test_amortization.gaussian"
+    assert net.config.prior == "test_amortize.gaussian"
     with pytest.raises(ValueError, match="the program of this network is not known"):
         pyro_arbuf.calibrate(pyro_arbuf.load(tmp_path / "mine"), 5)
 
