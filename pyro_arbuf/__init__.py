@@ -6,8 +6,9 @@ y = pyro.sample("y", ArBufferJoint(ctx, x_new))
 """
 
 from pyro_arbuf.checkpoint import load, save, shipped_models
+from pyro_arbuf.distributions.base import PlateOverTargetsWarning
 from pyro_arbuf.distributions.joint import ArBufferJoint, Moments
-from pyro_arbuf.distributions.marginals import ArBufferMarginals, PlateOverTargetsWarning
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.orders import OrderSpread, random_orders

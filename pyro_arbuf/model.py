@@ -13,10 +13,11 @@ from pyro_arbuf.inference.conditioning import make_context
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import inference_scope
 from pyro_arbuf.network.backbone import Backbone
-from pyro_arbuf.network.config import Measured, ModelConfig, names_of
+from pyro_arbuf.network.config import ModelConfig, names_of
 from pyro_arbuf.network.embedding import Embedder
 from pyro_arbuf.network.heads import Head
 from pyro_arbuf.network.network import Network
+from pyro_arbuf.network.parts import Measured
 
 
 class ArBufferModel(Network):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.chained import ChainedHead
 from pyro_arbuf.network.config import ModelConfig
 
 CONFIG = ModelConfig(
@@ -23,6 +24,7 @@ CONFIG = ModelConfig(
     max_frequency=3.0,
     head_width=13,
     num_components=9,
+    chained=False,
 )
 VARIANTS = {
     "scalar-mixture": CONFIG,
@@ -64,7 +66,8 @@ def random_model(config: ModelConfig, seed: int = 0) -> ArBufferModel:
                 elif name != "embedder.frequencies":
                     weight.normal_(0.0, 1.2 * weight.shape[1] ** -0.5)
             # Scales of neither spikes nor plateaus: quadrature and importance sampling stay cheap.
-            for parameter in (model.head.out.weight, model.head.out.bias):
+            layers = model.head.out if isinstance(model.head, ChainedHead) else [model.head.out]
+            for parameter in (parameter for layer in layers for parameter in (layer.weight, layer.bias)):
                 parameter[2 * len(parameter) // 3 :] *= 0.3
     return model.eval().requires_grad_(False)
 

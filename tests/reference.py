@@ -47,6 +47,83 @@ class Mixture(NamedTuple):
         return y
 
 
+class _Dimensions:
+    """The predictive of outcome dimensions one after the other; "kinds" stand beside the weights.
+
+    "real", "count" or "categorical(n)" for each dimension; `log_prob`, `cdf` and `draw` as those of `Mixture`.
+    """
+
+    def __init__(self, w: Weights, features: Tensor):
+        self.w, self.features, self.kinds = w, features, w["kinds"]
+        dim_y = len(self.kinds)
+        self.loc = w["y_loc"][0] if "y_loc" in w else torch.zeros(dim_y, dtype=features.dtype)
+        self.scale = w["y_scale"][0] if "y_scale" in w else torch.ones(dim_y, dtype=features.dtype)
+
+    def _raw(self, d: int, y: Tensor) -> Tensor:
+        """Numbers of the head for dimension d, given the dimensions of y before it."""
+        w, h, width = self.w, self.features, self.features.shape[-1]
+        for e in range(d):
+            kind, value = self.kinds[e], y[..., e]
+            if kind.startswith("categorical"):
+                phi = torch.eye(int(kind[12:-1]), dtype=h.dtype)[value.long()]
+            else:
+                z = ((value + 1).log() if kind == "count" else value) - self.loc[e]
+                z = (z / self.scale[e])[..., None]
+                phase = torch.asinh(z) * w["head.frequencies"][e]
+                phi = torch.cat([z, torch.asinh(z), torch.sin(phase), torch.cos(phase)], -1)
+            start = (d - e - 1) * width
+            h = h + phi @ w[f"head.links.{e}.weight"][start : start + width].T
+        hidden = _gelu(_linear(w, "head.hidden", _layer_norm(h, w["head.norm.weight"])))
+        if len(self.kinds) > 1:
+            hidden = hidden + _gelu(_linear(w, "head.second", hidden))
+        return _linear(w, f"head.out.{d}", hidden)
+
+    def _mixture(self, d: int, raw: Tensor) -> Mixture:
+        logits, means, scales = raw.chunk(3, -1)
+        sds = (torch.log1p(torch.exp(scales)) + 1e-3) * self.scale[d]
+        return Mixture(_softmax(logits), means * self.scale[d] + self.loc[d], sds)
+
+    def cdf_of(self, d: int, y: Tensor, value: Tensor) -> Tensor:
+        """Probability of at most `value` in dimension d."""
+        raw = self._raw(d, y)
+        if self.kinds[d].startswith("categorical"):
+            probs = _softmax(raw)
+            return (probs * (torch.arange(probs.shape[-1]) <= value[..., None])).sum(-1)
+        if self.kinds[d] == "count":
+            below = self._mixture(d, raw).cdf((value.clamp(min=0) + 1.5).log())
+            return torch.where(value < 0, 0.0, below)
+        return self._mixture(d, raw).cdf(value)
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """`(*batch, M, D_y)`."""
+        return torch.stack([self.cdf_of(d, y, y[..., d]) for d in range(len(self.kinds))], -1)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """`(*batch, M, D_y)` nats."""
+        parts = []
+        for d, kind in enumerate(self.kinds):
+            if kind == "real":
+                parts.append(self._mixture(d, self._raw(d, y)).log_prob(y[..., d]))
+            else:
+                parts.append((self.cdf_of(d, y, y[..., d]) - self.cdf_of(d, y, y[..., d] - 1)).log())
+        return torch.stack(parts, -1)
+
+    def draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """`(*batch, M, D_y)`, each dimension by the noise of its own."""
+        y = torch.zeros_like(normal)
+        for d, kind in enumerate(self.kinds):
+            raw = self._raw(d, y)
+            if kind.startswith("categorical"):
+                drawn = (_softmax(raw).cumsum(-1) <= uniform[..., d, None]).sum(-1).to(raw.dtype)
+            else:
+                mixture = Mixture(*(part[..., None, :] for part in self._mixture(d, raw)))
+                drawn = mixture.draw(uniform[..., d, None], normal[..., d, None])[..., 0]
+                if kind == "count":
+                    drawn = (drawn.exp() - 1).round().clamp(min=0)
+            y[..., d] = drawn
+        return y
+
+
 def dense_mask(num_context: int, num_buffer: int, prefix_len: Sequence[int]) -> Tensor:
     """`(T, T)` bool over [context; buffer; targets], `True` = row may read column, from the four rules one by one."""
     tokens = [("context", n) for n in range(num_context)]
@@ -97,6 +174,8 @@ def predictive(
         tokens = _block(w, f"backbone.blocks.{layer}.", num_heads, tokens, mask)
         layer += 1
     features = tokens[..., tokens.shape[-2] - num_targets :, :]
+    if "kinds" in w:
+        return _Dimensions(w, features)
     mixture = _head(w, "head", features, y_context.shape[-1])
     location = _locations(w, x_target).expand(features.shape[:-1])
     if "embedder.latent" in w:
@@ -270,9 +349,19 @@ def _embed_observed_x(w: Weights, x: Tensor) -> Tensor:
 
 def _embed_y(w: Weights, x: Tensor, y: Tensor) -> Tensor:
     location = _locations(w, x).expand(y.shape[:-1])
+    numbers, categories = y, []
+    for d, kind in enumerate(w.get("kinds", ())):
+        if kind == "count":
+            numbers = torch.cat(
+                [numbers[..., :d], (y[..., d : d + 1].clamp(min=0) + 1).log(), numbers[..., d + 1 :]], -1
+            )
+        elif kind != "real":
+            numbers = torch.cat([numbers[..., :d], torch.zeros_like(y[..., :1]), numbers[..., d + 1 :]], -1)
+            categories.append(torch.eye(int(kind[12:-1]), dtype=y.dtype)[y[..., d].long()])
     if "y_loc" in w:
         y = (y - w["y_loc"][location]) / w["y_scale"][location]
-    embedded = _embed_outcome(w, "embedder.y", _outcome_features(w, y))
+        numbers = (numbers - w["y_loc"][location]) / w["y_scale"][location]
+    embedded = _embed_outcome(w, "embedder.y", torch.cat([_outcome_features(w, numbers), *categories], -1))
     if "embedder.latent" in w:
         num_latents = len(w["embedder.latent"])
         for p in range(1, num_latents + 1):

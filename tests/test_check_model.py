@@ -13,8 +13,8 @@ from samples import draw
 from torch import Tensor
 from torch.distributions.transforms import AbsTransform, AffineTransform, ExpTransform
 
+from pyro_arbuf.distributions.base import PlateOverTargetsWarning
 from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
-from pyro_arbuf.distributions.marginals import PlateOverTargetsWarning
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel

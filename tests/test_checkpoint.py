@@ -28,7 +28,7 @@ from pyro_arbuf.network.latents import Latent
 
 @pytest.fixture
 def model() -> ArBufferModel:
-    return tiny.tiny_model(dim_y=3, prior="lines", x_range=(-1.0, 1.0), num_targets=(1, 9))
+    return tiny.tiny_model(dim_y=3, chained=False, prior="lines", x_range=(-1.0, 1.0), num_targets=(1, 9))
 
 
 @pytest.fixture

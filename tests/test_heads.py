@@ -9,7 +9,8 @@ from scipy.stats import kstest
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 from torch.testing import assert_close
 
-from pyro_arbuf.network.heads import MIN_SD, GaussianHead, GaussianMixtureHead
+from pyro_arbuf.network.heads import GaussianMixtureHead
+from pyro_arbuf.network.outcomes import MIN_SD
 from pyro_arbuf.network.predictives import GaussianMixture, LatentsAmongOutcomes
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -220,11 +221,12 @@ def test_expand_repeats_and_copies_nothing(mixture):
     assert_close(larger.mean, mixture.mean.expand(4, *BATCH), **EXACT)
 
 
-@pytest.mark.parametrize("head", [GaussianMixtureHead(7, 8, 3, C), GaussianHead(7, 8, 3)], ids=["mixture", "gaussian"])
-def test_head_gives_a_predictive_per_outcome_dimension(head):
+@pytest.mark.parametrize("num_components", [1, C], ids=["gaussian", "mixture"])
+def test_head_gives_a_predictive_per_outcome_dimension(num_components):
+    head = GaussianMixtureHead(7, 8, 3, num_components)
     predictive = head.double()(50 * torch.randn(2, 6, 7, dtype=torch.float64))
     assert predictive.batch_shape == (2, 6, 3)
-    assert predictive.means.shape[-1] == (1 if isinstance(head, GaussianHead) else C)
+    assert predictive.means.shape[-1] == num_components
     assert (predictive.sds >= MIN_SD).all()
 
 

@@ -15,8 +15,8 @@ from scipy.stats import kstest
 from torch import Tensor
 from torch.testing import assert_close
 
+from pyro_arbuf.distributions.base import PlateOverTargetsWarning
 from pyro_arbuf.distributions.joint import ArBufferJoint, ArBufferMarginals
-from pyro_arbuf.distributions.marginals import PlateOverTargetsWarning
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.orders import random_orders, restrict_orders
 from pyro_arbuf.model import ArBufferModel

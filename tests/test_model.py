@@ -14,7 +14,7 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.cache import BufferCache
 from pyro_arbuf.network.embedding import Embedder
-from pyro_arbuf.network.heads import GaussianHead
+from pyro_arbuf.network.heads import GaussianMixtureHead
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 B, S, K, N, M = 2, 3, 4, 5, 6
@@ -220,7 +220,7 @@ class NoPositions(torch.nn.Module):
 
 def test_network_is_assembled_from_the_parts_it_is_given(scalar_model):
     config = scalar_model.config
-    embedder, head = Embedder(config), GaussianHead(config.width, config.head_width, 1)
+    embedder, head = Embedder(config), GaussianMixtureHead(config.width, config.head_width, 1, 1)
     embedder.positions = NoPositions()
     net = ArBufferModel(config, embedder=embedder, head=head)
     assert net.embedder is embedder and net.head is head

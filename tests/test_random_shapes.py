@@ -94,7 +94,7 @@ def check(seed: int) -> None:
 
 
 # By chance a batch of M.
-@pytest.mark.filterwarnings("ignore::pyro_arbuf.distributions.marginals.PlateOverTargetsWarning")
+@pytest.mark.filterwarnings("ignore::pyro_arbuf.distributions.base.PlateOverTargetsWarning")
 @pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.slow) for part in range(1, 31)] + [0])
 def test_density_of_a_random_shape_is_the_reference(part: int) -> None:
     for seed in range(100 * part, 100 * part + (100 if part else 25)):

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.distributions.marginals import ArBufferDistribution, ArBufferMarginals
+from pyro_arbuf.distributions.base import ArBufferDistribution
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.moments import Moments, moments_of
 from pyro_arbuf.inference.blocks import Noise
 from pyro_arbuf.inference.chain import (
@@ -89,25 +90,20 @@ class ArBufferJoint(ArBufferDistribution):
         with inference_scope():
             super().__init__(context, x, nan=nan, validate_args=validate_args)
             slots = context.model.config.buffer_size
-            if buffer_size is None:
-                buffer_size = slots
+            buffer_size = slots if buffer_size is None else buffer_size
             if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or not 1 <= buffer_size <= slots:
                 raise ValueError(f"buffer_size must be an integer in 1..{slots} (the model's K); got {buffer_size!r}")
             if orders is not None:
                 orders = check_orders(orders, self._num_targets).clone()
-            elif context.model.config.sequential:
-                orders = torch.arange(self._num_targets)[None]
             else:
-                orders = random_orders(self._num_targets, 1)
+                as_given = context.model.config.sequential
+                orders = torch.arange(self._num_targets)[None] if as_given else random_orders(self._num_targets, 1)
             self.orders = orders.to(self._x.device)
             self.buffer_size = buffer_size
-            self.has_rsample = rsample
-            absorbed = (self._num_targets - 1) // buffer_size * buffer_size
-            if absorbed:
-                trained = context.model.config.num_context
-                warn_outside_counts(
-                    "num_context with absorbed targets", context.num_context + absorbed, trained, stacklevel=4
-                )
+            self.has_rsample = bool(rsample)
+            if absorbed := (self._num_targets - 1) // buffer_size * buffer_size:
+                number, trained = context.num_context + absorbed, context.model.config.num_context
+                warn_outside_counts("num_context with absorbed targets", number, trained, stacklevel=4)
 
     def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Draws coherent joint samples with torch's global generator; memory is fixed beyond output and noise.
@@ -120,9 +116,8 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with torch.no_grad(), inference_scope():
             noise, shape = self._noise(sample_shape)
-            return self._unfold_draws(
-                sample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise), shape
-            )
+            draws = sample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise)
+            return self._unfold_draws(draws, shape)
 
     def rsample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """The draws of `sample`, with gradients by implicit reparameterisation, step by step along the chain.
@@ -138,11 +133,12 @@ class ArBufferJoint(ArBufferDistribution):
         """
         if not self.has_rsample:
             raise NotImplementedError("rsample is opt in: build the distribution with ArBufferJoint(..., rsample=True)")
+        if not (self.context.model.config.all_real or self._at_latents):
+            raise NotImplementedError("draws of categories and counts have no derivative; use sample")
         with inference_scope():
             noise, shape = self._noise(sample_shape)
-            return self._unfold_draws(
-                rsample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise), shape
-            )
+            draws = rsample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise)
+            return self._unfold_draws(draws, shape)
 
     def _noise(self, sample_shape: Sequence[int]) -> tuple[Noise, Size]:
         """All randomness of draws, and their shape with the batch."""
@@ -156,7 +152,7 @@ class ArBufferJoint(ArBufferDistribution):
         return Noise(*(fold(t, shape, batch, n) for t, n in ((uniform, 2), (normal, 2), (order, 0)))), shape
 
     def _unfold_draws(self, y: Tensor, shape: Size) -> Tensor:
-        return self._squeeze(unfold(y, shape, self.context.task_shape))
+        return self._as_outcome(unfold(y, shape, self.context.task_shape))
 
     def _given(
         self, y: Tensor, stacklevel: int = 4
@@ -205,13 +201,15 @@ class ArBufferJoint(ArBufferDistribution):
             given, shape = self._given(y)
             return self._unfold_result(score_joint(*given), shape, y.dtype).squeeze(-3).sum(-1)
 
-    def pit(self, y: Tensor) -> Tensor:
+    def pit(self, y: Tensor, seed: int = 0) -> Tensor:
         """Probability integral transform along the chain: F(y_k | those placed before it).
 
-        Uniform and independent where the joint is calibrated, whatever the dependence between targets.
+        Uniform and independent where the joint is calibrated, whatever the dependence between targets. That of a
+        category or a count is drawn uniformly between P(Y < y) and P(Y <= y).
 
         Args:
             y: `(*batch, M)` or `(*batch, M, D_y)`, units of y.
+            seed: Of the uniform numbers, which real outcomes do not need.
 
         Returns:
             `(*batch, M)` or `(*batch, M, D_y)` in [0, 1], in the user's indexing, NaN for a dropped target.
@@ -225,7 +223,12 @@ class ArBufferJoint(ArBufferDistribution):
         with inference_scope():
             self._check_one_order("pit", "one order at a time")
             given, shape = self._given(y)
-            return self._squeeze(self._unfold_result(pit_joint(*given), shape, y.dtype).squeeze(-3))
+            below, up_to = (self._unfold_result(part, shape, y.dtype).squeeze(-3) for part in pit_joint(*given))
+            if not self.context.model.config.all_real:
+                generator = torch.Generator().manual_seed(seed)
+                uniform = torch.rand(below.shape, generator=generator, dtype=below.dtype).to(below.device)
+                up_to = below + uniform * (up_to - below)
+            return self._squeeze(up_to)
 
     def _check_one_order(self, name: str, instead: str) -> None:
         count = len(self.orders)
@@ -334,7 +337,7 @@ class ArBufferJoint(ArBufferDistribution):
             ValueError: If `num_samples` is no integer of at least 2.
         """
         draws = self.sample(Size([check_count("num_samples", num_samples, 2)]))
-        return moments_of(draws, len(self.event_shape))
+        return moments_of(draws.to(self._x.dtype), len(self.event_shape))
 
     @property
     def mean(self) -> Tensor:
@@ -343,5 +346,5 @@ class ArBufferJoint(ArBufferDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """Not in closed form: raises NotImplementedError that names `moments`."""
+        """Raises NotImplementedError that names `moments`."""
         raise NotImplementedError("the joint's variance has no closed form; use d.moments(num_samples).variance")

@@ -8,8 +8,8 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from pyro_arbuf.distributions.base import RealEvent
 from pyro_arbuf.distributions.joint import ArBufferJoint
-from pyro_arbuf.distributions.marginals import RealEvent
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_latent, check_tensor, inference_scope
 from pyro_arbuf.network.latents import Locations, latent_locations, pad_outcome

@@ -149,8 +149,8 @@ def pit_joint(
     buffer_size: int,
     missing: Tensor | None = None,
     max_tokens: int = MAX_TOKENS,
-) -> Tensor:
-    """Distribution function of every target given those before it, for every order.
+) -> tuple[Tensor, Tensor]:
+    """P(Y < y) and P(Y <= y) of every target given those before it, for every order; one tensor where they are equal.
 
     Args:
         context: As for `score_joint`.
@@ -162,7 +162,7 @@ def pit_joint(
         max_tokens: Likewise.
 
     Returns:
-        `(B, S, R, M, D_y)` in [0, 1], targets in the user's indexing.
+        Two times `(B, S, R, M, D_y)` in [0, 1], targets in the user's indexing.
 
     Raises:
         RuntimeError: As `score_joint`.
@@ -172,10 +172,13 @@ def pit_joint(
     """
     check_current(context)
     forced = Forced(context, x, y, orders, buffer_size, missing, max_tokens)
-    probabilities = [
-        chain.restored([predictive.cdf(values) for predictive, values in readings]) for chain, readings in forced
-    ]
-    return forced.whole(probabilities, math.nan)
+    below: list[Tensor] = []
+    up_to: list[Tensor] = []
+    for chain, readings in forced:
+        parts = [(predictive.below(values), predictive.cdf(values)) for predictive, values in readings]
+        below.append(chain.restored([part[0] for part in parts]))
+        up_to.append(chain.restored([part[1] for part in parts]))
+    return forced.whole(below, math.nan), forced.whole(up_to, math.nan)
 
 
 def leave_one_out(

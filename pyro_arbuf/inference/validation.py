@@ -15,9 +15,10 @@ from typing import SupportsIndex, cast
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.network.config import Range
+from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent, Locations
 from pyro_arbuf.network.network import Network
+from pyro_arbuf.network.parts import Range
 from pyro_arbuf.network.tracing import is_traced
 
 
@@ -84,7 +85,7 @@ def check_tensor(name: str, value: object, model: Network, finite: bool = True) 
     if not value.is_floating_point():
         hint = ""
         if name.startswith("y"):
-            hint = "; outcomes are continuous: for counts or choices use a latent and a Pyro likelihood on top"
+            hint = "; the network's outcome is a real number: counts and choices need a network of their kind"
         raise ValueError(f"{name} must have a floating dtype; got {value.dtype}; use {name}.float(){hint}")
     if value.device != weight.device:
         raise ValueError(
@@ -146,9 +147,33 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     return count
 
 
+def check_kinds(name: str, values: Tensor, config: ModelConfig) -> None:
+    """Checks that outcomes `(*batch, T, D_y)` are of their kinds; NaN is passed over.
+
+    Raises:
+        ValueError: If a category or a count is none; says which dimension, and what its values are.
+    """
+    if config.all_real or not may_look_at(values):
+        return
+    for d, kind in enumerate(config.kinds):
+        column = values[..., d]
+        wrong = column[~kind.support.check(column) & ~column.isnan()]
+        if len(wrong):
+            which = name if config.dim_y is None else f"{name}[..., {d}]"
+            raise ValueError(
+                f"{which} must hold {kind.values}; got {wrong[:4].tolist()} among its values; code categories as 0, 1, "
+                "..., and give counts as they are"
+            )
+
+
 def check_y(name: str, y: object, model: Network, finite: bool = True) -> Tensor:
-    """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` and returns `(*batch, T, D_y)`, D_y = 1 for scalars."""
-    dim_y = model.config.dim_y
+    """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` and returns `(*batch, T, D_y)`, D_y = 1 for scalars.
+
+    Integers and booleans are taken where a dimension is discrete.
+    """
+    dim_y, weight = model.config.dim_y, next(model.parameters())
+    if isinstance(y, Tensor) and not model.config.all_real and not y.is_floating_point() and not y.is_complex():
+        y = y.to(weight.dtype)
     if isinstance(y, Tensor) and dim_y is None and y.dim() < 1:
         raise ValueError(f"{name} must have shape (*batch, points); got {tuple(y.shape)}")
     if isinstance(y, Tensor) and dim_y is not None and (y.dim() < 2 or y.shape[-1] != dim_y):
@@ -158,7 +183,10 @@ def check_y(name: str, y: object, model: Network, finite: bool = True) -> Tensor
             f"{_column_hint(name, y, dim_y)}"
         )
     y = check_tensor(name, y, model, finite)
-    return y.unsqueeze(-1) if dim_y is None else y
+    y = y.unsqueeze(-1) if dim_y is None else y
+    if finite:
+        check_kinds(name, y, model.config)
+    return y
 
 
 def check_latent(name: str, latent: Latent, value: Tensor) -> None:

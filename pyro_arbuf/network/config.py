@@ -9,179 +9,12 @@ one CPU core.
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from pyro_arbuf.network.latents import Latent
-
-Range = tuple[float, float]
-LARGEST_SIZE = 2**16  # far above what is trained; products of two cannot overflow when shapes are computed
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What the network is built of.
-
-    Attributes:
-        dim_x: Input features D_x.
-        dim_y: Outcome dimensions D_y; `None` = a scalar outcome, `y` without a feature dimension.
-        buffer_size: Buffer slots K.
-        width: Token width d.
-        num_layers: Blocks L.
-        num_heads: Heads H.
-        mlp_width: Hidden width of the blocks' MLP.
-        embedding_width: Hidden width of the embedder's MLPs.
-        num_frequencies: Learned sines and cosines of x; 0 = none.
-        max_frequency: Their largest angular frequency before training, radians per unit of x.
-        num_y_frequencies: Learned sines and cosines of the standardised outcome; 0 = none.
-        head: "mixture" or "gaussian".
-        head_width: Hidden width of the head.
-        num_components: Components C of the mixture.
-        sequential: Whether targets have a natural order, which is then the default order.
-        latents: Of a program, in the order of their locations; empty = none.
-    """
-
-    dim_x: int = 1
-    dim_y: int | None = None
-    buffer_size: int = 16
-    width: int = 64
-    num_layers: int = 4
-    num_heads: int = 4
-    mlp_width: int = 128
-    embedding_width: int = 64
-    num_frequencies: int = 32
-    max_frequency: float = 32.0
-    num_y_frequencies: int = 0
-    head: Literal["mixture", "gaussian"] = "mixture"
-    head_width: int = 128
-    num_components: int = 20
-    sequential: bool = False
-    latents: tuple[Latent, ...] = ()
-
-    def _check_architecture(self) -> None:
-        sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
-        sizes += ["head_width", "num_components"] + (["dim_y"] if self.dim_y is not None else [])
-        for name, least in (dict.fromkeys(sizes, 1) | {"num_frequencies": 0, "num_y_frequencies": 0}).items():
-            value = getattr(self, name)
-            if not _is_integer(value) or not least <= value:
-                raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
-            if value > LARGEST_SIZE:
-                raise ValueError(f"{name} must be at most {LARGEST_SIZE}; got {value!r}")
-        if not _is_number(self.max_frequency) or self.max_frequency <= 0:
-            raise ValueError(f"max_frequency must be a positive number; got {self.max_frequency!r}")
-        if not isinstance(self.sequential, bool):
-            raise ValueError(f"sequential must be True or False; got {self.sequential!r}")
-        if self.head not in ("mixture", "gaussian"):
-            raise ValueError(f"head must be 'mixture' or 'gaussian'; got {self.head!r}")
-        if self.width % self.num_heads:
-            raise ValueError(f"width must be a multiple of num_heads = {self.num_heads}; got {self.width}")
-        if not isinstance(self.latents, tuple) or not all(isinstance(latent, Latent) for latent in self.latents):
-            raise ValueError(f"latents must be a tuple of Latent; got {self.latents!r}")
-        for latent in self.latents:
-            _check_latent(latent)
-        names = [latent.name for latent in self.latents]
-        if len(set(names)) < len(names):
-            raise ValueError(f"latents must have different names; got {names}")
-        if self.num_latents > LARGEST_SIZE:
-            raise ValueError(f"latents must hold at most {LARGEST_SIZE} numbers; got {self.num_latents}")
-
-    @property
-    def num_latents(self) -> int:
-        """Latent locations P."""
-        return sum(latent.size for latent in self.latents)
-
-    def squeeze_outcome(self, y: Tensor) -> Tensor:
-        """Outcomes `(*batch, T, D_y)` as users have them: `(*batch, T)` for a scalar outcome."""
-        return y.squeeze(-1) if self.dim_y is None else y
-
-
-@dataclass(frozen=True)
-class Units:
-    """The units of inputs and outcomes: what the network embeds and predicts is standardised by them.
-
-    Attributes:
-        x_loc: Location of every input feature, subtracted before it is embedded; `None` = 0.
-        x_scale: Scale of every input feature; `None` = 1.
-        y_loc: Location of every outcome dimension: embedded and predicted are (y - y_loc) / y_scale, so densities stay
-            in the user's units; `None` = 0.
-        y_scale: Scale of every outcome dimension; `None` = 1.
-    """
-
-    x_loc: tuple[float, ...] | None = None
-    x_scale: tuple[float, ...] | None = None
-    y_loc: tuple[float, ...] | None = None
-    y_scale: tuple[float, ...] | None = None
-
-    def _check_units(self, dim_x: int, dim_y: int) -> None:
-        _check_standardisation(("x_loc", "x_scale"), self.x_loc, self.x_scale, dim_x)
-        _check_standardisation(("y_loc", "y_scale"), self.y_loc, self.y_scale, dim_y)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What the weights were trained on.
-
-    Attributes:
-        prior: Name of the prior; empty = unknown.
-        outcome: Name of the program's outcome site.
-        x_range: Range of the inputs: one pair (low, high) for all features, or a pair for each; `None` = not declared.
-        y_range: Range of the outcome, likewise for its dimensions; `None` = not declared.
-        num_context: Range of N.
-        num_targets: Range of M, absorbing included; `None` = not declared.
-    """
-
-    prior: str = ""
-    outcome: str = "y"
-    x_range: Range | tuple[Range, ...] | None = None
-    y_range: Range | tuple[Range, ...] | None = None
-    num_context: tuple[int, int] = (0, 128)
-    num_targets: tuple[int, int] | None = None
-
-    def _check_trained(self, dim_x: int, dim_y: int) -> None:
-        for name in ("prior", "outcome"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a string; got {getattr(self, name)!r}")
-        for name, dim in {"x_range": dim_x, "y_range": dim_y}.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            each = value if isinstance(value, tuple) and value and isinstance(value[0], tuple) else (value,) * dim
-            if len(each) != dim:
-                raise ValueError(f"{name} must be one pair (low, high), or {dim} of them; got {len(each)} pairs")
-            for pair in each:
-                numbers = _is_pair(pair) and all(_is_number(end) for end in pair) and pair[0] <= pair[1]
-                if not numbers or (name == "y_range" and pair[0] == pair[1]):
-                    rule = "low < high" if name == "y_range" else "low <= high"
-                    raise ValueError(f"{name} must be a pair (low, high) of finite numbers, {rule}; got {pair!r}")
-        for name, least in {"num_context": 0, "num_targets": 1}.items():
-            value = getattr(self, name)
-            if value is None and name == "num_targets":
-                continue
-            if not (_is_pair(value) and all(_is_integer(end) for end in value) and least <= value[0] <= value[1]):
-                rule = f"integers, {least} <= low <= high"
-                raise ValueError(f"{name} must be a pair (low, high) of {rule}; got {value!r}")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was found out about the trained network.
-
-    Attributes:
-        evidence_rmse: Error of `log_evidence` as `measure_evidence_error` found it, nats; `None` = not measured.
-    """
-
-    evidence_rmse: float | None = None
-
-    def _check_measured(self) -> None:
-        error = self.evidence_rmse
-        if error is not None and not (_is_number(error) and error >= 0):
-            raise ValueError(f"evidence_rmse must be a number >= 0, or be None; got {error!r}")
-
+from pyro_arbuf.network.parts import Architecture, Measured, Trained, Units
 
 PARTS: dict[str, type] = {"architecture": Architecture, "units": Units, "trained": Trained, "measured": Measured}
 
@@ -247,6 +80,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
         "y_scale": None,
         "evidence_rmse": None,
     },
+    {"outcomes": (), "chained": False},
 )
 
 
@@ -283,53 +117,6 @@ def _check_fields(what: str, got: set[str], known: set[str]) -> None:
             f"{what} must have the fields {sorted(known)}; missing are {sorted(known - got)}, unknown are "
             f"{sorted(got - known)}"
         )
-
-
-def _check_latent(latent: Latent) -> None:
-    """Raises ValueError if a latent's support or standardisation is impossible."""
-    name, bounds = latent.name, (latent.lower, latent.upper)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"the name of a latent must be a string; got {name!r}")
-    if not isinstance(latent.simplex, bool):
-        raise ValueError(f"simplex of latent {name!r} must be True or False; got {latent.simplex!r}")
-    sizes = isinstance(latent.shape, tuple) and all(_is_integer(n) and 1 <= n <= LARGEST_SIZE for n in latent.shape)
-    if not sizes or (latent.simplex and (not latent.shape or latent.shape[-1] < 2)):
-        rule = "positive integers, the last at least 2 for a simplex" if latent.simplex else "positive integers"
-        raise ValueError(f"shape of latent {name!r} must be a tuple of {rule}; got {latent.shape!r}")
-    low, high = (
-        (-math.inf if latent.lower is None else latent.lower),
-        (math.inf if latent.upper is None else latent.upper),
-    )
-    if not all(end is None or _is_number(end) for end in bounds) or not low < high:
-        raise ValueError(f"lower and upper of latent {name!r} must be finite, lower < upper, or None; got {bounds}")
-    names = (f"loc of latent {name!r}", f"scale of latent {name!r}")
-    _check_standardisation(names, latent.loc, latent.scale, latent.size)
-
-
-def _check_standardisation(names: tuple[str, str], loc: object, scale: object, dim: int) -> None:
-    """Raises ValueError unless both are None, or `dim` numbers that are finite, scales positive, in float32."""
-    if (loc is None) != (scale is None):
-        raise ValueError(f"{names[0]} and {names[1]} must both be given or both be None; got {loc!r} and {scale!r}")
-    for name, value, low in ((names[0], loc, -math.inf), (names[1], scale, torch.finfo(torch.float32).tiny)):
-        fits = isinstance(value, tuple) and len(value) == dim and all(_is_number(v) and v >= low for v in value)
-        if value is not None and not fits:
-            rule = "positive numbers" if value is scale else "finite numbers"
-            raise ValueError(f"{name} must hold {dim} {rule}, or be None; got {value!r}")
-
-
-def _is_pair(value: object) -> TypeGuard[tuple[Any, Any]]:
-    return isinstance(value, tuple) and len(value) == 2
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    """Whether a value is a number that is finite in float32."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return abs(value) <= torch.finfo(torch.float32).max
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

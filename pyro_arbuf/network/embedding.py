@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import standardisation
+from pyro_arbuf.network.outcomes import one_hot
 
 CONTEXT, BUFFER, TARGET = range(3)
 MAX_Y_FREQUENCY = 16.0  # before training, radians per standard deviation of y
@@ -70,13 +71,15 @@ class Embedder(nn.Module):
         self.x_in = nn.Linear(num_features, hidden_width)
         self.x_out = nn.Linear(hidden_width, width)
         self.x_skip = nn.Linear(num_features, width, bias=False)
-        y_features = dim_y
+        self.kinds, self.all_real = config.kinds, config.all_real
+        y_features, num_categories = dim_y, sum(kind.num_categories for kind in config.kinds)
         self.y_frequencies = None
         if config.num_y_frequencies:
             magnitudes = torch.logspace(0.0, math.log10(MAX_Y_FREQUENCY), config.num_y_frequencies).unsqueeze(-1)
             directions = F.normalize(torch.randn(config.num_y_frequencies, dim_y), dim=-1)
             self.y_frequencies = nn.Parameter(magnitudes * directions)
             y_features = 2 * dim_y + 2 * config.num_y_frequencies
+        y_features += num_categories
         self.y_in = nn.Linear(y_features, hidden_width)
         self.y_out = nn.Linear(hidden_width, width)
         self.y_skip = nn.Linear(y_features, width, bias=False)
@@ -119,26 +122,34 @@ class Embedder(nn.Module):
     def outcomes(self, y: Tensor, embedded_x: Tensor) -> Tensor:
         """E_y: `(*batch, T, d)` of outcomes `(*batch, T, D_y)` at embedded inputs `(*batch, T, d)`."""
         with torch.autocast(y.device.type, enabled=False):
+            numbers = (
+                y if self.all_real else torch.stack([kind.number(y[..., d]) for d, kind in enumerate(self.kinds)], -1)
+            )
             if not self.standardised_y:
-                return self._observed_outcomes(_at_most(y, y))
+                return self._observed_outcomes(_at_most(numbers, y), y)
             loc, scale = self.standard(embedded_x)
-            y = _at_most((y - loc) / scale, y)
-            observed = self._observed_outcomes(y)
+            observed = self._observed_outcomes(_at_most((numbers - loc) / scale, y), y)
             if not self.num_latents:
                 return observed
             location = self.location(embedded_x)
             which = (location.unsqueeze(-1) == torch.arange(1, self.num_latents + 1, device=y.device)).to(y.dtype)
             which = which.expand(*y.shape[:-1], -1)
-            features = torch.cat([which * y[..., :1], which], -1)
+            latent = _at_most((y[..., :1] - loc[..., :1]) / scale[..., :1], y[..., :1])
+            features = torch.cat([which * latent, which], -1)
             latent = self.latent_out(F.gelu(self.latent_in(features))) + self.latent_skip(features)
             return torch.where(location.unsqueeze(-1) > 0, latent, observed)
 
-    def _observed_outcomes(self, y: Tensor) -> Tensor:
+    def _observed_outcomes(self, numbers: Tensor, y: Tensor) -> Tensor:
+        """E_y of standardised numbers of the outcomes `(*batch, T, D_y)`, and of their categories."""
+        features = [numbers]
         if self.y_frequencies is not None:
-            squashed = torch.asinh(y)  # outcomes far out keep a moderate phase
+            squashed = torch.asinh(numbers)  # outcomes far out keep a moderate phase
             phase = squashed @ self.y_frequencies.mT
-            y = torch.cat([y, squashed, torch.sin(phase), torch.cos(phase)], -1)
-        return self.y_out(F.gelu(self.y_in(y))) + self.y_skip(y)
+            features += [squashed, torch.sin(phase), torch.cos(phase)]
+        categories = ((d, kind.num_categories) for d, kind in enumerate(self.kinds) if kind.num_categories)
+        features += [one_hot(y[..., d], number) for d, number in categories]
+        together = torch.cat(features, -1)
+        return self.y_out(F.gelu(self.y_in(together))) + self.y_skip(together)
 
     def location(self, embedded_x: Tensor) -> Tensor:
         """Locations `(*batch, T)` int64 of embedded inputs: 0 = an observation, p = the p-th latent number."""

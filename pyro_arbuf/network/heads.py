@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_arbuf.network.chained import ChainedHead
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.outcomes import MIN_SD
 from pyro_arbuf.network.predictives import GaussianMixture, Predictive
-
-MIN_SD = 1e-3
 
 
 class Head(Protocol):
@@ -55,8 +56,10 @@ class GaussianMixtureHead(nn.Module):
             return GaussianMixture(F.log_softmax(logits, -1), means, F.softplus(scales) + MIN_SD)
 
 
-class GaussianHead(GaussianMixtureHead):
-    """Features to one Gaussian per output dimension (the paper's plain alternative)."""
-
-    def __init__(self, width: int, hidden_width: int, dim_y: int):
-        super().__init__(width, hidden_width, dim_y, num_components=1)
+def make_head(config: ModelConfig) -> Head:
+    """The head that a configuration describes."""
+    width, hidden_width, dim_y = config.width, config.head_width, config.dim_y or 1
+    num_components = config.num_components if config.head == "mixture" else 1
+    if config.all_real and (dim_y == 1 or not config.chained):
+        return GaussianMixtureHead(width, hidden_width, dim_y, num_components)
+    return ChainedHead(width, hidden_width, config.kinds, num_components)

@@ -11,7 +11,7 @@ from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.cache import Buffer, BufferCache, ContextCache
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.embedding import Embedder
-from pyro_arbuf.network.heads import GaussianHead, GaussianMixtureHead, Head
+from pyro_arbuf.network.heads import GaussianMixtureHead, Head, make_head
 from pyro_arbuf.network.latents import FINEST
 from pyro_arbuf.network.predictives import LatentsAmongOutcomes, Predictive
 
@@ -47,9 +47,7 @@ class Network(nn.Module):
         sizes = (config.width, config.head_width)
         self.embedder = embedder or Embedder(config)
         self.backbone = backbone or Backbone(config.width, config.num_layers, config.num_heads, config.mlp_width)
-        if head is None and config.head == "mixture":
-            head = GaussianMixtureHead(*sizes, config.dim_y or 1, config.num_components)
-        self.head: Head = head or GaussianHead(*sizes, config.dim_y or 1)
+        self.head: Head = head or make_head(config)
         if config.latents:
             self.latent_head = GaussianMixtureHead(*sizes, 1, config.num_components)
 
@@ -160,8 +158,8 @@ class Network(nn.Module):
         cache = self.encode(batch.x_context, batch.y_context)
         pairs = None
         if batch.x_buffer.shape[1]:
-            pairs = (self.embedder.inputs(batch.x_buffer)[:, None], batch.y_buffer[:, None])
-        embedded_target = self.embedder.inputs(batch.x_target)[:, None]
+            pairs = (self.embed_targets(cache, batch.x_buffer[:, None]), batch.y_buffer[:, None])
+        embedded_target = self.embed_targets(cache, batch.x_target[:, None])
         predictive, _ = self.predict(cache, BufferCache(), pairs, embedded_target, batch.prefix_len)
         return predictive.log_prob(batch.y_target[:, None]).sum(-1).squeeze(1)  # (B, M)
 

@@ -5,12 +5,18 @@ Callers use their methods; the parameters of a mixture are read in its own class
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
+
+NARROW = 0.5  # standard deviations: narrower intervals are integrated, wider ones are a difference
+GAUSS_LEGENDRE = (  # nodes and weights on [0, 1]
+    (0.03376524289842403, 0.16939530676686776, 0.38069040695840156),
+    (0.08566224618958514, 0.18038078652406936, 0.23395696728634552),
+)
 
 
 class Predictive(Protocol):
@@ -29,6 +35,7 @@ class Predictive(Protocol):
     def affine(self, loc: Tensor, scale: Tensor) -> "Predictive": ...  # noqa: D102
     def log_prob(self, value: Tensor) -> Tensor: ...  # noqa: D102
     def cdf(self, value: Tensor) -> Tensor: ...  # noqa: D102
+    def below(self, value: Tensor) -> Tensor: ...  # noqa: D102
     def icdf(self, value: Tensor) -> Tensor: ...  # noqa: D102
     def draw(self, uniform: Tensor, normal: Tensor) -> Tensor: ...  # noqa: D102
     def implicit_draw(self, uniform: Tensor, normal: Tensor) -> Tensor: ...  # noqa: D102
@@ -79,16 +86,57 @@ class GaussianMixture(Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density `(*batch,)` in nats; -inf, of gradient 0, where the square of a standardised value overflows."""
-        z = (value.unsqueeze(-1) - self.means) * self.sds.reciprocal()  # a quotient's gradient would be 0 * inf far out
+        z = self._standardised(value)
         largest = torch.finfo(z.dtype).max
-        z = z.clamp(-0.5 * largest**0.5, 0.5 * largest**0.5)
         density = torch.logsumexp(self.log_weights - 0.5 * z * z - self.sds.log(), -1) - 0.5 * math.log(2 * math.pi)
         return density.masked_fill(density < -largest / 9, -torch.inf)  # all components at the limit: -largest / 8
+
+    def _standardised(self, value: Tensor) -> Tensor:
+        """Values `(*batch, C)` in units of every component, as far out as their squares do not overflow."""
+        z = (value.unsqueeze(-1) - self.means) * self.sds.reciprocal()  # a quotient's gradient would be 0 * inf far out
+        limit = 0.5 * torch.finfo(z.dtype).max ** 0.5
+        return z.clamp(-limit, limit)
+
+    def below(self, value: Tensor) -> Tensor:
+        """Probability `(*batch,)` of a smaller value: of a continuous outcome the distribution function."""
+        return self.cdf(value)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function `(*batch,)`."""
         z = (value.unsqueeze(-1) - self.means) / self.sds
         return (self.log_weights.exp() * torch.special.ndtr(z)).sum(-1)
+
+    def log_mass_below(self, high: Tensor) -> Tensor:
+        """Log probability `(*batch,)` of what is at most `high`."""
+        z = self._standardised(high)
+        return torch.logsumexp(self.log_weights + torch.special.log_ndtr(z), -1)
+
+    def log_mass(self, low: Tensor, width: Tensor) -> Tensor:
+        """Log probability `(*batch,)` of the interval from `low` to `low + width`, however narrow and far out it is.
+
+        Narrow intervals by Gauss-Legendre quadrature of the density, which float32 does not cancel; wide ones by the
+        distribution function, on the side of the mean where it is small.
+        """
+        start = self._standardised(low)
+        width = width.unsqueeze(-1) / self.sds
+        narrow = width < NARROW
+        step = torch.where(narrow, width, NARROW)
+        half, weights = (width.new_tensor(numbers) for numbers in GAUSS_LEGENDRE)
+        nodes, weights = torch.cat([half, 1 - half]), weights.repeat(2)
+        z = start.unsqueeze(-1) + step.unsqueeze(-1) * nodes
+        quadrature = torch.logsumexp(weights.log() - 0.5 * z * z, -1) + step.log() - 0.5 * math.log(2 * math.pi)
+        far = torch.where(narrow, start + NARROW, (start + width))
+        right = start > 0
+        upper = torch.special.log_ndtr(torch.where(right, -start, far))
+        lower = torch.special.log_ndtr(torch.where(right, -far, start))
+        difference = upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-6)))
+        return torch.logsumexp(self.log_weights + torch.where(narrow, quadrature, difference), -1)
+
+    def exponential_moment(self, power: int, low: Tensor) -> Tensor:
+        """E[exp(power y); y > low], `(*batch,)`."""
+        shifted = self.means + power * self.sds.square()
+        mass = torch.special.ndtr((shifted - low.unsqueeze(-1)) / self.sds)
+        return ((self.log_weights + power * self.means + 0.5 * power**2 * self.sds.square()).exp() * mass).sum(-1)
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantiles `(*batch,)` of probabilities in (0, 1), by bisection to the precision of the dtype; no gradient."""
@@ -171,6 +219,11 @@ class LatentsAmongOutcomes:
     def __init__(self, at_latent: Tensor, latent: Predictive, outcome: Predictive):
         self.at_latent, self.latent, self.outcome = at_latent, latent, outcome
 
+    @property
+    def first(self) -> Predictive:
+        """The predictive of the first dimension of outcomes that are no latents."""
+        return cast(Any, self.outcome).first
+
     def _either(self, latent: Tensor, outcome: Tensor) -> Tensor:
         return torch.where(self.at_latent, F.pad(latent, (0, outcome.shape[-1] - 1)), outcome)
 
@@ -217,6 +270,10 @@ class LatentsAmongOutcomes:
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function `(*batch, D_y)`."""
         return self._either(self.latent.cdf(value[..., :1]), self.outcome.cdf(value))
+
+    def below(self, value: Tensor) -> Tensor:
+        """Probability `(*batch, D_y)` of a smaller value."""
+        return self._either(self.latent.below(value[..., :1]), self.outcome.below(value))
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantiles `(*batch, D_y)` of probabilities in (0, 1)."""

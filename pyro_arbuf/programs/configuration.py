@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_arbuf.network.config import ModelConfig, Range
+from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent, rounded
+from pyro_arbuf.network.parts import Range
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, check_resolution, rounded_all
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded

@@ -10,8 +10,9 @@ from typing import cast
 import torch
 
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.network.config import ModelConfig, Range
+from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.network.parts import Range
 from pyro_arbuf.programs.calibration import Calibration, calibrate
 from pyro_arbuf.programs.evidence import self_consistency, subset_gap
 from pyro_arbuf.programs.simulator import Simulator

@@ -15,8 +15,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
+from pyro_arbuf.distributions.base import ArBufferDistribution, PlateOverTargetsWarning
 from pyro_arbuf.distributions.joint import ArBufferJoint
-from pyro_arbuf.distributions.marginals import ArBufferDistribution, PlateOverTargetsWarning
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.random_state import restored_random_state
 from pyro_arbuf.workflow.at_once import MixedDrawsError, dimensions, is_computed, run_at_once

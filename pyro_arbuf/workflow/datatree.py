@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyro.infer import MCMC, Importance
 from torch import Tensor
 
-from pyro_arbuf.distributions.marginals import ArBufferDistribution
+from pyro_arbuf.distributions.base import ArBufferDistribution
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.workflow.loo import arviz_line
 from pyro_arbuf.workflow.posterior_draws import read_fit

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Size, Tensor
 
-from pyro_arbuf.distributions.marginals import ArBufferDistribution
+from pyro_arbuf.distributions.base import ArBufferDistribution
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.workflow.posterior_draws import Fit
 from pyro_arbuf.workflow.predictive import predictive

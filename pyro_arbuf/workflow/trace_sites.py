@@ -15,7 +15,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
-from pyro_arbuf.distributions.marginals import ArBufferDistribution, ArBufferMarginals
+from pyro_arbuf.distributions.base import ArBufferDistribution
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.progress import progress_bar
 
 Names = tuple[str | None, ...]  # of a site's dimensions; None = of size 1 and outside all plates, left out

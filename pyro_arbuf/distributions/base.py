@@ -1,0 +1,214 @@
+"""What the Pyro distributions share: shapes, virtual expand, support, checks of values."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor
+from torch.distributions import biject_to, constraints, transform_to
+from torch.distributions.transforms import IndependentTransform, identity_transform
+
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.layout import fold, unfold
+from pyro_arbuf.inference.validation import (
+    broadcast_batches,
+    check_kinds,
+    check_targets,
+    check_y,
+    expanded_shape,
+    may_look_at,
+    warn_outside,
+)
+from pyro_arbuf.network.latents import Locations, code
+from pyro_arbuf.network.tracing import is_traced
+
+
+class PlateOverTargetsWarning(UserWarning):
+    """A plate as long as the event has targets stands around the whole event, whose density then counts that often."""
+
+
+class SameEvent(constraints.independent):
+    """`independent(base, n)` that checks empty tensors (0 draws) too: events whose values are all of one kind."""
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each event lies in the support, `(*batch,)` bool."""
+        if value.numel():
+            return super().check(value)
+        return torch.ones(value.shape[: value.dim() - self.event_dim], dtype=torch.bool, device=value.device)
+
+
+class RealEvent(SameEvent):
+    """Events of real numbers: real_vector for n = 1."""
+
+
+class MixedEvent(constraints.Constraint):
+    """Events `(M, D_y)` whose dimensions are of different kinds; not discrete, as one of them may be real.
+
+    Attributes:
+        supports: Of the dimensions.
+    """
+
+    event_dim, is_discrete = 2, False
+
+    def __init__(self, supports: Sequence[constraints.Constraint]):
+        self.supports = tuple(supports)
+
+    def __repr__(self) -> str:
+        return f"MixedEvent({', '.join(map(str, self.supports))})"
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each event lies in the support, `(*batch,)` bool."""
+        columns = zip(self.supports, value.unbind(-1), strict=True)
+        return torch.stack([support.check(column).all(-1) for support, column in columns]).all(0)
+
+
+@biject_to.register(RealEvent)
+@transform_to.register(RealEvent)
+def _unconstrained(constraint: RealEvent) -> IndependentTransform:
+    return IndependentTransform(identity_transform, constraint.event_dim)
+
+
+class ArBufferDistribution(TorchDistribution):
+    """What joint and marginals share: shapes, virtual expand, support, checks of values."""
+
+    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
+    has_rsample = False
+
+    def __init__(
+        self,
+        context: Context,
+        x: Tensor | Locations,
+        nan: Literal["raise", "drop"] = "raise",
+        validate_args: bool | None = None,
+    ):
+        if not isinstance(context, Context):
+            raise ValueError(
+                f"context must be a Context; got {type(context).__name__}; make one with net.condition(x_obs, y_obs)"
+            )
+        if nan not in ("raise", "drop"):
+            raise ValueError(f"nan must be 'raise' or 'drop'; got {nan!r}")
+        self.context = context
+        self.nan: Literal["raise", "drop"] = nan
+        self._validate_args = self._validate_args if validate_args is None else validate_args
+        checked = check_targets(x, context.model, self._validate_args)
+        self._x = code(checked, context.model.config.latents)  # as the model takes it
+        self._at_latents = isinstance(checked, Locations)
+        self.x = self._x if isinstance(checked, Locations) else checked
+        dim_y = context.model.config.dim_y
+        event_shape = self._x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
+        batch_shape = broadcast_batches({"context": context.batch_shape, "x": self._x.shape[:-2]})
+        # What differs; the rest repeats.
+        self._own_shape = torch.broadcast_shapes(context.task_shape, self._x.shape[:-2])
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    def __repr__(self) -> str:
+        shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+        return f"{type(self).__name__}({shapes}, num_context={self.context.num_context})"
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """Events `(M,)` or `(M, D_y)` of real numbers, categories or counts, as the network's outcome is."""
+        config, event_dim = self.context.model.config, len(self.event_shape)
+        if config.all_real or self._at_latents:
+            return RealEvent(constraints.real, event_dim)
+        first = config.kinds[0]
+        if all(kind == first for kind in config.kinds):
+            return SameEvent(first.support, event_dim)
+        return MixedEvent([kind.support for kind in config.kinds])
+
+    def expand(self, batch_shape: Size, _instance: TorchDistribution | None = None) -> TorchDistribution:
+        """The same distribution with a larger batch shape; nothing is copied.
+
+        Args:
+            batch_shape: New batch shape, to which the present one broadcasts.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        batch_shape = expanded_shape("batch_shape", self.batch_shape, batch_shape)
+        new = cast(ArBufferDistribution, self._get_checked_instance(type(self), _instance))
+        new.__dict__.update(self.__dict__)
+        super(ArBufferDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def _num_targets(self) -> int:
+        return self.event_shape[0]
+
+    def _check_value(self, y: Tensor) -> Tensor:
+        """`(*batch, M, D_y)` in the model's dtype, NaN where it may be dropped."""
+        event = tuple(self.event_shape)
+        if isinstance(y, Tensor) and y.shape[max(y.dim() - len(event), 0) :] != event:
+            hint = "; use y.squeeze(-1)" if y.shape[-len(event) - 1 :] == (*event, 1) else ""
+            if not hint and len(event) == 1 and y.dim() > 1 and y.shape[-2:-1] == event:
+                hint = f"; the network has one outcome, so that one of the {y.shape[-1]} columns can be scored"
+            raise ValueError(f"y must have shape (*batch, {', '.join(map(str, event))}); got {tuple(y.shape)}{hint}")
+        values = check_y("y", y, self.context.model, finite=False)
+        if self._validate_args and may_look_at(y):
+            wrong = torch.isinf(values) if self.nan == "drop" else ~torch.isfinite(values)
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"y must be finite; got {int(wrong.sum())} NaN or infinite of {y.numel()} values; leave these "
+                    "targets out of x and y, or build the distribution with nan='drop', which removes NaN targets"
+                )
+            if not self._at_latents:
+                check_kinds("y", values, self.context.model.config)
+        broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
+        return values
+
+    def _check_outcomes(self, y: Tensor, stacklevel: int) -> Tensor:
+        """What `_check_value` returns, of outcomes that are scored: warns where data leave the trained range."""
+        values = self._check_value(y)
+        if self._validate_args and not self._at_latents:
+            warn_outside("y", values, self.context.model.config.y_range, stacklevel + 1)
+        return values
+
+    def _split_missing(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Values with zeros for missing targets, and which are missing, `(*batch, M)`; `None` = none can be."""
+        if self.nan == "raise":
+            return values, None
+        missing = values.isnan().any(-1)  # a target is missing where any of its outcome dimensions is
+        return values.masked_fill(missing.unsqueeze(-1), 0.0), missing
+
+    def _warn_plate_over_targets(self, value_batch: Size) -> None:
+        num_targets = self._num_targets
+        if num_targets == 1 or is_traced():
+            return
+        lead = len(self.batch_shape)
+        own, given = ((1,) * (lead - len(shape)) + tuple(shape) for shape in (self._own_shape, value_batch[-lead:]))
+        for dim, size in enumerate(self.batch_shape):
+            if size == num_targets and own[dim] == given[dim] == 1:
+                warnings.warn(
+                    f"a plate of {size} stands around one event of {num_targets} targets (batch dimension "
+                    f"{dim - lead}), so its density counts {size} times; targets are dependent, inside the event: use "
+                    'pyro.sample("y", ArBufferJoint(ctx, x), obs=y) without that plate; a plate of subjects, or '
+                    "vectorised particles, of the same size by chance is right",
+                    PlateOverTargetsWarning,
+                    stacklevel=4,  # log_prob's caller
+                )
+
+    def _fold_x(self, shape: Size) -> Tensor:
+        return fold(self._x, shape, self.context.task_shape, 2)
+
+    def _fold_values(self, values: Tensor) -> tuple[Size, Tensor]:
+        """Values `(B, S, M, D_y)`, and the batch shape they stand for: without dimensions in which nothing differs."""
+        shape = torch.broadcast_shapes(self._own_shape, values.shape[:-2])
+        return shape, fold(values.expand(*shape, *values.shape[-2:]), shape, self.context.task_shape, 2)
+
+    def _unfold_result(self, result: Tensor, shape: Size, dtype: torch.dtype) -> Tensor:
+        """A result `(B, S, ...)` in the full batch shape, in the dtype of floating values but at least float32."""
+        dtype = torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else result.dtype
+        result = unfold(result, shape, self.context.task_shape).to(dtype)
+        return result.expand(*torch.broadcast_shapes(self.batch_shape, shape), *result.shape[len(shape) :])
+
+    def _squeeze(self, y: Tensor) -> Tensor:
+        return self.context.model.config.squeeze_outcome(y)
+
+    def _as_outcome(self, y: Tensor) -> Tensor:
+        """Draws `(*batch, M, D_y)` as users have them: categories of a scalar outcome are integers, as Pyro's are."""
+        config = self.context.model.config
+        y = self._squeeze(y)
+        return y.long() if config.dim_y is None and config.kinds[0].num_categories and not self._at_latents else y
