@@ -1,7 +1,7 @@
 """Priors of functions, `(batch_size, num_points, generator) -> (x, y)`, and Pyro programs.
 
 The programs with their exact densities are in modules of their own: `ddm`, `gaussian`, `gaussian_linear`,
-`multisensory`, `two_moons`.
+`multisensory`, `psychometric`, `two_moons`.
 """
 
 from pyro_arbuf.priors.gp import gp_1d, gp_1d_noisy
