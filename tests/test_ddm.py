@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import LogNormal
 
-from pyro_arbuf.priors.ddm import COHERENCES, DDM, ddm, draw_coherence
+from pyro_arbuf.priors.ddm import COHERENCES, DDM, ResponseTime, ddm, ddm_choice_rt, draw_coherence
 
 THETAS = pytest.mark.parametrize("theta", [0.0, 0.02, 0.7, -2.0, 12.0, 50.0])
 LATENTS = ("drift", "boundary", "ndt")
@@ -189,6 +189,59 @@ def test_coherences_are_the_experiments_levels_in_half_of_the_data_sets() -> Non
     assert levels.all(-1).sum().item() == pytest.approx(500, abs=5 * 250**0.5)
     assert sets.min() >= 0 and sets.max() <= COHERENCES[-1]
     assert len(sets[levels.all(-1)].unique()) == len(COHERENCES)
+
+
+@THETAS
+def test_choice_and_response_time_have_the_density_of_the_signed_time(theta: float) -> None:
+    drift, boundary, ndt = torch.tensor([theta, 2.0, 0.25])
+    rt = ndt + torch.cat([torch.tensor([-0.1, 0.0]), torch.logspace(-2, 1, 50)])
+    time = ResponseTime(drift, boundary, ndt).log_prob(rt)
+    for choice in (0.0, 1.0):
+        both = time + torch.distributions.Bernoulli(logits=drift * boundary).log_prob(torch.tensor(choice))
+        expected = DDM(drift, boundary, ndt).log_prob((2 * choice - 1) * rt)
+        torch.testing.assert_close(both, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_response_times_have_one_law_behind_both_choices() -> None:
+    latents = {"drift": torch.tensor(3.0), "boundary": torch.tensor(1.2), "ndt": torch.tensor(0.2)}
+    choice, rt = pyro.condition(ddm_choice_rt, latents)(torch.full((60_000, 1), 0.1))
+    times = exit_times()
+    cdf = integral(ResponseTime(0.3, 1.2, 0.0).log_prob(times).exp(), times)
+    assert stats.binomtest(int(choice.sum()), 60_000, 1 / (1 + math.exp(-0.3 * 1.2))).pvalue > 1e-5
+    for side in (0, 1):
+        passage = rt[choice == side] - 0.2
+        assert stats.kstest(passage.numpy(), lambda v: np.interp(v, times[1:].numpy(), cdf.numpy())).pvalue > 1e-4
+
+
+def test_expanded_response_times_stay_response_times() -> None:
+    base = ResponseTime(torch.tensor([[1.0], [-2.0]]), 1.5, 0.2, validate_args=False)
+    expanded = base.expand([3, 2, 5])
+    draws = expanded.sample()
+    assert type(expanded) is ResponseTime and draws.shape == (3, 2, 5) and (draws > 0.2).all()
+    torch.testing.assert_close(expanded.log_prob(draws[0]), base.log_prob(draws[0]).expand(3, 2, 5))
+    assert (base.log_prob(-draws) == -math.inf).all()
+
+
+def test_gradients_of_response_times_equal_finite_differences() -> None:
+    rt = torch.tensor([0.45, 0.6, 2.0], requires_grad=True)
+    parameters = [torch.tensor(number, requires_grad=True) for number in (-1.2, 1.6, 0.3)]
+    assert torch.autograd.gradcheck(
+        lambda drift, boundary, ndt, value: ResponseTime(drift, boundary, ndt).log_prob(value), [*parameters, rt]
+    )
+
+
+@pytest.mark.parametrize("shape", [(7, 1), (4, 7, 1)])
+def test_choices_and_times_over_data_sets_have_the_density_of_signed_times(shape: tuple[int, ...]) -> None:
+    x = 0.5 * torch.rand(shape)
+    with pyro.plate("datasets", 4, dim=-2):
+        drawn = pyro.poutine.trace(ddm_choice_rt).get_trace(x)
+        values = {name: drawn.nodes[name]["value"] for name in (*LATENTS, "choice", "rt")}
+        signed = (2 * values["choice"] - 1) * values["rt"]
+        given = {name: values[name] for name in LATENTS} | {"y": signed}
+        expected = pyro.poutine.trace(pyro.condition(ddm, given)).get_trace(x)
+    assert {values[name].shape for name in LATENTS} == {(4, 1)}
+    assert values["choice"].shape == values["rt"].shape == (4, 7)
+    torch.testing.assert_close(drawn.log_prob_sum(), expected.log_prob_sum(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid
 
 COHERENCES = (0.0, 0.032, 0.064, 0.128, 0.256, 0.512)
 SWITCH = 2 / math.pi
@@ -147,6 +148,30 @@ class DDM(TorchDistribution):
         return torch.where(possible, log_prob, -math.inf)
 
 
+class ResponseTime(DDM):
+    r"""Response time of a `DDM`, whichever bound is hit.
+
+    From midway, time and choice are independent: p(rt | choice) = p(rt) = p(choice, rt) / P(choice), with
+    P(upper) = sigmoid(drift boundary). Parameters, exactness and errors are those of `DDM`.
+
+    Example:
+        >>> law = ResponseTime(torch.tensor(1.0), torch.tensor(2.0), torch.tensor(0.3))
+        >>> law.log_prob(torch.tensor([0.8, 0.2]))
+        tensor([-0.0033,    -inf])
+    """
+
+    support = constraints.positive  # pyright: ignore[reportAssignmentType]
+
+    def sample(self, sample_shape: Size = Size()) -> Tensor:
+        """Draws response times, seconds, `sample_shape + batch_shape`."""
+        return super().sample(sample_shape).abs()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of response times, nats, in the shape of `value` broadcast with the batch."""
+        log_upper = super().log_prob(value) - logsigmoid(self.drift * self.boundary)
+        return torch.where(value > 0, log_upper, -math.inf)
+
+
 def ddm(x: Tensor) -> Tensor:
     """Pyro program of a perceptual decision whose drift grows with the coherence of the stimulus.
 
@@ -159,11 +184,34 @@ def ddm(x: Tensor) -> Tensor:
     Returns:
         `(*batch, n)` signed response times, seconds.
     """
-    drift = pyro.sample("drift", dist.LogNormal(2.3, 0.5))
-    boundary = pyro.sample("boundary", dist.LogNormal(0.5, 0.35))
-    ndt = pyro.sample("ndt", dist.Uniform(0.1, 0.6))
+    drift, boundary, ndt = _sample_latents()
     with pyro.plate("trials", x.shape[-2]):
         return pyro.sample("y", DDM(drift * x[..., 0], boundary, ndt))
+
+
+def ddm_choice_rt(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`ddm` with choice and response time as sites of their own, of the same joint density.
+
+    In the plate "trials", choice ~ Bernoulli(P(upper)), 1 where it is correct, and rt ~ ResponseTime in seconds.
+
+    Args:
+        x: `(*batch, n, 1)` coherence of each trial, in [0, 0.512].
+
+    Returns:
+        Choices and response times, `(*batch, n)` each.
+    """
+    drift, boundary, ndt = _sample_latents()
+    rate = drift * x[..., 0]
+    with pyro.plate("trials", x.shape[-2]):
+        choice = pyro.sample("choice", dist.Bernoulli(logits=rate * boundary))
+        return choice, pyro.sample("rt", ResponseTime(rate, boundary, ndt))
+
+
+def _sample_latents() -> tuple[Tensor, Tensor, Tensor]:
+    """Samples drift, boundary and ndt."""
+    drift = pyro.sample("drift", dist.LogNormal(2.3, 0.5))
+    boundary = pyro.sample("boundary", dist.LogNormal(0.5, 0.35))
+    return drift, boundary, pyro.sample("ndt", dist.Uniform(0.1, 0.6))
 
 
 def draw_coherence(num_trials: int) -> Tensor:
