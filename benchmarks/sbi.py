@@ -55,6 +55,7 @@ from pyro_arbuf import (
     subset_gap,
 )
 from pyro_arbuf.checkpoint import CONFIG, find_model
+from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.priors.ddm import ddm
 from pyro_arbuf.priors.gaussian import exact_log_evidence, exact_posterior, gaussian
 from pyro_arbuf.programs.evidence import Z
@@ -346,6 +347,21 @@ def bench_amortize(num_sets: int) -> tuple[list[Row], dict[str, object]]:
     return rows, {"c2st": mean_se(scores)}
 
 
+def report(what: str, rows: list[Row], summary: dict[str, object], cards: dict[str, ModelConfig]) -> None:
+    """Prints the table and the line of JSON, and writes into the cards of shipped models, given with their configs."""
+    lines = ["| | measured | aim |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    text = "Standard errors over data sets in brackets.\n\n" + "\n".join(lines) + "\n"
+    print(text)
+    for name, config in cards.items():
+        card = find_model(name) / "README.md"
+        before, _, rest = card.read_text().partition(CARD_START)
+        card.write_text(f"{before}{CARD_START}\n{text}{CARD_END}{rest.partition(CARD_END)[2]}")
+        if name in summary.get("evidence_rmse", {}):
+            config = replace(config, evidence_rmse=round(summary["evidence_rmse"][name], 2))
+            (find_model(name) / CONFIG).write_text(config.to_json() + "\n")
+    print(json.dumps({"benchmark": what} | summary))
+
+
 def main(
     what: Annotated[
         Literal["gaussian", "ddm", "multisensory", "two-moons", "gaussian-linear", "amortize"], tyro.conf.Positional
@@ -391,17 +407,7 @@ def main(
         rows, summary = bench_amortize(num_sets)
     else:
         rows, summary = bench_sbibm(get(what), reference, {"two-moons": 0.56, "gaussian-linear": 0.53}[what])
-    lines = ["| | measured | aim |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    text = "Standard errors over data sets in brackets.\n\n" + "\n".join(lines) + "\n"
-    print(text)
-    for name in used if update_card else []:
-        card = find_model(name) / "README.md"
-        before, _, rest = card.read_text().partition(CARD_START)
-        card.write_text(f"{before}{CARD_START}\n{text}{CARD_END}{rest.partition(CARD_END)[2]}")
-        if name in summary.get("evidence_rmse", {}):
-            config = replace(get(name).config, evidence_rmse=round(summary["evidence_rmse"][name], 2))
-            (find_model(name) / CONFIG).write_text(config.to_json() + "\n")
-    print(json.dumps({"benchmark": what} | summary))
+    report(what, rows, summary, {name: get(name).config for name in used} if update_card else {})
 
 
 if __name__ == "__main__":
