@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from conftest import CONFIG, random_model
+from samples import draw_outcomes
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -56,20 +57,6 @@ def weights(net: ArBufferModel) -> dict:
     if config.y_loc is not None:
         found |= {"y_loc": net.embedder.y_loc, "y_scale": net.embedder.y_scale}
     return found
-
-
-def draw_outcomes(config: ModelConfig, *shape: int, seed: int = 1) -> Tensor:
-    """Random outcomes `(*shape, D_y)` of a configuration's kinds."""
-    generator = torch.Generator().manual_seed(seed)
-    columns = []
-    for kind in config.kinds:
-        normal = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if kind.num_categories:
-            normal = torch.randint(kind.num_categories, shape, generator=generator).double()
-        elif kind.support.is_discrete:
-            normal = torch.poisson(torch.full(shape, 2.5, dtype=torch.float64), generator)
-        columns.append(normal)
-    return torch.stack(columns, -1)
 
 
 def draw_inputs(*shape: int, seed: int = 0) -> Tensor:

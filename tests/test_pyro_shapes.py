@@ -1,4 +1,4 @@
-"""Pyro's own kinds of checks of a distribution, on five cases: shapes, wrappers, handlers, scores, tracing, pickle."""
+"""Pyro's own kinds of checks of a distribution, on every kind of outcome: shapes, wrappers, handlers, scores, tracing, pickle."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer import Predictive
 from pyro.util import check_site_shape
-from pyro_cases import NETS, Case, draw, make_case
+from pyro_cases import DISCRETE, NETS, REAL, Case, draw, make_case
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform
 
@@ -22,6 +22,8 @@ from pyro_arbuf.model import ArBufferModel
 
 S = 4
 ZERO = torch.zeros((), dtype=torch.float64)
+REAL_ONLY = pytest.mark.parametrize("case", REAL, indirect=True)
+NOT_DISCRETE = pytest.mark.parametrize("case", [name for name in NETS if name not in DISCRETE], indirect=True)
 
 
 @pytest.fixture(scope="module", params=NETS)
@@ -68,9 +70,7 @@ def test_expanded_joint_scores_as_the_plain_one(case: Case, expand: Callable) ->
     d = case.joint()
     wide = expand(d, torch.Size([3, S, *case.batch]))
     y = wide.sample()
-    assert y.shape == (3, S, *case.y.shape) and len(y.flatten(0, -case.event_dim - 1).unique(dim=0)) == 3 * S * len(
-        d.log_prob(case.y).reshape(-1)
-    )
+    assert y.shape == (3, S, *case.y.shape) and case.is_new(y, 3 * S * case.batch.numel())
     close(wide.log_prob(y), d.log_prob(y))
     close(wide.log_prob(case.y), d.log_prob(case.y).expand(wide.batch_shape))
 
@@ -96,6 +96,7 @@ def test_mask_leaves_out_elements_of_the_batch(case: Case) -> None:
     assert d.mask(mask).to_event(1).sample().shape == y.shape
 
 
+@REAL_ONLY
 def test_transformed_joint_scores_by_change_of_variables(case: Case) -> None:
     scale = torch.tensor(2.5, dtype=torch.float64)
     d = dist.TransformedDistribution(case.joint(), [AffineTransform(1.0, scale)])
@@ -179,14 +180,15 @@ def test_do_cuts_the_joint_from_the_density(case: Case) -> None:
     def model() -> Tensor:
         with case.plates():
             y = pyro.sample("y", case.joint())
-            pyro.sample("z", dist.Normal(y, 1.0).to_event(case.event_dim), obs=torch.zeros_like(y))
+            pyro.sample("z", dist.Normal(y.double(), 1.0).to_event(case.event_dim), obs=torch.zeros(y.shape))
         return y
 
     nodes = trace_of(poutine.do(model, data={"y": case.y})).nodes
     assert torch.equal(nodes["_RETURN"]["value"], case.y)
-    close(nodes["z"]["log_prob_sum"], dist.Normal(case.y, 1.0).log_prob(torch.zeros_like(case.y)).sum())
+    close(nodes["z"]["log_prob_sum"], dist.Normal(case.y.double(), 1.0).log_prob(ZERO).sum())
     fresh = nodes["y"]  # Pyro leaves a draw that nothing depends on
-    assert not torch.isclose(fresh["value"], case.y).any()
+    same = fresh["value"] == case.y
+    assert not (same.any() if case.is_real else same.all())
     close(fresh["log_prob"], case.joint().log_prob(fresh["value"]), 0.0)
 
 
@@ -215,7 +217,7 @@ def test_every_site_has_the_shape_that_its_plates_say(case: Case) -> None:
 def test_predictive_draws_have_samples_then_plates_then_targets(case: Case, parallel: bool) -> None:
     draws = Predictive(poutine.uncondition(observed), num_samples=S, parallel=parallel)(case)
     assert draws["y"].shape == (S, *case.y.shape)
-    assert len(draws["y"].flatten(0, -case.event_dim - 1).unique(dim=0)) == S * case.batch.numel()
+    assert draws["y"].dtype == case.y.dtype and case.is_new(draws["y"], S * case.batch.numel())
 
 
 def test_predictive_pairs_every_draw_with_its_own_latent(case: Case) -> None:
@@ -233,14 +235,19 @@ def test_predictive_pairs_every_draw_with_its_own_latent(case: Case) -> None:
 
 ENTRIES = {
     "x": lambda case, latent: case.joint(case.x + latent).log_prob(case.y),
-    "y": lambda case, latent: case.joint().log_prob(case.y - latent),
+    "y": lambda case, latent: case.joint().log_prob(case.moved(case.y, -latent)),
     "context": lambda case, latent: case.joint(context=case.condition(shift=latent)).log_prob(case.y),
 }
-ENTERING = pytest.mark.parametrize("density", ENTRIES.values(), ids=ENTRIES)
+ENTERING = pytest.mark.parametrize(  # a latent that enters where it says: categories and counts cannot be shifted
+    ("case", "entry"),
+    [(name, entry) for name in NETS for entry in ENTRIES if entry != "y" or name not in DISCRETE],
+    indirect=["case"],
+)
 
 
 @ENTERING
-def test_score_equals_finite_differences(case: Case, density: Callable) -> None:
+def test_score_equals_finite_differences(case: Case, entry: str) -> None:
+    density = ENTRIES[entry]
     latent = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: density(case, t), latent, eps=1e-5, atol=1e-5, rtol=1e-6)
     (score,) = torch.autograd.grad(density(case, latent).sum(), latent)
@@ -248,7 +255,8 @@ def test_score_equals_finite_differences(case: Case, density: Callable) -> None:
 
 
 @ENTERING
-def test_traced_density_equals_the_eager_one_elsewhere(case: Case, density: Callable) -> None:
+def test_traced_density_equals_the_eager_one_elsewhere(case: Case, entry: str) -> None:
+    density = ENTRIES[entry]
     latent, other = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, -0.7))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.trace", DeprecationWarning)
@@ -272,10 +280,11 @@ def test_density_is_bitwise_the_same_twice(case: Case) -> None:
 
 @pytest.mark.parametrize("copied", [lambda d: pickle.loads(pickle.dumps(d)), copy.deepcopy], ids=["pickle", "deepcopy"])
 def test_copies_of_wrapped_joints_score_and_draw_the_same(case: Case, copied: Callable) -> None:
-    d = case.joint(rsample=True).expand_by([S])
+    d = case.joint(rsample=case.is_real).expand_by([S])
     for wrapped in (d, d.to_event(1), d.mask(torch.ones(d.batch_shape, dtype=torch.bool))):
         again, y = copied(wrapped), wrapped.sample()
-        assert type(again) is type(wrapped) and again.shape() == wrapped.shape() and again.has_rsample
+        assert type(again) is type(wrapped) and again.shape() == wrapped.shape()
+        assert again.has_rsample == wrapped.has_rsample == case.is_real
         close(again.log_prob(y), wrapped.log_prob(y), 0.0)
         draws = []
         for one in (wrapped, again):
@@ -284,12 +293,37 @@ def test_copies_of_wrapped_joints_score_and_draw_the_same(case: Case, copied: Ca
         assert torch.equal(*draws)
 
 
+@NOT_DISCRETE
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_single_precision_latent_meets_a_double_precision_network(case: Case, dtype: torch.dtype) -> None:
     shift = torch.tensor(0.25, dtype=dtype, requires_grad=True)
-    y = case.y.to(dtype) + shift
+    y = case.moved(case.y.to(dtype), shift)
     got = case.joint().log_prob(y)
     assert got.dtype == torch.float32
     close(got.double(), case.joint().log_prob(y.double()), 1e-4)
     got.sum().backward()
     assert shift.grad.dtype == dtype and shift.grad.isfinite()
+
+
+@pytest.mark.parametrize("case", DISCRETE, indirect=True)
+def test_observations_may_be_integers_or_integral_floats(case: Case) -> None:
+    expected = case.joint().log_prob(case.y)
+    assert expected.dtype == torch.float64
+    for dtype in (torch.int64, torch.int32, torch.uint8, torch.float64, torch.float32, torch.float16):
+        got = case.joint().log_prob(case.y.to(dtype))
+        close(got.double(), expected, 1e-4)
+        half = torch.promote_types(dtype, torch.float32)
+        assert got.dtype == (half if dtype.is_floating_point else torch.float64)
+
+
+def test_draws_have_the_dtype_and_the_support_of_pyros_own(case: Case) -> None:
+    d = case.joint()
+    y = d.sample((S,))
+    assert y.dtype == case.y.dtype
+    assert not d.has_enumerate_support and d.support.event_dim == case.event_dim
+    assert d.support.is_discrete == (not case.is_real and case.event_dim == 1)
+    for wrapped in (d.expand_by([S]), d.expand_by([S]).to_event(1), d.mask(True)):
+        assert wrapped.sample().dtype == case.y.dtype and not wrapped.has_enumerate_support
+        assert wrapped.support.check(y).all()
+    assert d.sample((0,)).shape == (0, *case.y.shape) and d.support.check(d.sample((0,))).shape == (0, *case.batch)
+    assert d.log_prob(d.sample((0,))).shape == (0, *case.batch)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal, NoReturn, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -68,6 +68,18 @@ class MixedEvent(constraints.Constraint):
 @transform_to.register(RealEvent)
 def _unconstrained(constraint: RealEvent) -> IndependentTransform:
     return IndependentTransform(identity_transform, constraint.event_dim)
+
+
+@biject_to.register(SameEvent)
+@transform_to.register(SameEvent)
+@biject_to.register(MixedEvent)
+@transform_to.register(MixedEvent)
+def _refuse_to_unconstrain(constraint: SameEvent | MixedEvent) -> NoReturn:
+    raise NotImplementedError(
+        "outcomes that hold categories or counts are observed or simulated; they cannot be latents of NUTS, HMC or an "
+        "autoguide, which need real numbers: give their site obs=y, or leave them out by poutine.block and draw them "
+        "from the posterior of the rest with predictive(...)"
+    )
 
 
 class ArBufferDistribution(TorchDistribution):
