@@ -76,6 +76,72 @@ def test_outcomes_dropped_under_a_transform_are_found(context: Context, transfor
         assert_clean(observed(d, y))
 
 
+# Categories and counts
+
+
+@pytest.fixture(scope="module")
+def discrete(build_model: Callable[..., ArBufferModel]) -> Callable[..., ArBufferModel]:
+    return lambda *outcomes: build_model(
+        chained=True, outcomes=outcomes, dim_y=len(outcomes) if len(outcomes) > 1 else None
+    )
+
+
+TRIALS = 12
+X_TRIALS, CHOICES = draw(TRIALS, DIM_X, seed=8), torch.tensor([0, 1] * (TRIALS // 2))
+
+
+def again(net: ArBufferModel, x: Tensor, y: Tensor, new: slice = slice(None)) -> Callable[[], None]:
+    """Observes trials that are in the context already."""
+    return observed(ArBufferJoint(net.condition(X_TRIALS, CHOICES), x[new]), y[new])
+
+
+def test_choices_that_the_context_holds_are_found(discrete: Callable[..., ArBufferModel]) -> None:
+    net = discrete("categorical(2)")
+    assert_found(again(net, X_TRIALS, CHOICES), "12 of 12 observed pairs")
+    assert_found(again(net, X_TRIALS, CHOICES, slice(0, 10)), "10 of 10 observed pairs")
+
+
+def test_the_same_choice_at_the_same_stimulus_is_no_double_use(discrete: Callable[..., ArBufferModel]) -> None:
+    net = discrete("categorical(2)")
+    other = CHOICES.clone()
+    other[3] = 1 - other[3]
+    assert_clean(again(net, X_TRIALS, other))  # another session at the same stimuli: 11 of 12 are the same
+    assert_clean(again(net, X_TRIALS, CHOICES, slice(0, 4)))  # four choices of two: by chance
+    few = X_TRIALS[:1].expand(TRIALS, DIM_X)  # one stimulus, over and over
+    context = net.condition(few, CHOICES)
+    assert_clean(observed(ArBufferJoint(context, few[:10]), CHOICES[2:].flip(0)))
+
+
+def test_a_response_time_beside_a_choice_tells_trials_apart(discrete: Callable[..., ArBufferModel]) -> None:
+    net = discrete("categorical(2)", "real")
+    y = torch.stack([CHOICES.double(), draw(TRIALS, seed=9)], -1)
+    assert_found(observed(ArBufferJoint(net.condition(X_TRIALS, y), X_TRIALS[:2]), y[:2]), "2 of 2 observed pairs")
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_scale_of_counts_is_found_and_a_shift_is_not(discrete: Callable[..., ArBufferModel], scale: float) -> None:
+    counts = torch.tensor([2.0, 0.0, 1.0, 5.0, 3.0, 2.0], dtype=torch.float64)
+    d = dist.TransformedDistribution(ArBufferJoint(discrete("count").condition(), X), AffineTransform(1.0, scale))
+    model = observed(d, 1 + scale * counts)
+    if scale == 1:
+        assert_clean(model)
+    else:
+        assert_found(model, "a transform of categories or counts subtracts the log of its Jacobian")
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_the_real_dimension_of_a_mixed_outcome_may_be_scaled(
+    discrete: Callable[..., ArBufferModel], column: int
+) -> None:
+    scale = torch.ones(2, dtype=torch.float64)
+    scale[column] = 2.0
+    y = torch.stack([CHOICES[:M].double(), draw(M, seed=9)], -1)
+    joint = ArBufferJoint(discrete("categorical(2)", "real").condition(), X)
+    d = dist.TransformedDistribution(joint, AffineTransform(torch.zeros(2, dtype=torch.float64), scale))
+    model = observed(d, y * scale)
+    assert_found(model, "a transform of categories") if column == 0 else assert_clean(model)
+
+
 # A scale whose Jacobian counts too seldom
 
 

@@ -12,6 +12,7 @@ import xarray as xr
 from pyro.infer import MCMC, Importance, Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.mcmc import RandomWalkKernel
+from samples import draw, draw_outcomes
 
 import pyro_arbuf.workflow.datatree
 from pyro_arbuf.distributions.joint import ArBufferJoint
@@ -413,3 +414,48 @@ def test_predictive_draws_of_a_model_that_mixes_draws_are_right():
     with pytest.warns(UserWarning, match="the model mixes draws"):
         tree = to_datatree({"theta": theta}, model, torch.zeros(4))
     np.testing.assert_allclose(tree["posterior_predictive/y"].values[0], theta.sum(1)[:, None].expand(3, 4), atol=0.02)
+
+
+KINDS = {
+    "category": {"outcomes": ("categorical(3)",)},
+    "count": {"outcomes": ("count",)},
+    "mixed": {"dim_y": 2, "outcomes": ("categorical(2)", "real")},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_discrete_outcomes_keep_their_dtype_and_arviz_reads_them(kind, build_model, tmp_path):
+    net = build_model(chained=True, **KINDS[kind])
+    y = net.config.squeeze_outcome(draw_outcomes(net.config, M))
+    y = y.long() if kind == "category" else y
+
+    def model(y=None):
+        offset = pyro.sample("offset", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        pyro.sample("y", ArBufferJoint(net.condition(), draw(M, 2) + offset[..., None, None]), obs=y)
+
+    draws = {"offset": draw(40, seed=2)}
+    densities = loo_conditionals(model, draws, y, num_ratio_draws=1).log_likelihood
+    tree = to_datatree(draws, model, y, log_likelihood=densities, seed=0)
+    names = ("chain", "draw", "target", "output")[: 2 + y.dim()]
+    assert tree["posterior_predictive/y"].dims == names and tree["observed_data/y"].dims == names[2:]
+    for group in ("posterior_predictive", "observed_data"):
+        assert tree[group]["y"].dtype == y.numpy().dtype
+    if arviz_line() == 0:
+        import arviz
+        import matplotlib.pyplot as plt
+
+        data = arviz.InferenceData.from_datatree(tree)
+        assert np.isfinite(arviz.loo(data)["elpd_loo"]) and list(arviz.summary(data).index) == ["offset"]
+        arviz.plot_ppc(data, num_pp_samples=3)
+        plt.close("all")
+        data.to_netcdf(tmp_path / "fit.nc")
+        assert arviz.from_netcdf(tmp_path / "fit.nc").observed_data.y.dtype == y.numpy().dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.float64])
+def test_choices_stand_in_the_data_as_they_were_given(build_model, dtype):
+    net = build_model(chained=True, outcomes=("categorical(2)",))
+    y = torch.tensor([True, False, True, True, False, False]).to(dtype)
+    tree = to_datatree(ArBufferJoint(net.condition(), draw(M, 2)), observed=y, num_samples=3)
+    assert tree["observed_data/y"].dtype == y.numpy().dtype
+    assert tree["posterior_predictive/y"].dtype == np.int64

@@ -1,4 +1,4 @@
-"""Pyro's inference on outcomes of every kind, with the joint as an observed site and, where it is real, as a latent one."""
+"""Pyro's inference on outcomes of every kind: the joint as an observed site and, where it is real, as a latent one."""
 
 import functools
 import math

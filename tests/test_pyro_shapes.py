@@ -1,4 +1,4 @@
-"""Pyro's own kinds of checks of a distribution, on every kind of outcome: shapes, wrappers, handlers, scores, tracing, pickle."""
+"""Pyro's own kinds of checks, on every kind of outcome: shapes, wrappers, handlers, scores, tracing, pickle."""
 
 import copy
 import pickle

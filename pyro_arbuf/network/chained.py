@@ -96,6 +96,11 @@ class ChainedPredictive:
         """Of the values, `(*batch, D_y)`."""
         return Size((*self.features.shape[:-1], self.dim))
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether a dimension is discrete, so that draws have no derivative."""
+        return any(outcome.support.is_discrete for outcome in self.head.outcomes)
+
     def expand(self, batch_shape: Size) -> "ChainedPredictive":
         """The same predictives with a larger batch shape, nothing copied."""
         loc, scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)

@@ -20,6 +20,8 @@ class CategoricalPredictive:
         log_probs: `(*batch, n)` normalised.
     """
 
+    is_discrete = True
+
     def __init__(self, log_probs: Tensor):
         self.log_probs = log_probs
 
@@ -65,16 +67,17 @@ class CategoricalPredictive:
         return self
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probabilities `(*batch,)`; -inf outside 0 .. n-1."""
+        """Log probabilities `(*batch,)`; -inf outside 0 .. n-1, NaN of NaN."""
         index = value.detach().round().nan_to_num(-1.0)
         known = (index >= 0) & (index < self.num_components) & (index == value)
         index = torch.where(known, index, 0.0).long().unsqueeze(-1)
         log_probs, index = torch.broadcast_tensors(self.log_probs, index)
-        return log_probs.gather(-1, index[..., :1]).squeeze(-1).masked_fill(~known, -torch.inf)
+        return _where_known(known, log_probs.gather(-1, index[..., :1]).squeeze(-1), value)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function `(*batch,)`."""
-        return (self.probs * (self._numbers <= value.unsqueeze(-1))).sum(-1)
+        below = (self.probs * (self._numbers <= value.unsqueeze(-1))).sum(-1)
+        return below.masked_fill(value.isnan(), torch.nan)
 
     def icdf(self, value: Tensor) -> Tensor:
         """The smallest category whose distribution function reaches a probability."""
@@ -105,6 +108,8 @@ class CountPredictive:
         mixture: F, of batch shape `*batch`.
     """
 
+    is_discrete = True
+
     def __init__(self, mixture: GaussianMixture):
         self.mixture = mixture
 
@@ -131,14 +136,14 @@ class CountPredictive:
         return CountPredictive(self.mixture.affine(loc, scale))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probabilities `(*batch,)`; -inf of what is no count."""
+        """Log probabilities `(*batch,)`; -inf of what is no count, NaN of NaN."""
         count = value.detach().round().nan_to_num(-1.0)
         known = (count >= 0) & (count == value) & count.isfinite()
         count = torch.where(known, count, 0.0)
         width = torch.log1p(1 / (count + 0.5))  # of the count's interval, exact for large counts too
         inner = self.mixture.log_mass(torch.log1p((count - 0.5).clamp(min=-0.5)), width)
         first = self.mixture.log_mass_below(torch.log1p(count + 0.5))
-        return torch.where(count == 0, first, inner).masked_fill(~known, -torch.inf)
+        return _where_known(known, torch.where(count == 0, first, inner), value)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function `(*batch,)`."""
@@ -164,28 +169,31 @@ class CountPredictive:
     @property
     def mean(self) -> Tensor:
         """Mean: the sum of P(Y > k), which beyond 64 is the integral over a mixture of log-normals."""
-        above, (none, first, _) = self._above
-        return above.sum(0) + first - (1 + SUMMED) * none
+        return self._moments[0].to(self.mixture.means.dtype)
 
     @property
     def variance(self) -> Tensor:
-        """Variance, whose square is the sum of (2 k + 1) P(Y > k)."""
-        above, (none, first, second) = self._above
-        odd = 2 * torch.arange(SUMMED, device=above.device, dtype=above.dtype) + 1
-        square = torch.tensordot(odd, above, 1) + second - 2 * first + (1 - SUMMED**2) * none
-        return square - self.mean.square()
+        """Variance; infinite where the square overflows."""
+        mean, square = self._moments
+        variance = (square - mean.square()).clamp(min=0.0)
+        return variance.masked_fill(~square.isfinite(), torch.inf).to(self.mixture.means.dtype)
 
     @property
-    def _above(self) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """P(Y > k), `(64, *batch)`, and E[(1 + y)^p; y > 64] of the mixture's y = exp(g) - 1 for p = 0, 1, 2."""
-        above = torch.stack([1 - self.mixture.cdf(torch.log1p(self._number(k + 0.5))) for k in range(SUMMED)])
-        last = torch.log1p(self._number(float(SUMMED)))
-        none, first, second = (self.mixture.exponential_moment(power, last) for power in range(3))
-        return above, (none, first, second)
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and mean square, the sum of (2 k + 1) P(Y > k), `(*batch,)`, in float64: variances are differences."""
+        mixture = self.mixture.map(lambda parameter: parameter.double())
+        numbers = torch.arange(SUMMED, device=mixture.means.device, dtype=torch.float64)
+        above = torch.stack([1 - mixture.cdf(torch.log1p(k + 0.5)) for k in numbers])  # (64, *batch)
+        last = torch.log1p(numbers.new_tensor(SUMMED))
+        none, first, second = (mixture.exponential_moment(power, last) for power in range(3))  # E[(1 + y)^p; y > 64]
+        square = torch.tensordot(2 * numbers + 1, above, 1) + second - 2 * first + (1 - SUMMED**2) * none
+        return above.sum(0) + first - (1 + SUMMED) * none, square
 
-    def _number(self, value: float) -> Tensor:
-        return self.mixture.mean.new_tensor(value)
+
+def _where_known(known: Tensor, log_prob: Tensor, value: Tensor) -> Tensor:
+    """Log probabilities of values that there are; of others -inf, and NaN of NaN."""
+    return log_prob.masked_fill(~known, -torch.inf).masked_fill(value.isnan(), torch.nan)
 
 
 def _count(g: Tensor) -> Tensor:
-    return torch.ceil(torch.expm1(g) - 0.5).clamp(min=0.0)
+    return torch.ceil(torch.expm1(g) - 0.5).clamp(0.0, torch.finfo(g.dtype).max)

@@ -25,6 +25,8 @@ class Predictive(Protocol):
     @property
     def batch_shape(self) -> Size: ...  # noqa: D102
     @property
+    def is_discrete(self) -> bool: ...  # noqa: D102
+    @property
     def num_components(self) -> int: ...  # noqa: D102
     @property
     def mean(self) -> Tensor: ...  # noqa: D102
@@ -56,6 +58,7 @@ class GaussianMixture(Distribution):
 
     arg_constraints = {}  # pyright: ignore[reportAssignmentType]
     support = constraints.real  # pyright: ignore[reportAssignmentType]
+    is_discrete = False  # whether draws have no derivative
 
     def __init__(self, log_weights: Tensor, means: Tensor, sds: Tensor):
         self.log_weights, self.means, self.sds = log_weights, means, sds
@@ -224,6 +227,11 @@ class LatentsAmongOutcomes:
         """The predictive of the first dimension of outcomes that are no latents."""
         return cast(Any, self.outcome).first
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether draws of outcomes have no derivative; those of latents have one."""
+        return self.outcome.is_discrete
+
     def _either(self, latent: Tensor, outcome: Tensor) -> Tensor:
         return torch.where(self.at_latent, F.pad(latent, (0, outcome.shape[-1] - 1)), outcome)
 
@@ -286,6 +294,7 @@ class LatentsAmongOutcomes:
         return self._either(latent, self.outcome.draw(uniform, normal))
 
     def implicit_draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """`draw` with a gradient."""
+        """`draw` with a gradient, where outcomes have none that of the latents alone."""
         latent = self.latent.implicit_draw(uniform[..., :1], normal[..., :1])
-        return self._either(latent, self.outcome.implicit_draw(uniform, normal))
+        draw = self.outcome.draw if self.outcome.is_discrete else self.outcome.implicit_draw
+        return self._either(latent, draw(uniform, normal))

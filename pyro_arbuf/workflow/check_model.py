@@ -20,7 +20,7 @@ from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.random_state import restored_random_state
 from pyro_arbuf.workflow.at_once import MixedDrawsError, dimensions, is_computed, run_at_once
-from pyro_arbuf.workflow.trace_sites import Site, layers, nodes, sample_sites, unwrapped
+from pyro_arbuf.workflow.trace_sites import Site, elementwise, layers, nodes, sample_sites, unwrapped
 
 TOLERANCE = 1e-3  # nats, and relative: above what encoding with and without gradients differs by, below what harms HMC
 
@@ -39,6 +39,12 @@ UNREGISTERED = (
     'pyro.module("net", net); a frozen network stays a plain nn.Module: made a PyroModule, it becomes trainable on its '
     "first call"
 )
+TRANSFORMED = (
+    "a transform of categories or counts subtracts the log of its Jacobian from their probabilities, which have none; "
+    "leave their dimensions as they are, with loc 0 and scale 1, and move the real ones alone: "
+    "AffineTransform(loc, scale) with an entry per dimension"
+)
+CHANCE = 10.0  # bits: data that share less with the context may do so by chance
 
 
 CHANGES = "differs between two runs of the model"
@@ -55,8 +61,9 @@ def check_model(model: Callable, *args: object, **kwargs: object) -> list[str]:
 
     Runs the model twice, the second time with the latents of the first, and compares. Finds: a plate around the
     targets of one event; a mask over them; observed pairs that sit in the context as well; missing outcomes dropped
-    under a transform; a scale whose Jacobian does not count once per target; a density that is not the same twice; a
-    context encoded inside the model without need; a trainable network that Pyro does not know.
+    under a transform; a transform of categories or counts; a scale whose Jacobian does not count once per target; a
+    density that is not the same twice; a context encoded inside the model without need; a trainable network that Pyro
+    does not know.
 
     A model with latents is then run for a few draws of its prior at once, and for one of them alone. Finds: sites whose
     density or value is another one then, as where the model takes `theta.sum()` of a vector latent.
@@ -104,6 +111,9 @@ def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarni
     for name, site in sites.items():
         if _drops_under_transform(site):  # where validation is on the density would raise, and say less
             yield f"site {user_names[name]!r}: {DROPPED}", ModelCheckWarning
+            continue
+        if _transforms_discrete(site):
+            yield f"site {user_names[name]!r}: {TRANSFORMED}", ModelCheckWarning
             continue
         density, plates = _log_prob(site)
         yield from ((f"site {user_names[name]!r}: {text}", PlateOverTargetsWarning) for text in plates)
@@ -214,13 +224,53 @@ def _double_use(site: Site) -> str | None:
     shared = shared & torch.isclose(y.to(pairs_y.dtype).unsqueeze(-2), pairs_y, atol=1e-6).all(-1)
     if length is not None:
         shared = shared & context_mask(length, context.num_context).view(*batch, 1, -1)
+    matches = shared
     shared = shared.any(-1)
-    if not bool(shared.any()):
+    if not bool(shared.any()) or _may_be_chance(d, y, matches):
         return None
     return (
         f"{int(shared.sum())} of {shared.numel()} observed pairs (x, y) are in its context as well: these data count "
         "twice; condition on other data, or drop this observation: the context has used them already"
     )
+
+
+def _may_be_chance(d: ArBufferDistribution, y: Tensor, matches: Tensor) -> bool:
+    """Whether outcomes without a real dimension, the same at the same inputs, may be those of other trials.
+
+    Not where every pair `(*batch, M)` is as often in its context as in the event, and the outcomes have told enough.
+
+    Args:
+        d: The distribution.
+        y: `(*batch, M, D_y)` outcomes.
+        matches: `(*batch, M, N)` bool, which pairs of the context are the same.
+    """
+    if any(not kind.support.is_discrete for kind in d.context.model.config.kinds):
+        return False
+    among = (d.x.unsqueeze(-2) == d.x.unsqueeze(-3)).all(-1) & (y.unsqueeze(-2) == y.unsqueeze(-3)).all(-1)
+    as_often = matches.sum(-1) == among.sum(-1)
+    _, counts = y.flatten(0, -2).unique(dim=0, return_counts=True)
+    share = counts / counts.sum()
+    return not bool(as_often.all()) or float(-(counts * share.log2()).sum()) < CHANCE
+
+
+def _transforms_discrete(site: Site) -> bool:
+    """Whether a transform has a Jacobian in a dimension of categories or counts."""
+    kinds, value = _distribution(site).context.model.config.kinds, cast(Tensor, site["value"])
+    discrete = [kind.support.is_discrete for kind in kinds]
+    if not any(discrete):
+        return False
+    columns = torch.tensor(discrete, device=value.device) if _distribution(site).event_dim == 2 else slice(None)
+    for whole in _transforms(site):
+        try:
+            parts = elementwise(site["name"], whole)
+        except ValueError:  # it mixes targets or dimensions
+            return True
+        for transform in reversed(parts):
+            inner = cast(Tensor, transform.inv(value))
+            if bool((transform.log_abs_det_jacobian(inner, value).expand(value.shape)[..., columns] != 0).any()):
+                return True
+            value = inner
+    return False
 
 
 def _drops_under_transform(site: Site) -> bool:

@@ -165,8 +165,9 @@ def joint_groups(
     if length is not None:
         padding = ~context_mask(length, context.num_context).unsqueeze(-1)
         x_context, y_context = x_context.masked_fill(padding, torch.nan), y_context.masked_fill(padding, torch.nan)
-    if len(joint.event_shape) == 1:
-        y_context = y_context.squeeze(-1)
+    y_context = context.model.config.squeeze_outcome(y_context)
+    if length is None and context.model.config.kinds[0].num_categories and y_context.dim() == 2:
+        y_context = y_context.long()  # as a scalar outcome is drawn and observed
     constants = {"x": joint.x}
     for name, value in (("x_context", x_context), ("y_context", y_context)):
         constants[name] = value.view(*context.task_shape, *value.shape[1:])

@@ -198,5 +198,5 @@ def _ratio(joint: ArBufferJoint, y: Tensor) -> Tensor:
     left_out = left_out.view(num_targets, *[1] * (y.dim() - num_event_dims), num_targets, *[1] * (num_event_dims - 1))
     rest = copy.copy(joint)
     rest.nan = "drop"
-    with_gaps = y.to(torch.promote_types(y.dtype, joint.context.y.dtype)).masked_fill(left_out, torch.nan)
-    return (joint.log_prob(y) - rest.log_prob(with_gaps)).movedim(0, -1)
+    numbers = y if y.is_floating_point() else y.double()  # integers know no NaN
+    return (joint.log_prob(y) - rest.log_prob(numbers.masked_fill(left_out, torch.nan))).movedim(0, -1)

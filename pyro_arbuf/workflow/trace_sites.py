@@ -168,7 +168,7 @@ def innermost(site: Site) -> tuple[ArBufferDistribution, Tensor, Tensor]:
     log_jacobian = torch.zeros_like(value)
     while not isinstance(fn, ArBufferDistribution):
         if isinstance(fn, td.TransformedDistribution):
-            for transform in reversed([part for t in fn.transforms for part in _elementwise(site["name"], t)]):
+            for transform in reversed([part for t in fn.transforms for part in elementwise(site["name"], t)]):
                 inner = cast(Tensor, transform.inv(value))
                 log_jacobian = log_jacobian + transform.log_abs_det_jacobian(inner, value)
                 value = inner
@@ -176,12 +176,16 @@ def innermost(site: Site) -> tuple[ArBufferDistribution, Tensor, Tensor]:
     return fn, value, log_jacobian.sum(-1) if len(fn.event_shape) == 2 else log_jacobian
 
 
-def _elementwise(name: str, transform: td.Transform) -> list[td.Transform]:
-    """A transform as transforms whose log-Jacobian has an entry per element."""
+def elementwise(name: str, transform: td.Transform) -> list[td.Transform]:
+    """A transform of site `name` as transforms whose log-Jacobian has an entry per element.
+
+    Raises:
+        ValueError: If it is not elementwise.
+    """
     if isinstance(transform, td.ComposeTransform):
-        return [part for whole in transform.parts for part in _elementwise(name, whole)]
+        return [part for whole in transform.parts for part in elementwise(name, whole)]
     if isinstance(transform, td.IndependentTransform):
-        return _elementwise(name, transform.base_transform)
+        return elementwise(name, transform.base_transform)
     if isinstance(transform, td.AffineTransform):
         return [td.AffineTransform(transform.loc, transform.scale)]
     if transform.domain.event_dim or transform.codomain.event_dim:
