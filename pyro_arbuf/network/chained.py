@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
-from pyro_arbuf.network.outcomes import Outcome, one_hot
+from pyro_arbuf.network.outcomes import Outcome, Real, one_hot
 from pyro_arbuf.network.predictives import Predictive
 
 NUM_FREQUENCIES, MAX_FREQUENCY = 12, 16.0  # of a number's features, radians per standard deviation
@@ -97,9 +97,9 @@ class ChainedPredictive:
         return Size((*self.features.shape[:-1], self.dim))
 
     @property
-    def is_discrete(self) -> bool:
-        """Whether a dimension is discrete, so that draws have no derivative."""
-        return any(outcome.support.is_discrete for outcome in self.head.outcomes)
+    def has_implicit_draw(self) -> bool:
+        """Whether every dimension is a real number, so that draws have a derivative."""
+        return all(isinstance(outcome, Real) for outcome in self.head.outcomes)
 
     def expand(self, batch_shape: Size) -> "ChainedPredictive":
         """The same predictives with a larger batch shape, nothing copied."""

@@ -20,7 +20,7 @@ class CategoricalPredictive:
         log_probs: `(*batch, n)` normalised.
     """
 
-    is_discrete = True
+    has_implicit_draw = False
 
     def __init__(self, log_probs: Tensor):
         self.log_probs = log_probs
@@ -108,7 +108,7 @@ class CountPredictive:
         mixture: F, of batch shape `*batch`.
     """
 
-    is_discrete = True
+    has_implicit_draw = False
 
     def __init__(self, mixture: GaussianMixture):
         self.mixture = mixture
