@@ -69,7 +69,7 @@ class ArBufferModel(Network):
     def condition(
         self,
         x: Tensor | Sequence[Tensor] | None = None,
-        y: Tensor | Sequence[Tensor] | None = None,
+        y: Tensor | Mapping[str, Tensor] | Sequence[Tensor | Mapping[str, Tensor]] | None = None,
         latents: Mapping[str, Tensor | float] | None = None,
     ) -> Context:
         """Encodes observations once, for any number of draws and densities.
@@ -78,7 +78,7 @@ class ArBufferModel(Network):
             x: `(*batch, N, D_x)` inputs; or a list of B tensors `(N_b, D_x)` of different lengths; `None` = no
                 observation (N = 0).
             y: `(*batch, N)` for a scalar outcome, `(*batch, N, D_y)` for a vector outcome; or a list of B such
-                tensors without batch.
+                tensors without batch. Of several sites, ("choice", "rt"), also a dict of them, each `(*batch, N)`.
             latents: Values `(*batch, *shape)` of some of `net.latents`, in their own supports, which are then given
                 like observations; `None` = none.
 

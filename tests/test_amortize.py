@@ -274,11 +274,18 @@ def test_mode_reason_notes_and_constant_inputs_are_printed(capsys: pytest.Captur
     net = amortize(one_vector, num_context=(0, 1), steps=1, report=False, **SIZES)
     text = capsys.readouterr().out
     assert "outcome: y, a vector of 2 per data set (one observation)" in text and "integrated out: no site" in text
-    assert "note: The outcome 'y' has 2 dimensions" in text
+    assert "note:" not in text
     net.simulator.mode_reason, net.simulator.notes = "It uses x[:, 0].", ("the first", "the second")
     text = reports.describe_training(net.simulator, net.config, None, 5, None)
     assert "  simulated: It uses x[:, 0].\n" in text
     assert text.endswith("on new data sets in every step\n  note: the first\n  note: the second")
+
+
+def test_dimensions_that_are_asked_to_be_independent_are_noted(capsys: pytest.CaptureFixture) -> None:
+    amortize(one_vector, num_context=(0, 1), steps=1, report=False, chained=False, **SIZES)
+    assert "note: With chained=False the dimensions of the outcome are predicted as independent" in (
+        capsys.readouterr().out
+    )
 
 
 def no_outcome(x: torch.Tensor) -> None:

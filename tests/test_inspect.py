@@ -61,7 +61,7 @@ def test_inspection_is_a_function_of_its_arguments(mode: str) -> None:
 
 def test_inspection_cannot_be_changed() -> None:
     found = inspect_program(one_vector)
-    assert found.single and found.dim_y == 2 and found.notes and isinstance(found.latents[0], Latent)
+    assert found.single and found.dim_y == 2 and found.notes == () and isinstance(found.latents[0], Latent)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.mode = "loop"  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -136,8 +136,7 @@ def test_program_that_needs_several_trials_is_vectorised_all_the_same() -> None:
 
 
 def test_one_observation_can_be_said_to_be_vectorised() -> None:
-    with pytest.warns(UserWarning, match="has 2 dimensions"):
-        simulator = Simulator(one_vector, vectorized=True)
+    simulator = Simulator(one_vector, vectorized=True)
     assert simulator.single and simulator.draw(4, 1).y.shape == (4, 1, 2)
 
 

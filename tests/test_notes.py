@@ -221,9 +221,55 @@ def test_latents_in_a_plate_of_one_observation_are_said_to_be_integrated_out():
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in shipped_programs().items() if recipe.num_context == (0, 1)])
-def test_outcomes_of_several_numbers_are_said_to_be_predicted_as_independent(name):
-    with pytest.warns(
-        UserWarning, match=r"The outcome 'y' has \d+ dimensions, which the network predicts as independent"
-    ):
-        simulator = simulator_of(name)
-    assert "rely on the posterior alone, or make the outcome one number per trial." in simulator.notes[0]
+def test_vectors_whose_dimensions_are_predicted_one_after_the_other_have_nothing_to_note(name):
+    assert simulator_of(name).notes == ()
+
+
+def rare_event(x):
+    """At most rates, two coincidences in a data set are chance."""
+    rate = pyro.sample("rate", dist.Beta(1.0, 60.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Bernoulli(rate + 0 * x[..., 0]))
+
+
+def few_counts(x):
+    rate = pyro.sample("rate", dist.Exponential(5.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Poisson(rate * x[..., 0]))
+
+
+def three_choices(x):
+    bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
+    logits = torch.stack([bias + x[..., 0], 0 * bias * x[..., 0], bias * x[..., 0]], -1)
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Categorical(logits=logits))
+
+
+@pytest.mark.parametrize("program", [rare_event, few_counts, three_choices])
+def test_independent_choices_and_counts_have_nothing_to_note(program):
+    assert notes(program, inputs) == ()
+
+
+def choices_of_one_mood(x):
+    bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
+    mood = torch.randn(torch.broadcast_shapes(bias.shape, (*x.shape[:-2], 1)))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Bernoulli(logits=bias + 2 * mood + 0 * x[..., 0]))
+
+
+def test_choices_that_depend_on_each_other_are_noted():
+    (note,) = notes(choices_of_one_mood, inputs)
+    assert note.startswith("The trials of a data set depend on each other given the latents (rank correlation 0.")
+
+
+def choices_of_one_subject(x):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        choice = pyro.sample("choice", dist.Bernoulli(logits=slope * x[..., 0] + intercept))
+        pyro.sample("rt", dist.LogNormal(0.2 * choice, 0.3))
+
+
+def test_site_that_reaches_one_of_several_outcomes_is_named():
+    (note,) = notes(choices_of_one_subject, inputs, ["slope"], ("choice", "rt"))
+    assert note.startswith("Site 'intercept' is integrated out but shared by all trials of a data set")

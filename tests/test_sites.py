@@ -163,10 +163,35 @@ def no_outcome(x):
     pyro.sample("theta", dist.Normal(0.0, 1.0))
 
 
-def outcome_of_count(x):
-    rate = pyro.sample("theta", dist.LogNormal(0.0, 1.0))
-    with pyro.plate("trials", x.shape[-2]):
-        pyro.sample("y", dist.Poisson(rate))
+def outcome_by(law):
+    def program(x):
+        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            pyro.sample("y", law(theta + x[..., 0]))
+
+    return program
+
+
+def one_hot(mean):
+    return dist.OneHotCategorical(logits=mean.unsqueeze(-1) * torch.ones(3))
+
+
+def counts_of_three(mean):
+    return dist.Multinomial(5, logits=mean.unsqueeze(-1) * torch.ones(3))
+
+
+def whole_numbers(mean):
+    return dist.Delta((5 * mean).long())
+
+
+def growing_choices(mean):
+    return dist.Categorical(logits=mean.unsqueeze(-1) * torch.ones(len(mean)))
+
+
+def split_outcome(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    choice = pyro.sample("choice", dist.Bernoulli(logits=theta))
+    sample_y(x, choice.unsqueeze(-1) if choice.dim() else choice)
 
 
 def outcome_of_fixed_size(x):
@@ -257,7 +282,18 @@ ERRORS = {
         "outcome must be a sample site of every run of the program; got 'y'; it has ['theta'",
     ),
     "outcome_name": (LINE, {"outcome": "rt"}, "outcome must be a sample site of every run of the program; got 'rt'"),
-    "count": (outcome_of_count, {}, "the outcome 'y' must be continuous; its distribution is discrete"),
+    "outcome_twice": (LINE, {"outcome": ("y", "y")}, "outcome must be a site, or a tuple of different sites, at least"),
+    "no_outcome_named": (LINE, {"outcome": ()}, "outcome must be a site, or a tuple of different sites, at least one"),
+    "second_outcome": (LINE, {"outcome": ("y", "rt")}, "outcome must be a sample site of every run of the program; "),
+    "one_hot": (outcome_by(one_hot), {}, "got OneHotCategorical, of support OneHot(); draw the number of the category"),
+    "multinomial": (outcome_by(counts_of_three), {}, "draw its counts as several sites, each by Binomial given those"),
+    "negative": (outcome_by(whole_numbers), {}, "got whole numbers, some of them negative; shift them to start at 0"),
+    "growing_choices": (outcome_by(growing_choices), {}, "got Categorical with 3, 4, 5 categories; give it the same"),
+    "two_plates": (
+        split_outcome,
+        {"outcome": ("choice", "y")},
+        "the sites of the outcome must be in one plate of trials; got ['y'] with a value per trial, and ['choice']",
+    ),
     "fixed_size": (outcome_of_fixed_size, {}, SHAPE + "got (5,) for n = 3, (5,) for n = 4; draw it inside pyro."),
     "one_event": (outcome_of_one_event, {}, SERIES + "of shape (3,) for n = 3, (4,) for n = 4; if they are indep"),
     "series": (series, {}, "without to_event; a series, whose trials depend on each other, is not supported yet"),

@@ -12,6 +12,7 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.layout import fold, unfold
+from pyro_arbuf.inference.outcome_sites import split_sites
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_kinds,
@@ -129,6 +130,17 @@ class ArBufferDistribution(TorchDistribution):
         if all(kind == first for kind in config.kinds):
             return SameEvent(first.support, event_dim)
         return MixedEvent([kind.support for kind in config.kinds])
+
+    def sites(self, y: Tensor) -> dict[str, Tensor]:
+        """Outcomes by the sites of the program that the network was trained on; categories are integers.
+
+        Args:
+            y: `(*batch, M)` or `(*batch, M, D_y)`, as `sample` returns.
+
+        Returns:
+            By site, `(*batch, M)` of a number and `(*batch, M, d)` of a vector per trial.
+        """
+        return split_sites(y, self.context.model.config)
 
     def expand(self, batch_shape: Size, _instance: TorchDistribution | None = None) -> TorchDistribution:
         """The same distribution with a larger batch shape; nothing is copied.

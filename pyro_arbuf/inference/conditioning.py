@@ -12,6 +12,7 @@ import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
+from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_latents,
@@ -30,12 +31,13 @@ from pyro_arbuf.network.visibility import context_mask
 def make_context(
     model: Network,
     x: Tensor | Sequence[Tensor] | None,
-    y: Tensor | Sequence[Tensor] | None,
+    y: Tensor | Mapping[str, Tensor] | Sequence[Tensor | Mapping[str, Tensor]] | None,
     latents: Mapping[str, Tensor | float] | None = None,
 ) -> Context:
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
     check_mode(model)
+    y = [stack_sites(each, config.outcome) for each in y] if _is_list(y) else stack_sites(y, config.outcome)
     given = [t for v in (x, y) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
     x, y, context_len, batch_shape = _flat_pairs(model, x, y)

@@ -140,7 +140,7 @@ class Trained:
 
     Attributes:
         prior: Name of the prior; empty = unknown.
-        outcome: Name of the program's outcome site.
+        outcome: Name of the program's outcome site; of several sites, that of every outcome dimension.
         x_range: Range of the inputs: one pair (low, high) for all features, or a pair for each; `None` = not declared.
         y_range: Range of the outcome, likewise for its dimensions; `None` = not declared.
         num_context: Range of N.
@@ -148,16 +148,20 @@ class Trained:
     """
 
     prior: str = ""
-    outcome: str = "y"
+    outcome: str | tuple[str, ...] = "y"
     x_range: Range | tuple[Range, ...] | None = None
     y_range: Range | tuple[Range, ...] | None = None
     num_context: tuple[int, int] = (0, 128)
     num_targets: tuple[int, int] | None = None
 
     def _check_trained(self, dim_x: int, dim_y: int) -> None:
-        for name in ("prior", "outcome"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a string; got {getattr(self, name)!r}")
+        if not isinstance(self.prior, str):
+            raise ValueError(f"prior must be a string; got {self.prior!r}")
+        columns = self.outcome if isinstance(self.outcome, tuple) else (self.outcome,) * dim_y
+        if len(columns) != dim_y or not all(isinstance(name, str) for name in columns):
+            raise ValueError(
+                f"outcome must be a string, or a tuple of {dim_y}, one per dimension; got {self.outcome!r}"
+            )
         for name, dim in {"x_range": dim_x, "y_range": dim_y}.items():
             value = getattr(self, name)
             if value is None:

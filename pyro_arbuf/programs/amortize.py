@@ -32,7 +32,7 @@ def amortize(
     program: Program,
     inputs: Callable[[int], Tensor] | None = None,
     latents: Sequence[str] | None = None,
-    outcome: str = "y",
+    outcome: str | Sequence[str] = "y",
     num_context: tuple[int, int] = (0, 100),
     minutes: float | None = None,
     steps: int | None = None,
@@ -59,7 +59,9 @@ def amortize(
             constant 0).
         latents: Sites whose posterior is wanted; others are integrated out. `None` = all continuous sites outside
             plates.
-        outcome: The site of the outcome.
+        outcome: The site of the outcome, a number or a vector per trial: real numbers, counts (Poisson,
+            NegativeBinomial, Geometric, Binomial) or categories (Bernoulli, Categorical). Several sites of one plate,
+            `("choice", "rt")`, are one vector outcome, each site predicted given those before it.
         num_context: Range (0, n) of the number of trials; (0, 1) for a program of one observation.
         minutes: Training time; 8 where neither `minutes` nor `steps` is given.
         steps: Number of steps; with both limits, whichever is reached first.

@@ -1,5 +1,7 @@
 """From a Pyro program to the configuration of its network, and whether a program is that of a network."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,13 +9,14 @@ from torch import Tensor
 
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent, rounded
+from pyro_arbuf.network.outcomes import Outcome, outcome_of
 from pyro_arbuf.network.parts import Range
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, check_resolution, rounded_all
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded
 
 PROGRAM_FIELDS = {"dim_x", "dim_y", "prior", "x_range", "y_range", "num_context", "num_targets", "latents", "outcome"}
-PROGRAM_FIELDS |= {"x_loc", "x_scale", "y_loc", "y_scale", "evidence_rmse"}  # not for the user to choose
+PROGRAM_FIELDS |= {"x_loc", "x_scale", "y_loc", "y_scale", "evidence_rmse", "outcomes"}  # not for the user to choose
 KEPT_TRIALS = 8  # of a data set whose outcomes are standardised
 NUM_FOR_RANGES = 256  # data sets
 MOST_NUMBERS = 10**6  # in memory at a time
@@ -39,12 +42,32 @@ def check_program(simulator: Simulator, config: ModelConfig) -> None:
             f"the program must have inputs of {config.dim_x} columns, as the network; got {simulator.dim_x}; give "
             "those by pyro_arbuf.Simulator(program, inputs)"
         )
-    outcomes = ["a number" if each.dim_y is None else f"a vector of {each.dim_y}" for each in (simulator, config)]
+    kinds = (simulator.outcomes, () if config.all_real else config.outcomes)
+    outcomes = [describe_outcome(each.dim_y, of) for each, of in zip((simulator, config), kinds, strict=True)]
     if outcomes[0] != outcomes[1]:
         raise ValueError(
             f"the program's outcome must be {outcomes[1]}, as the network's; got {outcomes[0]}; use the program that "
             "the network was trained on"
         )
+
+
+def outcome_names(config: ModelConfig) -> str | tuple[str, ...]:
+    """The one site of a network's outcome, or its sites in their order, as a `Simulator` takes them."""
+    return config.outcome if isinstance(config.outcome, str) else tuple(dict.fromkeys(config.outcome))
+
+
+def describe_outcome(dim_y: int | None, outcomes: Sequence[str]) -> str:
+    """An outcome in words: "a number", "one of 3 categories", "a vector of 2: a count, a number"."""
+    words = ["a number" if kind == "real" else "a count" if kind == "count" else _choice(kind) for kind in outcomes]
+    if dim_y is None:
+        return words[0] if words else "a number"
+    if len(set(words)) == 1:
+        return f"a vector of {dim_y}, each {words[0]}"
+    return ": ".join([f"a vector of {dim_y}", *([", ".join(words)] if words else [])])
+
+
+def _choice(kind: str) -> str:
+    return f"one of {outcome_of(kind).num_categories} categories"
 
 
 def _support(latent: Latent) -> str:
@@ -84,6 +107,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     return ModelConfig(
         dim_x=simulator.dim_x,
         dim_y=simulator.dim_y,
+        outcomes=simulator.outcomes,
         prior=prior,
         num_context=num_context,
         num_targets=(1, num_context[1]),
@@ -97,8 +121,9 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
 def _measure(simulator: Simulator, num_trials: int) -> dict[str, Any]:
     """Location, scale and range of inputs (moments) and outcomes (quantiles) at a number of trials.
 
-    Outcomes are those of a few trials of each data set, from the first to the last. What is in memory at a time is
-    bounded, whatever the number of trials.
+    Those of counts are locations and scales of log(1 + y), and those of categories are 0 and 1. Outcomes are those of a
+    few trials of each data set, from the first to the last. What is in memory at a time is bounded, whatever the number
+    of trials.
     """
     numbers = num_trials * max(simulator.dim_x, simulator.dim_y or 1)
     num_datasets = min(NUM_FOR_SCALES[simulator.mode], max(MOST_NUMBERS // numbers, NUM_FOR_RANGES))
@@ -112,17 +137,18 @@ def _measure(simulator: Simulator, num_trials: int) -> dict[str, Any]:
     x, y = torch.cat(x), drawn.flatten(0, 1)
     x_loc, x_scale = x.mean(0), x.std(0, correction=0)
     x_scale = torch.where(x_scale > 1e-12 * x_loc.abs(), x_scale, 1.0)
-    y_loc, y_scale = _middle_and_scale(y)
+    kinds = [outcome_of(kind) for kind in simulator.outcome_sites.kinds]
+    y_loc, y_scale = _middle_and_scale(torch.stack([k.number(y[:, d]) for d, k in enumerate(kinds)], -1))
     check_resolution("each column of the inputs", x_loc, x_scale)
-    check_resolution(f"the outcome {simulator.outcome!r}", y_loc, y_scale)
-    few = drawn[:NUM_FOR_RANGES].flatten(0, 1)
+    check_resolution(f"the outcome {simulator.outcome_sites}", y_loc, y_scale)
+    few = drawn[:NUM_FOR_RANGES].flatten(0, 1).unbind(-1)
     return {
         "x_loc": rounded_all(x_loc, x_scale),
         "x_scale": rounded_all(x_scale),
         "y_loc": rounded_all(y_loc, y_scale),
         "y_scale": rounded_all(y_scale),
         "x_range": _one_or_each([_range_of_inputs(column) for column in x.unbind(-1)]),
-        "y_range": _one_or_each([_range_of_outcomes(column) for column in few.unbind(-1)]),
+        "y_range": _one_or_each([_range_of_outcomes(*pair) for pair in zip(few, kinds, strict=True)]),
     }
 
 
@@ -133,10 +159,14 @@ def _range_of_inputs(column: Tensor) -> Range:
     return rounded(low - margin, high - low, 4), rounded(high + margin, high - low, 4)
 
 
-def _range_of_outcomes(column: Tensor) -> Range:
-    """Around the median, twice as far as the farthest outcome."""
+def _range_of_outcomes(column: Tensor, kind: Outcome) -> Range:
+    """Around the median, twice as far as the farthest outcome; all categories; of counts, from 0."""
+    if kind.num_categories:
+        return 0.0, kind.num_categories - 1.0
     middle = column.median().item()
     spread = (column - middle).abs().max().item() or 1.0
+    if kind.support.is_discrete:
+        return 0.0, float(math.ceil(middle + 2 * spread))
     return rounded(middle - 2 * spread, spread), rounded(middle + 2 * spread, spread)
 
 

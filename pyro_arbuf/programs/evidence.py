@@ -12,6 +12,7 @@ from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.orders import average_orders, paired_error, random_orders, warn_few_orders
+from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.validation import check_count, check_x, check_y
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, ImportanceSample, context_simulator, importance_sample
@@ -19,6 +20,7 @@ from pyro_arbuf.programs.simulator import Program
 from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
+Outcomes = Tensor | Mapping[str, Tensor]  # of a data set, as a tensor or by site
 NOT_RESOLVED = "not resolved"
 Z = 1.96  # of a 95 % interval
 
@@ -84,14 +86,14 @@ class SubsetGap(NamedTuple):
 
 @torch.no_grad()
 def log_evidence(
-    net: ArBufferModel, x: Tensor, y: Tensor, num_orders: int = 64, buffer_size: int | None = None, seed: int = 0
+    net: ArBufferModel, x: Tensor, y: Outcomes, num_orders: int = 64, buffer_size: int | None = None, seed: int = 0
 ) -> Evidence:
     """Log marginal likelihood of data: their joint density with an empty context, averaged over orders.
 
     Args:
         net: The network of a model.
         x: `(*batch, n, D_x)` inputs.
-        y: `(*batch, n)` or `(*batch, n, D_y)` outcomes.
+        y: `(*batch, n)` or `(*batch, n, D_y)` outcomes; of several sites also a dict of them.
         num_orders: Random orders R, at least 2.
         buffer_size: Trials between two absorptions; `None` = the model's K.
         seed: Of the orders.
@@ -108,20 +110,23 @@ def log_evidence(
 
 
 def log_prob_orders(
-    net: ArBufferModel, x: Tensor, y: Tensor, num_orders: int, buffer_size: int | None = None, seed: int = 0
+    net: ArBufferModel, x: Tensor, y: Outcomes, num_orders: int, buffer_size: int | None = None, seed: int = 0
 ) -> Tensor:
     """Joint log density of data with an empty context in each of R random orders, `(*batch, R)` nats."""
     check_count("num_orders", num_orders, 2)  # for a standard error
     if not isinstance(x, Tensor) or x.dim() < 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x must be a tensor (*batch, n, {net.config.dim_x}); got {got}")
+    y = stack_sites(y, net.config.outcome)
     check_x("x", x, net)  # whether or not Pyro's validation is on: an evidence of NaN is none
     check_y("y", y, net)
     joint = ArBufferJoint(net.condition(), x, random_orders(x.shape[-2], num_orders, seed), buffer_size)
     return joint._log_prob_orders(y, stacklevel=7)  # the user's line is behind torch.no_grad and two functions
 
 
-def _check_one_data_set(x: Tensor, y: Tensor, dim_y: int | None) -> None:
+def _check_one_data_set(x: Tensor, y: Outcomes, net: ArBufferModel) -> Tensor:
+    """The outcomes of one data set, as one tensor."""
+    y, dim_y = stack_sites(y, net.config.outcome), net.config.dim_y
     if not isinstance(x, Tensor) or x.dim() != 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x must be the inputs (n, D_x) of one data set, a tensor; got {got}; take one at a time")
@@ -129,13 +134,14 @@ def _check_one_data_set(x: Tensor, y: Tensor, dim_y: int | None) -> None:
     if not isinstance(y, Tensor) or y.shape != shape:
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise ValueError(f"y must be the outcomes {shape} of one data set, a tensor; got {got}; take one at a time")
+    return y
 
 
 @torch.no_grad()
 def compare_evidence(
     nets: Mapping[str, ArBufferModel],
     x: Tensor,
-    y: Tensor,
+    y: Outcomes,
     num_orders: int = 64,
     seed: int = 0,
     programs: Mapping[str, Program] | None = None,
@@ -151,7 +157,7 @@ def compare_evidence(
     Args:
         nets: The network of each model, by name.
         x: `(n, D_x)` inputs.
-        y: `(n,)` or `(n, D_y)` outcomes.
+        y: `(n,)` or `(n, D_y)` outcomes; of several sites also a dict of them.
         num_orders: Random orders R, at least 2.
         seed: Of the orders, and of importance sampling.
         programs: Programs of some or all of the models, by name, whose densities give the evidence as in `refine`;
@@ -167,7 +173,7 @@ def compare_evidence(
     """
     programs = {} if programs is None else programs
     _check_models(nets, programs)
-    _check_one_data_set(x, y, next(iter(nets.values())).config.dim_y)
+    y = _check_one_data_set(x, y, next(iter(nets.values())))
     check_count("num_draws", num_draws, MIN_DRAWS)
     check_count("num_orders", num_orders, 2)
     unmeasured = [n for n, net in nets.items() if net.config.evidence_rmse is None and n not in programs]
@@ -181,7 +187,7 @@ def compare_evidence(
     for name, net in nets.items():
         if name in programs:
             sample = _importance_evidence(name, programs[name], net, x, y, num_draws, seed)
-            evidence[name] = Evidence(y.new_tensor(sample.log_evidence), y.new_tensor(sample.standard_error))
+            evidence[name] = Evidence(x.new_tensor(sample.log_evidence), x.new_tensor(sample.standard_error))
             own[name] = sample.standard_error
             if sample.k_hat > MAX_K_HAT:
                 own[name], distrusted[name] = math.inf, round(sample.k_hat, 2)
@@ -211,9 +217,9 @@ def _check_models(nets: Mapping[str, ArBufferModel], programs: Mapping[str, Prog
     if not isinstance(nets, Mapping) or len(nets) < 2:
         got = list(nets) if isinstance(nets, Mapping) else type(nets).__name__
         raise ValueError(f"nets must be a dict of at least two models to compare, by name; got {got}")
-    sizes = {name: (net.config.dim_x, net.config.dim_y) for name, net in nets.items()}
+    sizes = {name: (net.config.dim_x, net.config.dim_y, *net.config.outcomes) for name, net in nets.items()}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"nets must be of the same data, one (dim_x, dim_y); got {sizes}")
+        raise ValueError(f"nets must be of the same data, one (dim_x, dim_y) and kinds of outcomes; got {sizes}")
     if not isinstance(programs, Mapping) or not set(programs) <= set(nets):
         got = list(programs) if isinstance(programs, Mapping) else type(programs).__name__
         raise ValueError(f"programs must be a dict of programs by the names of nets, {list(nets)}; got {got}")
@@ -255,7 +261,7 @@ def _importance_evidence(
 def self_consistency(
     net: ArBufferModel,
     x: Tensor,
-    y: Tensor,
+    y: Outcomes,
     num_draws: int = 100,
     program: Program | None = None,
     seed: int | None = 0,
@@ -265,7 +271,7 @@ def self_consistency(
     Args:
         net: A network with latents.
         x: `(n, D_x)` inputs.
-        y: `(n,)` or `(n, D_y)` outcomes.
+        y: `(n,)` or `(n, D_y)` outcomes; of several sites also a dict of them.
         num_draws: Posterior draws S, at least 2.
         program: Whose exact prior is used; `None` = the one the network was trained on.
         seed: Of the draws; `None` = torch's global generator.
@@ -276,7 +282,7 @@ def self_consistency(
     Raises:
         ValueError: If the network's program is not known, or an argument breaks its rule.
     """
-    _check_one_data_set(x, y, net.config.dim_y)
+    y = _check_one_data_set(x, y, net)
     check_count("num_draws", num_draws, 2)
     simulator = find_simulator(net, program)
     posterior = ArBufferPosterior(net.condition(x, y))
@@ -291,7 +297,7 @@ def self_consistency(
 
 
 @torch.no_grad()
-def subset_gap(net: ArBufferModel, x: Tensor, y: Tensor, num_splits: int = 16, seed: int = 0) -> SubsetGap:
+def subset_gap(net: ArBufferModel, x: Tensor, y: Outcomes, num_splits: int = 16, seed: int = 0) -> SubsetGap:
     """Measures how far the joint with an empty context is from one consistent distribution.
 
     The targets are split at random into halves A and B. By the chain with A in front and the one with B in front,
@@ -300,7 +306,7 @@ def subset_gap(net: ArBufferModel, x: Tensor, y: Tensor, num_splits: int = 16, s
     Args:
         net: The network.
         x: `(n, D_x)` inputs, n >= 4.
-        y: `(n,)` or `(n, D_y)` outcomes.
+        y: `(n,)` or `(n, D_y)` outcomes; of several sites also a dict of them.
         num_splits: Random splits.
         seed: Of the splits.
 
@@ -310,7 +316,7 @@ def subset_gap(net: ArBufferModel, x: Tensor, y: Tensor, num_splits: int = 16, s
     Raises:
         ValueError: If there are fewer than 4 targets, x has a batch, or `num_splits` is no positive integer.
     """
-    _check_one_data_set(x, y, net.config.dim_y)
+    y = _check_one_data_set(x, y, net)
     check_count("num_splits", num_splits)
     num_targets = len(x)
     if num_targets < 4:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.notes import program_notes
+from pyro_arbuf.programs.outcome import ProgramOutcome, read_outcome
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, standardised
-from pyro_arbuf.programs.sites import batch_dimensions, check_observed, other_sites, read_latents, read_outcome
+from pyro_arbuf.programs.sites import batch_dimensions, check_observed, other_sites, read_latents
 from pyro_arbuf.programs.vectorization import choose_mode
 from pyro_arbuf.random_state import seeded
 
@@ -28,6 +29,7 @@ class ProgramInspection:
     Attributes:
         latents: In order, standardised by prior draws.
         integrated_out: Names of the other sites but the outcome.
+        outcome_sites: What the outcome's sites are.
         single: Whether a data set is one observation.
         dim_x: D_x, columns of the inputs.
         dim_y: D_y; `None` for a scalar outcome.
@@ -40,6 +42,7 @@ class ProgramInspection:
 
     latents: tuple[Latent, ...]
     integrated_out: tuple[str, ...]
+    outcome_sites: ProgramOutcome
     single: bool
     dim_x: int
     dim_y: int | None
@@ -54,7 +57,7 @@ def inspect_program(
     program: Program,
     inputs: Inputs | None = None,
     latents: Sequence[str] | None = None,
-    outcome: str = "y",
+    outcome: str | Sequence[str] = "y",
     vectorized: bool | None = None,
 ) -> ProgramInspection:
     """Finds out what a program is, from its runs alone.
@@ -66,13 +69,13 @@ def inspect_program(
         program: The program.
         inputs: As for `Simulator`, as are the next three.
         latents: Sites whose posterior is wanted; `None` = all continuous sites outside plates.
-        outcome: The site of the outcome.
+        outcome: The site of the outcome, or several.
         vectorized: Whether many data sets are run at once; `None` = where that gives what single runs give.
 
     Raises:
-        ValueError: If there is no such outcome or latent, or it is discrete, in a plate, or varies in shape or support;
-            if a site is observed, a latent constant, too many data sets fail, or the program does not run for many
-            data sets at once although `vectorized` says so.
+        ValueError: If there is no such outcome or latent, or the latent is discrete, in a plate, or varies in shape or
+            support; if a site is observed, a latent constant, too many data sets fail, or the program does not run for
+            many data sets at once although `vectorized` says so.
     """
     if vectorized is not None and not isinstance(vectorized, bool):
         raise ValueError(f"vectorized must be True, False or None (found out); got {vectorized!r}")
@@ -81,16 +84,17 @@ def inspect_program(
         dim_x = _check_inputs(inputs)
         traces = [probe(program, inputs, num_trials) for num_trials in PROBES]
         check_observed(traces)
-        single, dim_y = read_outcome(outcome, traces, PROBES)
+        sites = read_outcome(outcome, traces, PROBES)
         nesting = batch_dimensions(traces)
-        found = read_latents(latents, outcome, traces)
-        runs = ProgramRuns(program, inputs, outcome, found, dim_y, nesting)
-        mode, mode_reason = choose_mode(runs, single, vectorized)
-        x = runs.draw_inputs(NUM_FOR_SCALES[mode], 1 if single else KEPT_TRIALS, mode)
+        found = read_latents(latents, sites.names, traces)
+        runs = ProgramRuns(program, inputs, sites, found, nesting)
+        mode, mode_reason = choose_mode(runs, vectorized)
+        x = runs.draw_inputs(NUM_FOR_SCALES[mode], 1 if sites.single else KEPT_TRIALS, mode)
         found = standardised(found, runs.simulate(x, mode).latents)
-        notes = program_notes(runs, traces, PROBES, mode, single, latents is None)
-    rest = other_sites([*(latent.name for latent in found), outcome], traces)
-    return ProgramInspection(found, rest, single, dim_x, dim_y, nesting, mode, mode_reason, notes)
+        notes = program_notes(runs, traces, PROBES, mode, latents is None)
+    rest = other_sites([*(latent.name for latent in found), *sites.names], traces)
+    sizes = (sites.single, dim_x, sites.dim_y, nesting)
+    return ProgramInspection(found, rest, sites, *sizes, mode, mode_reason, notes)
 
 
 def no_inputs(num_trials: int) -> Tensor:

@@ -19,6 +19,7 @@ from pyro_arbuf.workflow.trace_sites import nodes
 
 NUM_GROUPS = 8  # of data sets with the same latents and inputs
 GROUP_SIZE: dict[Mode, int] = {"inputs": 128, "datasets": 128, "loop": 16}
+LEAST_SPREAD = 0.3  # of ranks, as a share of that without ties: below, a few rare events would look like a correlation
 NUM_CHANGES = 8  # values of a site that are tried
 JOINT = "measure the likelihood by ArBufferJoint, which needs no independence"
 WRONG = (
@@ -32,7 +33,6 @@ def program_notes(
     traces: Sequence[Trace],
     num_trials: Sequence[int],
     mode: Mode,
-    single: bool,
     all_continuous: bool,
 ) -> tuple[str, ...]:
     """What was found, each a sentence with a remedy.
@@ -42,12 +42,11 @@ def program_notes(
         traces: Of single runs.
         num_trials: Of each of them.
         mode: How many data sets are run at once.
-        single: Whether a data set is one observation.
         all_continuous: Whether the latents are all continuous sites outside plates, as the user named none.
     """
-    notes = []
+    notes, single = [], runs.outcome.single
     latents = [latent.name for latent in runs.latents]
-    rest = other_sites((*latents, runs.outcome), traces)
+    rest = other_sites((*latents, *runs.outcome.names), traces)
     shared = [name for name in rest if single or not is_of_trials(name, traces, num_trials)]
     for name in shared if all_continuous else ():
         for plate, size in fixed_plates(name, traces).items():
@@ -57,12 +56,6 @@ def program_notes(
             )
     if not single:
         notes += _trial_notes(runs, shared, {name for name in shared if may_be_latent(name, traces)}, mode)
-    if runs.dim_y is not None and runs.dim_y > 1:
-        notes.append(
-            f"The outcome {runs.outcome!r} has {runs.dim_y} dimensions, which the network predicts as independent of "
-            "each other given the context: likelihoods, predictions and evidence are wrong where they are correlated; "
-            "rely on the posterior alone, or make the outcome one number per trial."
-        )
     return tuple(notes)
 
 
@@ -121,7 +114,7 @@ def _matters(runs: ProgramRuns, name: str, shared: Sequence[str]) -> bool:
                     sites = program_sites(runs.run(x, given=fixed | {name: value}))
                 found.append(log_densities({known: site for known, site in sites.items() if known not in skipped}))
             before, after = found
-            told = runs.outcome in before and bool(torch.isfinite(before[runs.outcome]).all())
+            told = all(name in before and bool(torch.isfinite(before[name]).all()) for name in runs.outcome.names)
             if not told or before.keys() != after.keys():
                 return True
             if any(not torch.equal(before[known], after[known]) for known in before):
@@ -170,7 +163,8 @@ def _correlation(replicates: Sequence[_Replicates]) -> float:
     found, count = [], 0
     for y in (y for pair in replicates for y in pair):
         z = _ranks(y)
-        z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True).clamp(min=1e-12)  # (2, R, n, D_y)
+        # Of ranks without ties the standard deviation is R / sqrt(12); that of rare events is taken for larger.
+        z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True).clamp(min=LEAST_SPREAD * len(y) / 12**0.5)
         n = z.shape[2]
         pairs = ((z.sum(2) ** 2 - (z**2).sum(2)) / (n * (n - 1))).mean(1)
         found.append(torch.stack([(z[:, :, 1:] * z[:, :, :-1]).mean((1, 2)), pairs]))  # (2, 2, D_y)

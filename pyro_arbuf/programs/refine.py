@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_count
-from pyro_arbuf.programs.configuration import check_program
+from pyro_arbuf.programs.configuration import check_program, outcome_names
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.workflow.posterior_draws import systematic_resample
@@ -157,7 +157,7 @@ def context_simulator(program: Program, context: Context) -> Simulator:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes are on what networks take for granted, and densities do not
-        simulator = Simulator(program, inputs, context.model.latents, context.model.config.outcome)
+        simulator = Simulator(program, inputs, context.model.latents, outcome_names(context.model.config))
     check_program(simulator, context.model.config)
     return simulator
 

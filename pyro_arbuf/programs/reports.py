@@ -14,6 +14,7 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.parts import Range
 from pyro_arbuf.programs.calibration import Calibration, calibrate
+from pyro_arbuf.programs.configuration import describe_outcome
 from pyro_arbuf.programs.evidence import self_consistency, subset_gap
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.sources import find_simulator
@@ -22,6 +23,10 @@ from pyro_arbuf.random_state import seeded
 REPORT_DATASETS = 200
 HARDLY_NARROWER, HARDLY_ANY_GAIN = 0.9, 0.05  # of the prior's standard deviation; nats
 SMALLEST_P = 0.01
+INDEPENDENT = (
+    "  note: With chained=False the dimensions of the outcome are predicted as independent of each other given the "
+    "context: likelihoods, predictions and evidence are wrong where they are correlated; leave it out."
+)
 STILL_RISING = 0.01  # nats per target over the last third of a run
 
 
@@ -37,8 +42,7 @@ def describe_training(
         steps: Likewise.
         num_simulations: Size of a fixed set of simulations; `None` = new ones in every step.
     """
-    numbers = "one number" if config.dim_y is None else f"a vector of {config.dim_y}"
-    outcome = f"{config.outcome}, {numbers} per {'data set (one observation)' if simulator.single else 'trial'}"
+    outcome = f"{_describe_outcome(config)} per {'data set (one observation)' if simulator.single else 'trial'}"
     columns = f"{config.dim_x} column{'s' if config.dim_x > 1 else ''}"
     constant = config.x_range is not None and all(low == high for low, high in _ranges(config.x_range))
     limits = [f"{limit:g} {unit}" for limit, unit in ((minutes, "minutes"), (steps, "steps")) if limit is not None]
@@ -54,7 +58,21 @@ def describe_training(
         "training": f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}, on {simulated}",
     }
     notes = [f"  note: {note}" for note in simulator.notes]
+    if config.dim_y is not None and config.dim_y > 1 and not config.chained:
+        notes.append(INDEPENDENT)
     return "\n".join([f"amortize {config.prior}:", *(f"  {name}: {text}" for name, text in lines.items()), *notes])
+
+
+def _describe_outcome(config: ModelConfig) -> str:
+    """Its sites, and what each is."""
+    if isinstance(config.outcome, str):
+        words = describe_outcome(config.dim_y, config.outcomes)
+        return f"{config.outcome}, {'one number' if words == 'a number' else words}"
+    kinds: dict[str, list[str]] = {}
+    for name, kind in zip(config.outcome, config.outcomes or ("real",) * len(config.outcome), strict=True):
+        kinds.setdefault(name, []).append(kind)
+    words = {name: describe_outcome(len(of) if len(of) > 1 else None, of) for name, of in kinds.items()}
+    return ", then ".join(f"{name} ({what})" for name, what in words.items())
 
 
 def _describe_latent(latent: Latent) -> str:

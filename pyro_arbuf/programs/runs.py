@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.outcome import ProgramOutcome
 from pyro_arbuf.programs.same_law import Simulations, joined
 from pyro_arbuf.workflow.trace_sites import nodes
 
@@ -62,9 +63,8 @@ class ProgramRuns:
     Attributes:
         program: The program.
         inputs: Draws inputs `(n, D_x)` of n trials.
-        outcome: The site of the outcome.
+        outcome: Its outcome.
         latents: In order.
-        dim_y: D_y; `None` for a scalar outcome.
         nesting: Number of the program's own batch dimensions, at least 1.
         simulated: Data sets simulated so far, failed ones included.
         failed: Data sets that failed; an error of many data sets at once counts as one.
@@ -72,9 +72,8 @@ class ProgramRuns:
 
     program: Program
     inputs: Inputs
-    outcome: str
+    outcome: ProgramOutcome
     latents: tuple[Latent, ...]
-    dim_y: int | None
     nesting: int
     simulated: int = 0
     failed: int = 0
@@ -94,8 +93,8 @@ class ProgramRuns:
         x = torch.stack([self.inputs(num_trials) for _ in range(1 if one else num_datasets)])
         return x.expand(num_datasets, -1, -1)
 
-    def outcomes(self, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> Tensor:
-        """Outcomes `(S, n, D_y)` at given latents.
+    def traces(self, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> list[poutine.Trace]:
+        """Runs at given latents: one of all data sets, or one of each.
 
         Args:
             values: All latents, `(S, *shape)` each.
@@ -104,10 +103,12 @@ class ProgramRuns:
         """
         if mode == "loop":
             rows = [{name: value[i] for name, value in values.items()} for i in range(len(x))]
-            traces = [self.run(each, given=row) for each, row in zip(x, rows, strict=True)]
-        else:
-            traces = [self.run(x[0] if mode == "datasets" else x, len(x), self.in_plate(values))]
-        return self._outcome(traces, x.shape[1])
+            return [self.run(each, given=row) for each, row in zip(x, rows, strict=True)]
+        return [self.run(x[0] if mode == "datasets" else x, len(x), self.in_plate(values))]
+
+    def outcomes(self, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> Tensor:
+        """Outcomes `(S, n, D_y)` at given latents; arguments as for `traces`."""
+        return self._outcome(self.traces(values, x, mode), x.shape[1])
 
     def simulate(self, x: Tensor, mode: Mode) -> Simulations:
         """Data sets with inputs `(B, n, D_x)`, which must be the same for all in mode "datasets".
@@ -149,7 +150,7 @@ class ProgramRuns:
         return Simulations(torch.cat(latents, -1).float(), x.float(), self._outcome(traces, x.shape[1]).float())
 
     def _outcome(self, traces: Sequence[poutine.Trace], num_trials: int) -> Tensor:
-        return torch.cat([nodes(t)[self.outcome]["value"].reshape(-1, num_trials, self.dim_y or 1) for t in traces])
+        return torch.cat([self.outcome.numbers(trace, num_trials) for trace in traces])
 
     def _count(self, count: int, rule: str, tries: int, error: Exception | None) -> None:
         """Counts failures, and raises ValueError where they are too many."""

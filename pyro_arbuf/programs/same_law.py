@@ -28,8 +28,10 @@ def joined(parts: Sequence[Simulations]) -> Simulations:
 
 def _summaries(drawn: Simulations, like: Simulations) -> tuple[Tensor, Tensor]:
     """Numbers `(B, .)` that tell a data set's latents and outcomes, without heavy tails."""
-    y_loc, theta_loc = like.y.median(), like.latents.median(0).values
-    y_scale, theta_scale = (like.y - y_loc).abs().median(), like.latents.std(0)
+    pooled = like.y.flatten(0, 1)
+    y_loc, theta_loc = pooled.median(0).values, like.latents.median(0).values
+    y_scale, theta_scale = (pooled - y_loc).abs().median(0).values, like.latents.std(0)
+    y_scale = torch.where(y_scale > 0, y_scale, pooled.std(0))  # where most are equal, as choices and small counts are
     y = torch.asinh((drawn.y - y_loc) / y_scale.clamp(min=1e-12))  # (B, n, D_y)
     theta = torch.asinh((drawn.latents - theta_loc) / theta_scale.clamp(min=1e-12))
     products = torch.einsum("bnx,bny->bxy", drawn.x, y).flatten(1) / y.shape[1]

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.programs.inspect import inspect_program, no_inputs
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns
 from pyro_arbuf.programs.same_law import Simulations
@@ -33,7 +34,9 @@ class Simulator:
             constant 0).
         latents: Sites whose posterior is wanted, in order; the others are integrated out by simulation. `None` = all
             continuous sites outside plates.
-        outcome: The site of the outcome.
+        outcome: The site of the outcome: a number or a vector per trial, real numbers, counts or categories, by its
+            distribution. Several sites of one plate, `("choice", "rt")`, are the dimensions of one vector outcome, each
+            predicted given those before it.
         vectorized: `True` = the program is written for leading batch dimensions: it gets x `(S, n, D_x)`, its latents
             are `(S, 1, *shape)`, and it reads x[..., 0] and x.shape[-2]. Many data sets are simulated at once, each
             with inputs of its own; only shapes are checked, on a small run, so that data sets do not reach each other
@@ -50,11 +53,12 @@ class Simulator:
         notes: What was found in the program and its user should know, each a whole sentence with a remedy; each is
             also issued as a UserWarning when the simulator is made.
         integrated_out: Names of the other sites.
+        outcome_sites: What the outcome's sites are.
 
     Raises:
-        ValueError: If there is no such outcome or latent, or it is discrete, in a plate, or varies in shape or support;
-            if a site is observed, a latent constant, too many data sets fail, or the program does not run for many
-            data sets at once although `vectorized` says so.
+        ValueError: If there is no such outcome or latent, or the latent is discrete, in a plate, or varies in shape or
+            support; if a site is observed, a latent constant, too many data sets fail, or the program does not run for
+            many data sets at once although `vectorized` says so.
     """
 
     def __init__(
@@ -62,22 +66,28 @@ class Simulator:
         program: Program,
         inputs: Inputs | None = None,
         latents: Sequence[str] | None = None,
-        outcome: str = "y",
+        outcome: str | Sequence[str] = "y",
         vectorized: bool | None = None,
     ):
         found = inspect_program(program, inputs, latents, outcome, vectorized)
-        self.program, self.outcome = program, outcome
+        self.program, self.outcome_sites = program, found.outcome_sites
+        self.outcome = found.outcome_sites.columns
         self.inputs = no_inputs if inputs is None else inputs
         self.latents, self.integrated_out, self.single = found.latents, found.integrated_out, found.single
         self.dim_x, self.dim_y, self.nesting = found.dim_x, found.dim_y, found.nesting
         self.mode: Mode = found.mode
         self.mode_reason, self.notes = found.mode_reason, found.notes
-        self._runs = ProgramRuns(program, self.inputs, outcome, found.latents, found.dim_y, found.nesting)
+        self._runs = ProgramRuns(program, self.inputs, found.outcome_sites, found.latents, found.nesting)
         for note in self.notes:
             warnings.warn(note, UserWarning, stacklevel=2)
 
     def __repr__(self) -> str:
         return f"Simulator(latents={[s.name for s in self.latents]}, outcome={self.outcome!r}, mode={self.mode!r})"
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Kind of every outcome dimension, "real", "count" or "categorical(3)"; empty = all real."""
+        return self.outcome_sites.outcomes
 
     @property
     def simulated(self) -> int:
@@ -140,13 +150,13 @@ class Simulator:
                 )
         return density
 
-    def log_joint(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def log_joint(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Log density of the program at latents and an outcome, which needs the outcome's density.
 
         Args:
             values: All latents, `(S, *shape)` each, in their own supports.
             x: `(n, D_x)` inputs.
-            y: `(n,)` or `(n, D_y)` outcomes.
+            y: `(n,)` or `(n, D_y)` outcomes, or a dict of them by site.
 
         Returns:
             `(S,)` nats, in the space of the supports.
@@ -160,6 +170,7 @@ class Simulator:
                 f"the density of the program needs all its sites; {list(self.integrated_out)} are integrated out by "
                 "simulation, which has no density; name them among latents=[...], or write the program without them"
             )
+        y = stack_sites(y, self.outcome)
         event = () if self.dim_y is None else (self.dim_y,)
         length = 1 if self.single else len(x)
         if x.dim() != 2 or x.shape[1] != self.dim_x or len(x) != length or y.shape != (length, *event):
@@ -170,7 +181,7 @@ class Simulator:
     @torch.no_grad()
     def _log_density(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor | None) -> Tensor:
         home = torch.get_default_device()  # where the program makes its tensors
-        x, given = x.to(home), {} if y is None else {self.outcome: (y[0] if self.single else y).to(home)}
+        x, given = x.to(home), {} if y is None else self.outcome_sites.values(y.to(home))
         device, num_draws = values[self.latents[0].name].device, len(values[self.latents[0].name])
         values = {latent.name: values[latent.name].to(home) for latent in self.latents}
         if self.mode == "loop":

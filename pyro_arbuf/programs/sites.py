@@ -1,14 +1,14 @@
-"""What traces say of a program's sites: which are latents, what the outcome is; the rest is integrated out.
+"""What traces say of a program's sites: which are latents; what is neither that nor the outcome is integrated out.
 
 Knows nothing of models, and of no run but those in the traces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_arbuf.network.latents import Latent
@@ -44,57 +44,6 @@ def check_observed(traces: Sequence[Trace]) -> None:
                 )
 
 
-def read_outcome(outcome: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> tuple[bool, int | None]:
-    """Reads what the outcome is from runs of different numbers of trials.
-
-    Args:
-        outcome: Name of the site.
-        traces: Of the runs.
-        num_trials: Of each run.
-
-    Returns:
-        Whether a data set is one observation, without a dimension of trials; D_y, or `None` for a scalar outcome.
-
-    Raises:
-        ValueError: If there is no such site, or it is discrete, a series, or of another shape.
-    """
-    if any(outcome not in program_sites(trace) for trace in traces):
-        raise ValueError(
-            f"outcome must be a sample site of every run of the program; got {outcome!r}; it has "
-            f"{list(program_sites(traces[0]))}; name it with outcome=..., and draw it by pyro.sample"
-        )
-    sites = [nodes(trace)[outcome] for trace in traces]
-    if any(_is_discrete(site) for site in sites):
-        raise ValueError(
-            f"the outcome {outcome!r} must be continuous; its distribution is discrete: counts and choices need "
-            "another head"
-        )
-    event = Size(sites[0]["fn"].event_shape)
-    events = [tuple(site["fn"].event_shape) for site in sites]
-    if len(set(events)) > 1:
-        raise ValueError(
-            f"the trials of the outcome {outcome!r} must be independent given the latents and x, each a value of its "
-            f"own; got one event that grows with the number of trials, of shape {events[0]} for n = {num_trials[0]}, "
-            f"{events[1]} for n = {num_trials[1]}; if they are independent, draw them inside "
-            'pyro.plate("trials", x.shape[-2]) without to_event; a series, whose trials depend on each other, is not '
-            "supported yet"
-        )
-    shapes = [tuple(site["value"].shape) for site in sites]
-    single = all(shape == event for shape in shapes)
-    if len(event) > 1:
-        raise ValueError(
-            f"the outcome {outcome!r} must be a number or a vector per trial; got an event of shape {tuple(event)}; "
-            f"flatten it to a vector of {event.numel()} and draw that with .to_event(1)"
-        )
-    if not (single or shapes == [(n, *event) for n in num_trials]):
-        raise ValueError(
-            f"the outcome {outcome!r} must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's shape for "
-            f"one observation; got {shapes[0]} for n = {num_trials[0]}, {shapes[1]} for n = {num_trials[1]}; draw it "
-            'inside pyro.plate("trials", x.shape[-2]), where its trials are independent given the latents and x'
-        )
-    return single, event[0] if event else None
-
-
 def is_of_trials(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> bool:
     """Whether a site has one value for each trial: its last batch dimension has their number in every run."""
     sites = [nodes(trace).get(name) for trace in traces]
@@ -119,7 +68,7 @@ def may_be_latent(name: str, traces: Sequence[Trace]) -> bool:
     return all(site and not _is_discrete(site) and site["value"].shape == site["fn"].event_shape for site in sites)
 
 
-def continuous_latents(outcome: str, trace: Trace) -> list[str]:
+def continuous_latents(outcome: Collection[str], trace: Trace) -> list[str]:
     """Names of all continuous sites outside plates but the outcome.
 
     Raises:
@@ -127,8 +76,8 @@ def continuous_latents(outcome: str, trace: Trace) -> list[str]:
     """
     names, inside = [], []
     for name, site in program_sites(trace).items():
-        if name == outcome or any(frame.vectorized for frame in site["cond_indep_stack"]):
-            inside += [name] if name != outcome else []
+        if name in outcome or any(frame.vectorized for frame in site["cond_indep_stack"]):
+            inside += [name] if name not in outcome else []
             continue
         if not _is_discrete(site):
             names.append(name)
@@ -145,12 +94,12 @@ def continuous_latents(outcome: str, trace: Trace) -> list[str]:
     return names
 
 
-def read_latents(names: Sequence[str] | None, outcome: str, traces: Sequence[Trace]) -> tuple[Latent, ...]:
+def read_latents(names: Sequence[str] | None, outcome: Collection[str], traces: Sequence[Trace]) -> tuple[Latent, ...]:
     """Reads latents, not yet standardised, from several runs.
 
     Args:
         names: Of the sites, in order; `None` = all continuous sites outside plates.
-        outcome: Name of the outcome's site.
+        outcome: Names of the outcome's sites.
         traces: Of the runs.
 
     Raises:
@@ -174,14 +123,14 @@ def batch_dimensions(traces: Sequence[Trace]) -> int:
     return max([1] + [-frame.dim for frame in frames if frame.vectorized])
 
 
-def read_latent(name: str, outcome: str, traces: Sequence[Trace]) -> Latent:
+def read_latent(name: str, outcome: Collection[str], traces: Sequence[Trace]) -> Latent:
     """Reads a latent, not yet standardised, from several runs.
 
     Raises:
         ValueError: If it is no latent site of every run, discrete, in a plate, or varies in shape or support.
     """
-    known = [known for known in program_sites(traces[0]) if known != outcome]
-    if name == outcome or any(name not in program_sites(trace) for trace in traces):
+    known = [known for known in program_sites(traces[0]) if known not in outcome]
+    if name in outcome or any(name not in program_sites(trace) for trace in traces):
         raise ValueError(f"latents must be latent sites of every run of the program; got {name!r}; it has {known}")
     sites = [nodes(trace)[name] for trace in traces]
     if any(_is_discrete(site) for site in sites):
@@ -204,7 +153,7 @@ def read_latent(name: str, outcome: str, traces: Sequence[Trace]) -> Latent:
     return found.pop()
 
 
-def _support(site: Site) -> constraints.Constraint | None:
+def support_of(site: Site) -> constraints.Constraint | None:
     """The support of a site's distribution; `None` = it does not say."""
     try:
         return site["fn"].support
@@ -213,12 +162,12 @@ def _support(site: Site) -> constraints.Constraint | None:
 
 
 def _is_discrete(site: Site) -> bool:
-    support = _support(site)
+    support = support_of(site)
     return not site["value"].is_floating_point() if support is None else support.is_discrete
 
 
 def _latent(name: str, site: Site) -> Latent:
-    support, shape = _support(site), tuple(site["fn"].event_shape)
+    support, shape = support_of(site), tuple(site["fn"].event_shape)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if support is constraints.real:

@@ -7,7 +7,7 @@ import dataclasses
 
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe
-from pyro_arbuf.programs.configuration import check_program, program_config
+from pyro_arbuf.programs.configuration import check_program, outcome_names, program_config
 from pyro_arbuf.programs.program_batches import ProgramSource, make_bank
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.training.sources import PriorSource
@@ -80,7 +80,7 @@ def find_simulator(net: ArBufferModel, program: Program | Simulator | None = Non
                 f"the network was trained with inputs (dim_x = {config.dim_x}, x_range = {config.x_range}), and a "
                 "program alone does not say how to draw them; pass program=pyro_arbuf.Simulator(program, inputs)"
             )
-        simulator = Simulator(program, known[0] if known else None, net.latents, config.outcome)
+        simulator = Simulator(program, known[0] if known else None, net.latents, outcome_names(config))
     elif isinstance(net.simulator, Simulator):
         simulator = net.simulator
     elif config.prior in shipped_programs():

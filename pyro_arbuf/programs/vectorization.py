@@ -1,28 +1,32 @@
 """Whether a program gives the same data sets many at once as one by one, and what differs where it does not.
 
 Three kinds of checks: densities of all sites of a run of many, put into single runs; where those say nothing, what
-changes when one input or latent does, under the same seed; moments of the simulations. Knows nothing of models.
+changes when one input or latent does, under the same seed; moments of the simulations. Where an outcome is discrete,
+its log probabilities change although its values seldom do. Knows nothing of models.
 """
 
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from pyro.poutine import Trace
 from torch import Size, Tensor
 
+from pyro_arbuf.network.outcomes import outcome_of
+from pyro_arbuf.programs.outcome import REAL, OutcomeSite
 from pyro_arbuf.programs.runs import Mode, ProgramRuns, first_line, probe
 from pyro_arbuf.programs.same_law import independent, same_law
 from pyro_arbuf.programs.sites import program_sites
 from pyro_arbuf.random_state import NoiseByLine, seeded
 from pyro_arbuf.workflow.at_once import NOT_AT_ONCE, explained
-from pyro_arbuf.workflow.trace_sites import nodes
+from pyro_arbuf.workflow.trace_sites import Site, nodes
 
 NUM_COMPARED, RUN_SIZE = 256, 16
 NUM_AT_ONCE = 11  # data sets of the runs whose shapes and densities are compared
 NUM_TRIALS = 7
+SEEDS_OF_VALUES, LEAST_OF_VALUES = 16, 8  # where discrete values alone show an influence: by that many changes
 MOST_NATS, MOST_RELATIVE = 3e-3, 1e-4  # per trial, between densities; rounding is far below, a wrong input far above
 TRIED = (*NOT_AT_ONCE, ArithmeticError)  # what a try may raise: the last says that a data set failed, as some may
 OR_DRAWS = "or changed how many random numbers are drawn"
@@ -37,12 +41,11 @@ ONE_BY_ONE = (
 LABELS: dict[Mode, str] = {"inputs": "with inputs of their own", "datasets": "with the same inputs for all of them"}
 
 
-def choose_mode(runs: ProgramRuns, single: bool, vectorized: bool | None) -> tuple[Mode, str]:
+def choose_mode(runs: ProgramRuns, vectorized: bool | None) -> tuple[Mode, str]:
     """How many data sets are run at once, each with its inputs, all with the same, or one by one; and why.
 
     Args:
         runs: The program.
-        single: Whether a data set is one observation.
         vectorized: What the user says: `True` = many, each with its inputs; `False` = one by one; `None` = found out.
 
     Returns:
@@ -53,11 +56,11 @@ def choose_mode(runs: ProgramRuns, single: bool, vectorized: bool | None) -> tup
     """
     if vectorized is None:
         with explained(ONE_BY_ONE):
-            return find_mode(runs, single)
+            return find_mode(runs)
     if not vectorized:
         return "loop", "Data sets are simulated one by one, as vectorized=False says."
     with seeded(0), explained(ONE_BY_ONE):
-        fault = _fault_of_shapes(runs, single)
+        fault = _fault_of_shapes(runs)
     if fault is not None:
         ones = ", ".join("S" if i == 0 else "1" for i in range(1 + runs.nesting))
         raise ValueError(
@@ -68,9 +71,9 @@ def choose_mode(runs: ProgramRuns, single: bool, vectorized: bool | None) -> tup
     return "inputs", "Many data sets are simulated at once, each with inputs of its own, as vectorized=True says."
 
 
-def find_mode(runs: ProgramRuns, single: bool) -> tuple[Mode, str]:
+def find_mode(runs: ProgramRuns) -> tuple[Mode, str]:
     """The fastest mode that gives what single runs give, and its reason as a sentence."""
-    num_trials = 1 if single else NUM_TRIALS
+    num_trials = 1 if runs.outcome.single else NUM_TRIALS
     faults = []
     for mode, label in LABELS.items():
         fault = _fault(runs, mode, num_trials)
@@ -82,9 +85,9 @@ def find_mode(runs: ProgramRuns, single: bool) -> tuple[Mode, str]:
     return "loop", f"Data sets are simulated one by one, which is slow, because {'; '.join(faults)}."
 
 
-def _fault_of_shapes(runs: ProgramRuns, single: bool) -> str | None:
+def _fault_of_shapes(runs: ProgramRuns) -> str | None:
     """What is wrong with the shapes of runs of many data sets, each with its inputs; `None` = nothing."""
-    if not single:
+    if not runs.outcome.single:
         trace, fault = _run_many(runs, runs.draw_inputs(NUM_AT_ONCE, NUM_TRIALS, "inputs"), "inputs")
         fault = fault if trace is None else _shape_fault(runs, trace, NUM_TRIALS)
         if fault is not None or _needs_several_trials(runs):
@@ -128,7 +131,8 @@ def _run_many(runs: ProgramRuns, x: Tensor, mode: Mode) -> tuple[Trace | None, s
     for _ in range(3):
         try:
             trace = runs.run(x if mode == "inputs" else x[0], len(x))
-            if runs.outcome in nodes(trace) and bool(torch.isfinite(nodes(trace)[runs.outcome]["value"]).all()):
+            sites = [nodes(trace).get(name) for name in runs.outcome.names]
+            if all(site and bool(torch.isfinite(site["value"]).all()) for site in sites):
                 break
         except TRIED as error:  # it runs alone, so it cannot run this way
             fault = f"it raised {type(error).__name__} ({first_line(error)})"
@@ -138,7 +142,8 @@ def _run_many(runs: ProgramRuns, x: Tensor, mode: Mode) -> tuple[Trace | None, s
 def _shape_fault(runs: ProgramRuns, trace: Trace, num_trials: int) -> str | None:
     lead = (NUM_AT_ONCE, *(1,) * runs.nesting)
     expected: dict[str, tuple[int, ...]] = {latent.name: (*lead, *latent.shape) for latent in runs.latents}
-    expected[runs.outcome] = (*lead[:-1], num_trials, *(() if runs.dim_y is None else (runs.dim_y,)))
+    for site in runs.outcome.sites:
+        expected[site.name] = (*lead[:-1], num_trials, *(() if site.size is None else (site.size,)))
     for name, shape in expected.items():
         got = tuple(nodes(trace)[name]["value"].shape) if name in nodes(trace) else "no such site"
         if got != shape:
@@ -185,9 +190,9 @@ def _density_fault(runs: ProgramRuns, trace: Trace, x: Tensor, mode: Mode) -> st
     except TRIED as error:
         return f"its values raised {type(error).__name__} in a single run ({first_line(error)})"
     many = log_densities(sites)
-    if not all(_usable(runs.outcome, *pair) for pair in zip(alone, again + alone[2:], strict=True)):
+    if not all(_usable(runs.outcome.names, *pair) for pair in zip(alone, again + alone[2:], strict=True)):
         values = {latent.name: sites[latent.name]["value"].reshape(len(x), *latent.shape) for latent in runs.latents}
-        return _influence_fault(runs, values, x, mode)
+        return _influence_fault(runs, values, x, mode, _shows_all(runs, trace, x.shape[1]))
     for name in names:
         if name not in many or any(name not in one for one in alone):
             continue
@@ -201,9 +206,9 @@ def _density_fault(runs: ProgramRuns, trace: Trace, x: Tensor, mode: Mode) -> st
     return None
 
 
-def _usable(outcome: str, one: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> bool:
-    """Whether the outcome has a density, and all densities are functions of the values of sites."""
-    finite = outcome in one and bool(torch.isfinite(one[outcome]).all())
+def _usable(outcome: Sequence[str], one: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> bool:
+    """Whether the outcome's sites have a density, and all densities are functions of the values of sites."""
+    finite = all(name in one and bool(torch.isfinite(one[name]).all()) for name in outcome)
     return finite and one.keys() == again.keys() and all(torch.equal(one[name], again[name]) for name in one)
 
 
@@ -220,47 +225,80 @@ def log_densities(sites: Mapping[str, dict]) -> dict[str, Tensor]:
     return found
 
 
-def _influence_fault(runs: ProgramRuns, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> str | None:
+def _influence_fault(
+    runs: ProgramRuns, values: Mapping[str, Tensor], x: Tensor, mode: Mode, shows_all: bool
+) -> str | None:
     """Compares what changes, under the same seed, with one trial's inputs or one data set's latents.
 
-    Over some trials, data sets and seeds, as a single outcome need not show a change. A loop over torch's random calls
-    may end earlier for other inputs. A program whose numbers the seed does not fix cannot be compared, and is found at
-    fault; so is one that draws more or fewer of them by other means.
+    Over some trials, data sets and seeds, as a single outcome need not show a change; over many seeds where discrete
+    values alone can show it. A loop over torch's random calls may end earlier for other inputs. A program whose numbers
+    the seed does not fix cannot be compared, and is found at fault; so is one that draws more or fewer of them by other
+    means.
     """
 
-    def outcomes(seed: int, given: Mapping[str, Tensor], x: Tensor, way: Mode) -> Tensor:
+    def shown(seed: int, given: Mapping[str, Tensor], x: Tensor, way: Mode) -> Tensor:
         with seeded(seed), NoiseByLine():
-            return runs.outcomes(given, x, way)
+            return torch.cat([_shown(runs, trace, x.shape[1]) for trace in runs.traces(given, x, way)])
 
-    found = {"itself": [False, False], "siblings": [False, False], "latents": [False, False]}  # alone, many
+    found = {"itself": [0, 0], "siblings": [0, 0], "latents": [0, 0]}  # changes: alone, many
     num_trials = x.shape[1]
-    for seed, b, trial in itertools.product((0, 1), (1, len(x) - 2), {0, num_trials // 2, num_trials - 1}):
+    num_seeds, least = (2, 1) if shows_all else (SEEDS_OF_VALUES, LEAST_OF_VALUES)
+    trials = {0, num_trials // 2, num_trials - 1}
+    for seed, b, trial in itertools.product(range(num_seeds), (1, len(x) - 2), trials):
         moved = _with_other_inputs(x, b, trial, mode)
         swapped = {name: value.index_copy(0, torch.tensor([b]), value[b - 1 : b]) for name, value in values.items()}
         for k, rows in enumerate((slice(b, b + 1), slice(None))):
             way, one = ("loop", 0) if k == 0 else (mode, b)
             given, other = ({name: value[rows] for name, value in each.items()} for each in (values, swapped))
             try:
-                y = outcomes(seed, given, x[rows], way)
-                if seed == trial == 0 and bool(_changed(y, outcomes(seed, given, x[rows], way)).any()):
+                y = shown(seed, given, x[rows], way)
+                if seed == trial == 0 and bool(_changed(y, shown(seed, given, x[rows], way)).any()):
                     return UNSEEDED
-                of_inputs = _changed(y, outcomes(seed, given, moved[rows], way))
-                of_latents = _changed(y, outcomes(seed, other, x[rows], way))
+                of_inputs = _changed(y, shown(seed, given, moved[rows], way))
+                of_latents = _changed(y, shown(seed, other, x[rows], way))
             except TRIED as error:
                 return f"it raised {type(error).__name__} for other inputs or latents ({first_line(error)})"
-            found["itself"][k] |= bool(of_inputs[one, trial])
-            found["latents"][k] |= bool(of_latents[one].any())
+            found["itself"][k] += bool(of_inputs[one, trial])
+            found["latents"][k] += bool(of_latents[one].any())
             of_inputs[:, trial] &= mode == "inputs"  # of all data sets where they share them
             of_inputs[one, trial] = False
-            found["siblings"][k] |= bool(of_inputs.any())
+            found["siblings"][k] += bool(of_inputs.any())
             of_latents[one] = False
             if of_latents.any():
                 return f"the latents of one data set reached others, {OR_DRAWS}"
-    if found["siblings"][0] != found["siblings"][1]:
-        return f"the inputs of one trial reached others, {OR_DRAWS}"
-    if found["itself"][0] != found["itself"][1]:
-        return "the inputs of a trial did not reach it"
-    return None if found["latents"][0] == found["latents"][1] else "the latents of a data set did not reach it"
+    reasons = {"siblings": f"the inputs of one trial reached others, {OR_DRAWS}"}
+    reasons |= {"itself": "the inputs of a trial did not reach it"}
+    reasons |= {"latents": "the latents of a data set did not reach it"}
+    return next((text for name, text in reasons.items() if min(found[name]) == 0 and max(found[name]) >= least), None)
+
+
+def _shown(runs: ProgramRuns, trace: Trace, num_trials: int) -> Tensor:
+    """What of a run's outcomes shows an influence, `(S, n, .)`: log probabilities of discrete ones, or their values."""
+    parts = [runs.outcome.numbers(trace, num_trials).double()]
+    sizes = [site.size or 1 for site in runs.outcome.sites]
+    columns = dict(zip(runs.outcome.names, parts[0].split(sizes, -1), strict=True))
+    found = [_log_masses(site, nodes(trace)[site.name], num_trials) for site in runs.outcome.sites]
+    shown = [columns[s.name] if part is None else part for s, part in zip(runs.outcome.sites, found, strict=True)]
+    return torch.cat(shown, -1)
+
+
+def _shows_all(runs: ProgramRuns, trace: Trace, num_trials: int) -> bool:
+    """Whether every discrete site of the outcome has log probabilities, which show any influence."""
+    sites = (site for site in runs.outcome.sites if site.kind != REAL)
+    return all(_log_masses(site, nodes(trace)[site.name], num_trials) is not None for site in sites)
+
+
+def _log_masses(outcome: OutcomeSite, site: Site, num_trials: int) -> Tensor | None:
+    """Log probabilities `(S, n, .)` of some values of a discrete site; `None` = it is none, or they are not finite."""
+    if outcome.kind == REAL:
+        return None
+    number = outcome_of(outcome.kind).num_categories or 2  # of counts, 0 and 1
+    try:
+        found = [site["fn"].log_prob(torch.full_like(site["value"], k)).double() for k in range(number)]
+    except (NotImplementedError, ValueError):  # no density, or a value outside the support where that is checked
+        return None
+    masses = torch.stack([part.reshape(-1, num_trials) for part in found], -1)
+    return masses if bool(masses.isfinite().all()) else None
 
 
 def _with_other_inputs(x: Tensor, b: int, trial: int, mode: Mode) -> Tensor:
@@ -273,6 +311,7 @@ def _with_other_inputs(x: Tensor, b: int, trial: int, mode: Mode) -> Tensor:
 
 
 def _changed(before: Tensor, after: Tensor) -> Tensor:
-    """Which outcomes `(S, n)` are not the same, by more than rounding."""
-    spread = (before - before.median()).abs().median()
+    """Which outcomes `(S, n)`, of `(S, n, .)`, are not the same, by more than rounding."""
+    every = before.flatten(0, 1)
+    spread = (every - every.median(0).values).abs().median(0).values
     return ((before - after).abs() > 1e-5 * spread).any(-1)
