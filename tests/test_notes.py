@@ -97,7 +97,7 @@ def test_site_of_the_prior_or_of_single_trials_leaves_trials_independent():
     assert notes(hyperprior, inputs, ["slope"]) == ()
 
 
-@pytest.mark.parametrize("name", ["gaussian", "ddm", "multisensory-rho1", "multisensory-rho43"])
+@pytest.mark.parametrize("name", ["gaussian", "ddm", "multisensory-rho1", "multisensory-rho43", "psychometric"])
 def test_shipped_programs_have_independent_trials(name):
     assert simulator_of(name).notes == ()
 

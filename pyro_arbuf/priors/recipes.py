@@ -15,6 +15,7 @@ from pyro_arbuf.priors.gaussian import gaussian
 from pyro_arbuf.priors.gaussian_linear import gaussian_linear
 from pyro_arbuf.priors.gp import gp_1d, gp_1d_noisy
 from pyro_arbuf.priors.multisensory import draw_trials, multisensory_rho1, multisensory_rho43
+from pyro_arbuf.priors.psychometric import draw_intensities, psychometric
 from pyro_arbuf.priors.sawtooth import sawtooth
 from pyro_arbuf.priors.two_moons import two_moons
 from pyro_arbuf.training.sources import Prior
@@ -62,6 +63,7 @@ RECIPES: dict[str, Recipe] = {
     "ddm": ProgramRecipe(ddm, draw_coherence, (0, 400), posterior_share=0.7),
     "multisensory-rho1": ProgramRecipe(multisensory_rho1, draw_trials, (0, 400), posterior_share=0.3),
     "multisensory-rho43": ProgramRecipe(multisensory_rho43, draw_trials, (0, 400), posterior_share=0.3),
+    "psychometric": ProgramRecipe(psychometric, draw_intensities, (0, 400)),
     "two-moons": ProgramRecipe(two_moons, None, (0, 1), 100_000),
     "gaussian-linear": ProgramRecipe(gaussian_linear, None, (0, 1), 100_000),
 }
