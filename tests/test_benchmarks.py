@@ -70,6 +70,30 @@ def test_sbi_prints_a_table_and_one_line_of_json(benchmark, capsys):
     assert sum(row.startswith("| ") for row in table) >= 10
 
 
+def test_reference_of_pairs_is_the_mean_likelihood_under_the_prior(benchmark):
+    outcomes = benchmark("outcomes")
+    torch.manual_seed(0)
+    y = outcomes.law_of_pairs(torch.tensor(0.7)).sample((6,))
+    exact, rho = outcomes.exact_pair(y), 2 * torch.rand(100_000, dtype=torch.float64) - 1
+    likelihood = outcomes.law_of_pairs(rho).log_prob(y.double()[:, None]).sum(0)
+    weights = (likelihood - likelihood.max()).exp()
+    error = weights.std() / weights.mean() / len(rho) ** 0.5
+    assert abs(exact.log_evidence - (weights.mean().log() + likelihood.max())) < 5 * error
+    assert abs(exact.sample(20_000).mean() - (weights * rho).sum() / weights.sum()) < 0.02
+
+
+@pytest.mark.slow
+def test_outcomes_goes_on_where_it_was_stopped(benchmark, capsys, tmp_path):
+    outcomes = benchmark("outcomes")
+    outcomes.main("pair", tmp_path, minutes=0.02, num_sets=1, small=True)
+    first = (tmp_path / "pair" / "scores.jsonl").read_text()
+    capsys.readouterr()
+    outcomes.main("pair", tmp_path, minutes=0.02, num_sets=2, small=True)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    assert (tmp_path / "pair" / "scores.jsonl").read_text().startswith(first)
+    assert len(json.loads(line)["c2st"]) == 2 and any(row.startswith("| evidence RMSE, 2 sets") for row in table)
+
+
 @pytest.mark.slow
 def test_imports_prints_a_table_and_one_line_of_json(benchmark, capsys):
     benchmark("imports").main(repeats=1)
