@@ -37,7 +37,7 @@ def make_context(
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
     check_mode(model)
-    y = [stack_sites(each, config.outcome) for each in y] if _is_list(y) else stack_sites(y, config.outcome)
+    y = _stacked(y, config)
     given = [t for v in (x, y) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
     x, y, context_len, batch_shape = _flat_pairs(model, x, y)
@@ -60,6 +60,13 @@ def make_context(
             context_len = context_len.view(batch_shape).expand(shape).flatten() + len(locations)
         batch_shape = shape
     return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked)
+
+
+def _stacked(y: object, config: ModelConfig) -> Any:
+    """Outcomes, those that are given by site as tensors; the rest is checked later."""
+    if _is_list(y):
+        return [stack_sites(each, config.outcome) for each in y]
+    return stack_sites(y, config.outcome)
 
 
 def _flat_pairs(
