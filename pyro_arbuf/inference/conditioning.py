@@ -37,10 +37,10 @@ def make_context(
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
     check_mode(model)
-    y = _stacked(y, config)
-    given = [t for v in (x, y) for t in (v if _is_list(v) else (v,))]
+    outcomes = _stacked(y, config)
+    given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-    x, y, context_len, batch_shape = _flat_pairs(model, x, y)
+    x, y, context_len, batch_shape = _flat_pairs(model, x, outcomes)
     numbers, names = check_latents(latents or {}, model)
     tracked = tracked or numbers.requires_grad
     shape = broadcast_batches({"x and y": batch_shape, "latents": numbers.shape[:-1]})

@@ -14,6 +14,7 @@ from pyro_arbuf.network.embedding import Embedder
 from pyro_arbuf.network.heads import GaussianMixtureHead, Head, make_head
 from pyro_arbuf.network.latents import FINEST
 from pyro_arbuf.network.predictives import LatentsAmongOutcomes, Predictive
+from pyro_arbuf.network.tracing import is_traced
 
 
 class Network(nn.Module):
@@ -144,7 +145,10 @@ class Network(nn.Module):
             return outcome
         at_latent = (self.embedder.location(embedded_target) > 0).unsqueeze(-1)
         latent = self.latent_head(features).affine(loc[..., :1], scale[..., :1])
-        return LatentsAmongOutcomes(at_latent, latent, outcome)
+        # Where a value may decide without waiting for a device; asking an outcome's head for nothing can cost more
+        # than the rest.
+        latents_only = at_latent.device.type == "cpu" and not is_traced() and bool(at_latent.all())
+        return LatentsAmongOutcomes(at_latent, latent, outcome, latents_only)
 
     def score(self, batch: Batch) -> Tensor:
         """Teacher-forced log densities, by the same functions as everything else.

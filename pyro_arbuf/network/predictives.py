@@ -237,10 +237,11 @@ class LatentsAmongOutcomes:
         at_latent: `(*batch, 1)` bool, which targets are latents.
         latent: Of the latents, batch shape `(*batch, 1)`; means nothing elsewhere.
         outcome: Of the other targets, batch shape `(*batch, D_y)`; means nothing at latents.
+        latents_only: Whether all targets are known to be latents, so that the outcome's predictive is never asked.
     """
 
-    def __init__(self, at_latent: Tensor, latent: Predictive, outcome: Predictive):
-        self.at_latent, self.latent, self.outcome = at_latent, latent, outcome
+    def __init__(self, at_latent: Tensor, latent: Predictive, outcome: Predictive, latents_only: bool = False):
+        self.at_latent, self.latent, self.outcome, self.latents_only = at_latent, latent, outcome, latents_only
 
     @property
     def first(self) -> Predictive:
@@ -252,8 +253,9 @@ class LatentsAmongOutcomes:
         """Whether draws of outcomes have a derivative; those of latents have one."""
         return self.outcome.has_implicit_draw
 
-    def _either(self, latent: Tensor, outcome: Tensor) -> Tensor:
-        return torch.where(self.at_latent, F.pad(latent, (0, outcome.shape[-1] - 1)), outcome)
+    def _either(self, latent: Tensor, outcome: Callable[[], Tensor]) -> Tensor:
+        padded = F.pad(latent, (0, self.batch_shape[-1] - 1))
+        return padded if self.latents_only else torch.where(self.at_latent, padded, outcome())
 
     @property
     def batch_shape(self) -> Size:
@@ -268,53 +270,54 @@ class LatentsAmongOutcomes:
     @property
     def mean(self) -> Tensor:
         """Mean `(*batch, D_y)`."""
-        return self._either(self.latent.mean, self.outcome.mean)
+        return self._either(self.latent.mean, lambda: self.outcome.mean)
 
     @property
     def variance(self) -> Tensor:
         """Variance `(*batch, D_y)`."""
-        return self._either(self.latent.variance, self.outcome.variance)
+        return self._either(self.latent.variance, lambda: self.outcome.variance)
 
     def expand(self, batch_shape: Size) -> "LatentsAmongOutcomes":
         """The same predictives with a larger batch shape, nothing copied."""
         single = Size((*batch_shape[:-1], 1))
         parts = (self.latent.expand(single), self.outcome.expand(batch_shape))
-        return LatentsAmongOutcomes(self.at_latent.expand(single), *parts)
+        return LatentsAmongOutcomes(self.at_latent.expand(single), *parts, self.latents_only)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "LatentsAmongOutcomes":
         """The same predictives in another arrangement of the batch, as for `GaussianMixture`."""
         at_latent = change(self.at_latent.unsqueeze(-1)).squeeze(-1)
-        return LatentsAmongOutcomes(at_latent, self.latent.map(change), self.outcome.map(change))
+        parts = (self.latent.map(change), self.outcome.map(change))
+        return LatentsAmongOutcomes(at_latent, *parts, self.latents_only)
 
     def affine(self, loc: Tensor, scale: Tensor) -> "LatentsAmongOutcomes":
         """The predictives of loc + scale * y, of positive scale; both broadcast to `(*batch, D_y)`."""
-        latent = self.latent.affine(loc[..., :1], scale[..., :1])
-        return LatentsAmongOutcomes(self.at_latent, latent, self.outcome.affine(loc, scale))
+        parts = (self.latent.affine(loc[..., :1], scale[..., :1]), self.outcome.affine(loc, scale))
+        return LatentsAmongOutcomes(self.at_latent, *parts, self.latents_only)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density `(*batch, D_y)` in nats."""
-        return self._either(self.latent.log_prob(value[..., :1]), self.outcome.log_prob(value))
+        return self._either(self.latent.log_prob(value[..., :1]), lambda: self.outcome.log_prob(value))
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function `(*batch, D_y)`."""
-        return self._either(self.latent.cdf(value[..., :1]), self.outcome.cdf(value))
+        return self._either(self.latent.cdf(value[..., :1]), lambda: self.outcome.cdf(value))
 
     def below(self, value: Tensor) -> Tensor:
         """Probability `(*batch, D_y)` of a smaller value."""
-        return self._either(self.latent.below(value[..., :1]), self.outcome.below(value))
+        return self._either(self.latent.below(value[..., :1]), lambda: self.outcome.below(value))
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantiles `(*batch, D_y)` of probabilities in (0, 1)."""
         first = value[..., :1] if isinstance(value, Tensor) and value.dim() else value
-        return self._either(self.latent.icdf(first), self.outcome.icdf(value))
+        return self._either(self.latent.icdf(first), lambda: self.outcome.icdf(value))
 
     def draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
         """The samples `(*batch, D_y)` that given noise `(*batch, D_y)` stands for."""
         latent = self.latent.draw(uniform[..., :1], normal[..., :1])
-        return self._either(latent, self.outcome.draw(uniform, normal))
+        return self._either(latent, lambda: self.outcome.draw(uniform, normal))
 
     def implicit_draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
         """`draw` with a gradient, where outcomes have none that of the latents alone."""
         latent = self.latent.implicit_draw(uniform[..., :1], normal[..., :1])
         draw = self.outcome.implicit_draw if self.outcome.has_implicit_draw else self.outcome.draw
-        return self._either(latent, draw(uniform, normal))
+        return self._either(latent, lambda: draw(uniform, normal))
