@@ -1,27 +1,22 @@
-"""Networks of programs whose outcomes are choices, counts or pairs, against exact answers.
+"""The network of the psychometric function against its exact posterior and evidence on a grid.
 
-    python benchmarks/choices.py psychometric      # posterior and evidence of the shipped network against a grid
-    python benchmarks/choices.py poisson           # eight minutes of training on a Poisson regression
-    python benchmarks/choices.py choice-rt         # the same on choices with response times, the ddm with both sites
+    python benchmarks/choices.py
 
-C2ST as in sbi.py, with 10,000 draws against 10,000 (choice-rt: 1,000 against 1,000 of NUTS), mean over data sets.
+C2ST as in sbi.py, with 10,000 draws against 10,000, mean over data sets.
 Real choices of graded stimuli: two monkeys of Roitman and Shadlen (2002), from the data of the tutorials.
 """
 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import pyro
 import torch
 import tyro
 from joblib import Parallel, delayed
-from poisson_regression import draw_predictors, poisson_regression, reference_posterior
-from pyro import poutine
 from sbi import (
-    NUM_DRAWS,
     SEED,
     Row,
     c2st,
@@ -30,7 +25,6 @@ from sbi import (
     posterior_draws,
     quiet,
     report,
-    run_nuts,
     shown,
     stack,
 )
@@ -38,11 +32,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_arbuf
-from pyro_arbuf import ArBufferModel, amortize, log_evidence
-from pyro_arbuf.priors.ddm import ddm, ddm_choice_rt, draw_coherence
+from pyro_arbuf import ArBufferModel, log_evidence
 from pyro_arbuf.priors.psychometric import LATENTS, draw_intensities, exact_posterior, psychometric
 from pyro_arbuf.random_state import seeded
 
+NAME = "psychometric"
 NUM_TRIALS = 100
 MANY_DRAWS = 10_000
 DATA = Path(__file__).parent.parent / "tutorials" / "data" / "roitman_shadlen_2002.csv"
@@ -143,75 +137,29 @@ def bench_psychometric(net: ArBufferModel, num_sets: int, jobs: int) -> tuple[li
     return rows, {"c2st": mean_se(values), "evidence_rmse": {"psychometric": rmse}, "all": [values, errors.tolist()]}
 
 
-def bench_poisson(num_sets: int, minutes: float) -> tuple[list[Row], dict[str, object]]:
-    """`amortize` on a Poisson regression with three predictors."""
-    net = amortize(poisson_regression, inputs=draw_predictors, num_context=(0, NUM_TRIALS), minutes=minutes)
-    sets = list(zip(*simulate(poisson_regression, draw_predictors, num_sets, NUM_TRIALS), strict=True))
-    scores, k_hats, errors = [], [], []
-    for i, (x, y) in enumerate(tqdm(sets, desc="data sets", leave=False)):
-        with seeded(SEED + i):
-            draws = stack(posterior_draws(net, x, y, MANY_DRAWS), ("intercept", "weights"))
-        reference = reference_posterior(x, y, MANY_DRAWS, seed=SEED + i)
-        scores.append(c2st(draws.double(), reference.draws))
-        k_hats.append(reference.k_hat)
-        errors.append(log_evidence(net, x, y).value.item() - reference.log_evidence)
-    rmse = torch.tensor(errors).square().mean().sqrt().item()
-    rows = [
-        (f"Poisson, {minutes:g} minutes: posterior C2ST, {num_sets} sets of {NUM_TRIALS}", shown(scores), "<= 0.70"),
-        ("evidence RMSE (nats)", f"{rmse:.2f}", ""),
-        ("k-hat of the reference, at most", f"{max(k_hats):.2f}", "< 0.5"),
-    ]
-    return rows, {"c2st": mean_se(scores), "rmse": rmse, "all": scores}
-
-
-def bench_choice_rt(num_sets: int, minutes: float) -> tuple[list[Row], dict[str, object]]:
-    """`amortize` on choices with response times; the exact posterior is that of signed response times."""
-    outcome = ("choice", "rt")
-    net = amortize(ddm_choice_rt, draw_coherence, outcome=outcome, num_context=(0, NUM_TRIALS), minutes=minutes)
-    sets = list(zip(*simulate(ddm_choice_rt, draw_coherence, num_sets, NUM_TRIALS), strict=True))
-    scores = []
-    for i, (x, choice, rt) in enumerate(tqdm(sets, desc="data sets", leave=False)):
-        with seeded(SEED + i):
-            exact = poutine.condition(ddm, {"y": ((2 * choice - 1) * rt).double()})
-            reference = run_nuts(exact, 500, 2 * NUM_DRAWS, x.double(), jit=True)
-            draws = posterior_draws(net, x, torch.stack([choice, rt], -1))
-        scores.append(c2st(stack(draws, net.latents).double(), stack(reference, net.latents)))
-    label = f"choice and response time, {minutes:g} minutes: posterior C2ST, {num_sets} sets of {NUM_TRIALS}"
-    return [(label, shown(scores), "<= 0.70")], {"c2st": mean_se(scores), "all": scores}
-
-
 def main(
-    what: Annotated[Literal["psychometric", "poisson", "choice-rt"], tyro.conf.Positional],
     num_sets: int = 20,
-    minutes: float = 8.0,
     models: Path | None = None,
     update_card: bool = False,
     threads: int | None = None,
     jobs: int = 1,
 ) -> None:
-    """Measures networks of choices, counts and pairs against exact answers.
+    """Measures the network of the psychometric function against a grid.
 
     Args:
-        what: Which.
         num_sets: Data sets.
-        minutes: Of training, for poisson and choice-rt.
         models: Folder to load psychometric from instead of the shipped one.
         update_card: Write the table into the shipped model's card, between its markers.
         threads: CPU threads.
-        jobs: Data sets of psychometric at a time, each in a process of its own.
+        jobs: Data sets at a time, each in a process of its own.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     quiet()
     pyro.set_rng_seed(SEED)
-    cards = {}
-    if what == "psychometric":
-        net = pyro_arbuf.load(what if models is None else models / what)
-        rows, summary = bench_psychometric(net, num_sets, jobs)
-        cards = {what: net.config} if update_card else {}
-    else:
-        rows, summary = {"poisson": bench_poisson, "choice-rt": bench_choice_rt}[what](num_sets, minutes)
-    report(what, rows, summary, cards)
+    net = pyro_arbuf.load(NAME if models is None else models / NAME)
+    rows, summary = bench_psychometric(net, num_sets, jobs)
+    report(NAME, rows, summary, {NAME: net.config} if update_card else {})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyro_arbuf.priors.ddm import ddm_choice_rt, draw_coherence
 from pyro_arbuf.priors.psychometric import LATENTS, exact_posterior, psychometric
 from pyro_arbuf.random_state import seeded
 
@@ -58,7 +59,7 @@ def test_data_sets_are_the_same_every_time(choices: ModuleType) -> None:
     first, again = (choices.simulate(psychometric, choices.draw_intensities, 3, 5) for _ in range(2))
     assert [part.shape for part in first] == [(3, 5, 1), (3, 5)] and len(first[0].unique()) == 15
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    both = choices.simulate(choices.ddm_choice_rt, choices.draw_coherence, 3, 5)
+    both = choices.simulate(ddm_choice_rt, draw_coherence, 3, 5)
     assert [part.shape for part in both] == [(3, 5, 1), (3, 5), (3, 5)]
 
 
@@ -77,8 +78,8 @@ def test_exact_draws_score_half_and_narrow_ones_more(choices: ModuleType, monkey
     assert score.evidence_error == pytest.approx(0.5, abs=1e-5) and score.grid_error < 1e-4
 
 
-def run(choices: ModuleType, what: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
-    choices.main(what, num_sets=2)
+def run(choices: ModuleType, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    choices.main(num_sets=2)
     *table, line = capsys.readouterr().out.strip().splitlines()
     assert table[2].startswith("| | measured") and len(table) >= 5
     return json.loads(line)
@@ -94,7 +95,6 @@ def stand_in(choices: ModuleType, monkeypatch: pytest.MonkeyPatch, latents: tupl
     monkeypatch.setattr(choices, "exact_posterior", coarse)
     monkeypatch.setattr(choices, "c2st", wider)
     monkeypatch.setattr(choices.pyro_arbuf, "load", lambda name: net)
-    monkeypatch.setattr(choices, "amortize", lambda *args, **kwargs: net)
     monkeypatch.setattr(choices, "posterior_draws", draw)
     monkeypatch.setattr(choices, "consistency_rows", lambda *args: [])
 
@@ -108,41 +108,8 @@ def test_psychometric_prints_a_table(
         "log_evidence",
         lambda net, x, y: SimpleNamespace(value=choices.exact_posterior(x, y).log_evidence + 0.3),
     )
-    result = run(choices, "psychometric", capsys)
+    result = run(choices, capsys)
     assert result["c2st"][0] < 0.65 and result["evidence_rmse"]["psychometric"] == pytest.approx(0.3, abs=1e-5)
-
-
-def test_poisson_prints_a_table(
-    choices: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def draw(net: object, x: Tensor, y: Tensor, number: int) -> dict[str, Tensor]:
-        draws = choices.reference_posterior(x, y, number, 20_000, seed=5).draws
-        return {"intercept": draws[:, 0], "weights": draws[:, 1:]}
-
-    stand_in(choices, monkeypatch, ("intercept", "weights"), draw)
-    monkeypatch.setattr(choices, "log_evidence", lambda net, x, y: SimpleNamespace(value=torch.zeros(())))
-    result = run(choices, "poisson", capsys)
-    assert result["c2st"][0] < 0.65 and result["rmse"] > 100
-
-
-def test_choice_rt_prints_a_table_and_asks_nuts_for_the_signed_times(
-    choices: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = []
-
-    def nuts(model: object, num_warmup: int, num_draws: int, x: Tensor, jit: bool) -> dict[str, Tensor]:
-        site = pyro.poutine.trace(model).get_trace(x).nodes["y"]
-        asked.append(site["value"] if site["is_observed"] else None)
-        return {name: torch.rand(300) for name in ("drift", "boundary", "ndt")}
-
-    def draw(net: object, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        assert y.shape == (100, 2) and set(y[:, 0].tolist()) == {0.0, 1.0} and (y[:, 1] > 0.1).all()
-        return {name: torch.rand(300) for name in net.latents}
-
-    stand_in(choices, monkeypatch, ("drift", "boundary", "ndt"), draw)
-    monkeypatch.setattr(choices, "run_nuts", nuts)
-    assert run(choices, "choice-rt", capsys)["c2st"][0] < 0.7
-    assert len(asked) == 2 and all(set(y.sign().tolist()) == {-1, 1} and y.dtype == torch.float64 for y in asked)
 
 
 @pytest.mark.parametrize("num_trials", [1, 20, 100])

@@ -63,7 +63,7 @@ RECIPES: dict[str, Recipe] = {
     "ddm": ProgramRecipe(ddm, draw_coherence, (0, 400), posterior_share=0.7),
     "multisensory-rho1": ProgramRecipe(multisensory_rho1, draw_trials, (0, 400), posterior_share=0.3),
     "multisensory-rho43": ProgramRecipe(multisensory_rho43, draw_trials, (0, 400), posterior_share=0.3),
-    "psychometric": ProgramRecipe(psychometric, draw_intensities, (0, 400)),
-    "two-moons": ProgramRecipe(two_moons, None, (0, 1), 100_000),
+    "psychometric": ProgramRecipe(psychometric, draw_intensities, (0, 400), posterior_share=0.6),
+    "two-moons": ProgramRecipe(two_moons, None, (0, 1), 100_000, posterior_share=0.35),
     "gaussian-linear": ProgramRecipe(gaussian_linear, None, (0, 1), 100_000),
 }

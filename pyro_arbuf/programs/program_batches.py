@@ -30,7 +30,7 @@ from pyro_arbuf.training.sources import (
 )
 
 POSTERIOR_SHARE, SINGLE_POSTERIOR_SHARE = 0.5, 0.8  # of the batches, the second for one observation per data set
-LIKELIHOOD_SHARE = 0.4  # of the other batches; the rest asks for data
+LIKELIHOOD_SHARE, SINGLE_LIKELIHOOD_SHARE = 0.4, 0.7  # of the other batches, likewise; the rest asks for data
 SOME_GIVEN_SHARE = 0.3  # of the posterior and data batches
 LIKELIHOOD_BATCH = 4  # times the batch size: such a context holds P tokens only
 VALIDATION_DATASETS = 128
@@ -129,7 +129,8 @@ class ProgramSource:
                 return _posterior_batch(
                     self._draw(self.batch_size, max(num_context, 1)), config, num_context, num_given
                 )
-            if kind < posterior_share + LIKELIHOOD_SHARE * (1 - posterior_share):
+            likelihood_share = SINGLE_LIKELIHOOD_SHARE if single else LIKELIHOOD_SHARE
+            if kind < posterior_share + likelihood_share * (1 - posterior_share):
                 size = 1 if single else config.buffer_size + self.num_targets
                 return _prefix_free_batch(self._draw(LIKELIHOOD_BATCH * self.batch_size, size), config, num_latents)
             if single:
