@@ -30,6 +30,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import tyro
+from crescents import likelihood_gap
 from joblib import Parallel, delayed
 from multisensory_evidence import TABLE, simulated_sets
 from pyro import poutine
@@ -328,6 +329,9 @@ def bench_sbibm(net: ArBufferModel, reference: Path, aim: float) -> tuple[list[R
         scores.append(c2st(stack(draws, net.latents), exact))
     rows = [("posterior C2ST, sbibm's ten observations", shown(scores), f"<= {aim}")]
     rows.append(("of each", " ".join(f"{score:.2f}" for score in scores), ""))
+    if net.config.prior == "two-moons":
+        gap, error = likelihood_gap(net)
+        rows.append(("likelihood p(y | theta), gap to the exact density (nats)", f"{gap:.3f} ({error:.3f})", "<= 0.15"))
     drawn = draw_sets(net, 10, 1)
     rows += consistency_rows(net, drawn.x, drawn.y)
     return rows, {"c2st": mean_se(scores)}

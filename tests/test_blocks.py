@@ -89,7 +89,9 @@ def test_targets_are_embedded_given_the_context_that_they_are_read_against(
     x = torch.randn(B, S, M, 2, dtype=torch.float64) if per_draw else task.x_target[:, None]
     y = torch.randn(B, S, M, 1, dtype=torch.float64)
     context = _condition(net, task)
-    scores, pit = (f(context, x, y, orders, buffer_size) for f in (score_joint, pit_joint))
+    scores = score_joint(context, x, y, orders, buffer_size)
+    below, pit = pit_joint(context, x, y, orders, buffer_size)
+    assert torch.equal(below, pit)  # of a real outcome
     draws = sample_joint(context, x, orders, buffer_size, noise)
     assert_close(score_joint(context, x, y, orders, buffer_size, max_tokens=1), scores, **EXACT)
     assert_close(sample_joint(context, x, orders, buffer_size, noise, max_tokens=1), draws, **EXACT)
@@ -166,6 +168,8 @@ class Dependent:
     def cdf(self, y: Tensor) -> Tensor:
         return self.base.cdf(self._innovations(y))
 
+    below = cdf
+
     def draw(self, uniform: Tensor, normal: Tensor) -> Tensor:
         dims = []
         for innovation in self.base.draw(uniform, normal).unbind(-1):
@@ -189,7 +193,7 @@ def test_draws_of_dependent_dimensions_go_back_to_their_noise(build_model, draw_
     noise = Noise(*(t[:, :num_draws] for t in _noise(3, 1)))
     context, x = _condition(net, task), task.x_target[:, None]
     draws = sample_joint(context, x, orders, buffer_size, noise)
-    pit = pit_joint(context, x, draws, orders, buffer_size)[:, :, 0]
+    pit = pit_joint(context, x, draws, orders, buffer_size)[1][:, :, 0]
     assert_close(pit[:, :, orders[0]], torch.special.ndtr(noise.normal), **EXACT)
     densities = score_joint(context, x, draws, orders, buffer_size)
     apart = (densities - score_joint(_condition(like, task), x, draws, orders, buffer_size)).abs()
@@ -226,7 +230,7 @@ def test_scores_with_missing_targets_are_those_of_the_rest_in_every_order(scalar
     missing = torch.zeros(B, S, M, dtype=torch.bool)
     missing[0, 1, 2] = missing[1, 0, 0] = missing[1, 0, 5] = True
     scores = score_joint(context, x, y, orders, buffer_size, missing)
-    pit = pit_joint(context, x, y, orders, buffer_size, missing)
+    pit = pit_joint(context, x, y, orders, buffer_size, missing)[1]
     assert torch.equal(pit[..., 0].isnan(), missing[:, :, None].expand(-1, -1, R, -1))
     assert (scores[missing[:, :, None].expand(-1, -1, R, -1)] == 0).all()
     for b, s in [(0, 0), (0, 1), (1, 0)]:

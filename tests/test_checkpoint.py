@@ -81,7 +81,7 @@ def test_folder_may_be_a_string(folder: Path) -> None:
 
 
 def test_given_weights_are_saved_in_place_of_the_models(model: ArBufferModel, tmp_path: Path) -> None:
-    other = tiny.tiny_model(seed=1, dim_y=3).state_dict()
+    other = tiny.tiny_model(seed=1, dim_y=3, chained=False).state_dict()
     save(model, tmp_path, other)
     assert all(torch.equal(value, other[name]) for name, value in load(tmp_path).state_dict().items())
 
@@ -99,7 +99,7 @@ def test_crash_while_saving_leaves_the_old_files(
 
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"cannot be written \(killed\)"):
         patch.setattr(os, "replace", crash)
-        save(tiny.tiny_model(seed=1, dim_y=3), folder)
+        save(tiny.tiny_model(seed=1, dim_y=3, chained=False), folder)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in load(folder).state_dict().items())
 
 
@@ -135,7 +135,7 @@ def test_network_is_not_saved_over_a_file(model: ArBufferModel, tmp_path: Path) 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 def test_weights_that_load_would_refuse_are_not_saved(value: float, folder: Path) -> None:
     before = (folder / WEIGHTS).read_bytes()
-    broken = tiny.tiny_model(dim_y=3).double()
+    broken = tiny.tiny_model(dim_y=3, chained=False).double()
     with torch.no_grad():
         broken.head.out.bias[1] = value
     with pytest.raises(ValueError, match=r"weights must be finite in float32; 'head\.out\.bias' is not"):
@@ -464,7 +464,7 @@ FIELDS = {
     "head": ({"head": "spline"}, "head must be 'mixture' or 'gaussian'; got 'spline'"),
     "head_list": ({"head": ["mixture"]}, "head must be 'mixture' or 'gaussian'"),
     "number_for_text": ({"prior": 3}, "prior must be a string; got 3"),
-    "no_outcome": ({"outcome": None}, "outcome must be a string; got None"),
+    "no_outcome": ({"outcome": None}, "outcome must be a string, or a tuple of 1, .*; got None"),
     "number_for_true": ({"sequential": 0}, "sequential must be True or False; got 0"),
     "huge": ({"width": 2**40}, "width must be at most"),
     "frequency": ({"max_frequency": INFINITE}, "max_frequency must be a positive number; got inf"),
