@@ -11,10 +11,18 @@ import torch
 
 import pyro_arbuf
 from pyro_arbuf.checkpoint import WEIGHTS, models_folder
+from pyro_arbuf.network.outcomes import Outcome
 
 FILE = Path(__file__).with_suffix(".json")
 FUNCTIONS = ("gp-1d", "gp-1d-noisy", "sawtooth")
-PROGRAMS = ("ddm", "gaussian", "gaussian-linear", "multisensory-rho1", "multisensory-rho43", "two-moons")
+PROGRAMS = (
+    "ddm",
+    "gaussian",
+    "gaussian-linear",
+    "multisensory-rho1",
+    "multisensory-rho43",
+    "two-moons",
+)
 
 
 def weights_hash(name: str) -> str:
@@ -36,14 +44,18 @@ def numbers_of_functions(net: pyro_arbuf.ArBufferModel) -> dict[str, float]:
     }
 
 
+def outcomes(kind: Outcome, real: torch.Tensor) -> torch.Tensor:
+    """Given real numbers, or as many categories or counts."""
+    return torch.arange(len(real)).double() % (kind.num_categories or 5) if kind.support.is_discrete else real
+
+
 def numbers_of_program(net: pyro_arbuf.ArBufferModel) -> dict[str, float]:
     """The posterior at its own draws, and the likelihood and evidence of some outcomes near the middle."""
     config, num_trials = net.config, min(24, net.config.num_context[1])
     grid = torch.linspace(-1, 1, num_trials, dtype=torch.float64)
     x = torch.stack([loc + scale * grid for loc, scale in zip(config.x_loc, config.x_scale, strict=True)], -1)
-    y = torch.stack(
-        [loc + 0.5 * scale * grid.flip(0) for loc, scale in zip(config.y_loc, config.y_scale, strict=True)], -1
-    )
+    middles = zip(config.kinds, config.y_loc, config.y_scale, strict=True)
+    y = torch.stack([outcomes(kind, loc + 0.5 * scale * grid.flip(0)) for kind, loc, scale in middles], -1)
     y = y[:, 0] if config.dim_y is None else y
     posterior = pyro_arbuf.ArBufferPosterior(net.condition(x, y))
     middle = torch.tensor([loc for latent in config.latents for loc in latent.loc], dtype=torch.float64)
