@@ -331,7 +331,7 @@ def bench_sbibm(net: ArBufferModel, reference: Path, aim: float) -> tuple[list[R
     rows.append(("of each", " ".join(f"{score:.2f}" for score in scores), ""))
     if net.config.prior == "two-moons":
         gap, error = likelihood_gap(net)
-        rows.append(("likelihood p(y | theta), gap to the exact density (nats)", f"{gap:.3f} ({error:.3f})", "<= 0.15"))
+        rows.append(("likelihood of y given theta, gap to exact (nats)", f"{gap:.3f} ({error:.3f})", "<= 0.15"))
     drawn = draw_sets(net, 10, 1)
     rows += consistency_rows(net, drawn.x, drawn.y)
     return rows, {"c2st": mean_se(scores)}

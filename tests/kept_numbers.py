@@ -21,6 +21,7 @@ PROGRAMS = (
     "gaussian-linear",
     "multisensory-rho1",
     "multisensory-rho43",
+    "psychometric",
     "two-moons",
 )
 
