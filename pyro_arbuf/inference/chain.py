@@ -172,12 +172,16 @@ def pit_joint(
     """
     check_current(context)
     forced = Forced(context, x, y, orders, buffer_size, missing, max_tokens)
+    continuous = context.model.config.all_real  # then P(Y < y) = P(Y <= y)
     below: list[Tensor] = []
     up_to: list[Tensor] = []
     for chain, readings in forced:
-        parts = [(predictive.below(values), predictive.cdf(values)) for predictive, values in readings]
-        below.append(chain.restored([part[0] for part in parts]))
-        up_to.append(chain.restored([part[1] for part in parts]))
+        at_most, smaller = [], []
+        for predictive, values in readings:
+            at_most.append(predictive.cdf(values))
+            smaller.append(at_most[-1] if continuous else predictive.below(values))
+        below.append(chain.restored(smaller))
+        up_to.append(chain.restored(at_most))
     return forced.whole(below, math.nan), forced.whole(up_to, math.nan)
 
 

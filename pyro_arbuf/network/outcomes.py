@@ -132,13 +132,12 @@ class Count:
         return torch.log1p(value.clamp(min=0.0))
 
     def num_raw(self, num_components: int) -> int:
-        """Weights, means and scales."""
-        return 3 * num_components
+        """Those of the mixture."""
+        return Real().num_raw(num_components)
 
     def initial(self, num_components: int) -> Tensor:
-        """Means from -1 to 1."""
-        means = torch.linspace(-1.0, 1.0, num_components) if num_components > 1 else torch.zeros(1)
-        return torch.cat([torch.zeros(num_components), means, torch.zeros(num_components)])
+        """Those of the mixture."""
+        return Real().initial(num_components)
 
     def predictive(self, raw: Tensor) -> CountPredictive:
         """Mixture of Gaussians of log(1 + y), cut into intervals."""

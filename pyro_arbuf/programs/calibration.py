@@ -1,7 +1,7 @@
 """Simulation-based calibration of an amortised posterior, and what it has learned from the data."""
 
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from pyro_arbuf.network.latents import Locations, latent_locations, pad_outcome
 from pyro_arbuf.programs.simulator import Program, Simulations, Simulator
 from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
-
-if TYPE_CHECKING:
-    import matplotlib.figure
 
 LEVELS = tuple(i / 20 for i in range(1, 20))
 NUM_BINS = 20
@@ -59,7 +56,7 @@ class Calibration(NamedTuple):
         """The smallest p-value after Bonferroni's correction for P latents."""
         return min(1.0, self.p_values.min().item() * len(self.names))
 
-    def plot(self) -> "matplotlib.figure.Figure":
+    def plot(self) -> Any:
         """Draws histograms of the ranks with a 99 % band, and the coverage against the nominal one.
 
         Returns:

@@ -4,7 +4,7 @@ xarray costs a quarter of the time of `import pyro`, so it is imported with `gro
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyro.infer import MCMC, Importance
 from torch import Tensor
@@ -14,9 +14,6 @@ from pyro_arbuf.random_state import seeded
 from pyro_arbuf.workflow.loo import arviz_line
 from pyro_arbuf.workflow.posterior_draws import read_fit
 from pyro_arbuf.workflow.trace_sites import check_draws
-
-if TYPE_CHECKING:
-    import xarray
 
 Draws = Mapping[str, Tensor]
 
@@ -35,7 +32,7 @@ def to_datatree(
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     seed: int | None = None,
-) -> "xarray.DataTree":
+) -> Any:
     """Collects a fit in ArviZ's schema; ArviZ 1.x reads it as it is, `to_inference_data` is for ArviZ 0.x.
 
     Groups: posterior (with deterministic sites), sample_stats, posterior_predictive, predictions, prior,

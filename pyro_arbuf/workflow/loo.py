@@ -7,7 +7,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,9 +28,6 @@ from pyro_arbuf.workflow.trace_sites import (
     unwrapped,
 )
 
-if TYPE_CHECKING:
-    import xarray
-
 
 class LooConditionals(NamedTuple):
     """Full conditionals at every posterior draw, per observed ArBufferJoint site.
@@ -44,7 +41,7 @@ class LooConditionals(NamedTuple):
     ratio_gap: dict[str, Tensor]
 
 
-def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> "xarray.Dataset":
+def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> Any:
     r"""Leave-one-out of data that sits in the context: exact, by encoding the context without each pair in turn.
 
     .. math:: \mathrm{elpd} = \sum_i \log p(y_i \mid x_i, (x, y)_{-i})
@@ -95,7 +92,7 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
     return xarray.Dataset(values, coords)
 
 
-def to_elpd_data(loo: "xarray.Dataset") -> Any:
+def to_elpd_data(loo: Any) -> Any:
     """Turns what `exact_loo` returns into the ELPDData that `az.compare` takes.
 
     Args:
