@@ -9,6 +9,7 @@ import torch
 
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint
+from pyro_arbuf.training.loop import learning_rate_factor
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -118,3 +119,27 @@ def test_reference_of_sbi_is_complete(benchmark):
     assert set(table.model) == set(table.simulated_from) == set(names)
     assert len(table) == len(table.drop_duplicates(["simulated_from", "index", "model"])) == 60
     assert (table.standard_error < 0.1).all() and (table.k_hat < 0.7).all()
+
+
+def test_the_base_recipe_is_that_of_fit(benchmark):
+    recipe = benchmark("recipe").read_recipe("base")
+    for progress in (0.0, 0.02, 0.4, 1.0):
+        assert recipe.rate(progress) == pytest.approx(6e-3 * learning_rate_factor(progress))
+
+
+def test_a_recipe_whose_rate_falls_late_stays_at_its_peak_before(benchmark):
+    recipe = benchmark("recipe").read_recipe("learning_rate=2e-3,final_decay=0.25,width=8")
+    assert [recipe.rate(p) for p in (0.1, 0.75)] == pytest.approx([2e-3, 2e-3])
+    assert recipe.rate(0.875) == pytest.approx(1e-3) and recipe.rate(1.0) == pytest.approx(0.0, abs=1e-12)
+    assert recipe.sizes == (("width", 8),)
+
+
+def test_recipes_take_turns_by_cpu_seconds_and_are_kept(benchmark, capsys, tmp_path):
+    sizes = "width=8,num_layers=1,num_heads=2,mlp_width=8,batch_size=2,num_targets=3"
+    settings = {"minutes": 0.005, "folder": tmp_path}
+    num_threads = torch.get_num_threads()
+    benchmark("recipe").main("sawtooth", [sizes, f"{sizes},ema=0.9"], threads=num_threads, **settings)
+    first = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    benchmark("recipe").main("sawtooth", [sizes, f"{sizes},ema=0.9"], threads=num_threads, **settings)
+    assert capsys.readouterr().out.strip().splitlines()[-1] == json.dumps(first)
+    assert len(list(tmp_path.iterdir())) == 1
