@@ -73,9 +73,7 @@ def test_site_that_all_trials_share_is_named_if_it_is_integrated_out(site):
     program, latents = SHARED[site]
     (note,) = notes(program, inputs, latents)
     assert note.startswith(f"Site {site!r} is integrated out but shared by all trials of a data set")
-    assert (
-        "the posterior is right, but the likelihood by ArBufferMarginals" in note and "among latents=[...], or" in note
-    )
+    assert "their likelihood is a joint density, by ArBufferJoint" in note and note.endswith("among latents=[...].")
     assert ("make it continuous" in note) == (site == "kind")  # a discrete site cannot be named as it is
 
 
@@ -205,7 +203,7 @@ def test_latents_in_a_plate_are_said_to_be_integrated_out():
 def test_latents_in_a_plate_that_were_left_out_on_purpose_are_no_news():
     (shared,) = notes(features, inputs, ["bias"])
     assert shared.startswith("Site 'w' is integrated out but shared by all trials")
-    assert "; make it continuous, with .expand([d]).to_event(1) in place of a plate, and name it among" in shared
+    assert ", make it continuous, with .expand([d]).to_event(1) in place of a plate, and name it among" in shared
 
 
 def test_latents_in_a_plate_of_one_observation_are_said_to_be_integrated_out():

@@ -200,20 +200,6 @@ def outcome_of_fixed_size(x):
         pyro.sample("y", dist.Normal(theta, 1.0))
 
 
-def outcome_of_one_event(x):
-    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-    pyro.sample("y", dist.Normal(theta.expand(x.shape[-2]), 1.0).to_event(1))
-
-
-def series(x):
-    """A random walk as one event."""
-    scale = pyro.sample("theta", dist.LogNormal(0.0, 1.0))
-    steps = torch.ones(x.shape[-2], x.shape[-2]).cumsum(0).clamp(max=1.0)
-    pyro.sample(
-        "y", dist.MultivariateNormal(torch.zeros(len(steps)), scale * (steps @ steps.T + torch.eye(len(steps))))
-    )
-
-
 def growing_matrices(x):
     theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
     with pyro.plate("trials", x.shape[-2]):
@@ -259,8 +245,8 @@ SHAPE = (
     "the outcome 'y' must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's shape for one observation; "
 )
 SERIES = (
-    "the trials of the outcome 'y' must be independent given the latents and x, each a value of its own; got one event "
-    "that grows with the number of trials, "
+    "the outcome 'y' must be one event of n trials, (n,) or (n, D_y) for inputs (n, D_x), to be a series, or an event "
+    "of fixed size to be one observation; got events "
 )
 ERRORS = {
     "varying_shape": (varying_shape, {}, "must have one shape; that of site 'theta' varies: [(3,), (4,), (5,)]; leave"),
@@ -272,7 +258,7 @@ ERRORS = {
     "only_in_plate": (in_plate, {}, "must have a continuous latent outside plates; got none, and ['theta'] inside"),
     "batched": (batched, {}, "has shape (3,) and event shape (); use .expand([d]).to_event(1)"),
     "no_latents": (no_latents, {}, "must have a continuous latent outside plates; got none, and [] inside plates"),
-    "twice": (LINE, {"latents": ["slope", "slope"]}, "different sites, at least one; got ['slope', 'slope']"),
+    "twice": (LINE, {"latents": ["slope", "slope"]}, "different sites; got ['slope', 'slope']"),
     "unknown": (LINE, {"latents": ["tau"]}, UNKNOWN + "'tau'; it has ['slope', 'noise']"),
     "outcome_as_latent": (LINE, {"latents": ["y"]}, UNKNOWN + "'y'"),
     "deterministic": (hierarchy, {"latents": ["c"]}, UNKNOWN + "'c'"),
@@ -292,11 +278,9 @@ ERRORS = {
     "two_plates": (
         split_outcome,
         {"outcome": ("choice", "y")},
-        "the sites of the outcome must be in one plate of trials; got ['y'] with a value per trial, and ['choice']",
+        "the sites of the outcome must be in one plate of trials, or all be series; got sites that differ: ",
     ),
     "fixed_size": (outcome_of_fixed_size, {}, SHAPE + "got (5,) for n = 3, (5,) for n = 4; draw it inside pyro."),
-    "one_event": (outcome_of_one_event, {}, SERIES + "of shape (3,) for n = 3, (4,) for n = 4; if they are indep"),
-    "series": (series, {}, "without to_event; a series, whose trials depend on each other, is not supported yet"),
     "growing_matrices": (growing_matrices, {}, SERIES + "of shape (3, 3) for n = 3, (4, 4) for n = 4"),
     "matrices": (
         outcome_of_matrices,

@@ -81,6 +81,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
         "evidence_rmse": None,
     },
     {"outcomes": (), "chained": False},
+    {"dependent": False},
 )
 
 

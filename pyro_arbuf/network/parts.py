@@ -145,6 +145,8 @@ class Trained:
         y_range: Range of the outcome, likewise for its dimensions; `None` = not declared.
         num_context: Range of N.
         num_targets: Range of M, absorbing included; `None` = not declared.
+        dependent: Whether the trials of a program depend on each other given all latents, so that their likelihood is
+            a joint density; of a series also `sequential`.
     """
 
     prior: str = ""
@@ -153,10 +155,13 @@ class Trained:
     y_range: Range | tuple[Range, ...] | None = None
     num_context: tuple[int, int] = (0, 128)
     num_targets: tuple[int, int] | None = None
+    dependent: bool = False
 
     def _check_trained(self, dim_x: int, dim_y: int) -> None:
         if not isinstance(self.prior, str):
             raise ValueError(f"prior must be a string; got {self.prior!r}")
+        if not isinstance(self.dependent, bool):
+            raise ValueError(f"dependent must be True or False; got {self.dependent!r}")
         columns = self.outcome if isinstance(self.outcome, tuple) else (self.outcome,) * dim_y
         if len(columns) != dim_y or not all(isinstance(name, str) for name in columns):
             raise ValueError(

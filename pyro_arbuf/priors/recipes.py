@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.priors.ar1 import ar1
 from pyro_arbuf.priors.ddm import ddm, draw_coherence
 from pyro_arbuf.priors.gaussian import gaussian
 from pyro_arbuf.priors.gaussian_linear import gaussian_linear
 from pyro_arbuf.priors.gp import gp_1d, gp_1d_noisy
 from pyro_arbuf.priors.multisensory import draw_trials, multisensory_rho1, multisensory_rho43
 from pyro_arbuf.priors.psychometric import draw_intensities, psychometric
+from pyro_arbuf.priors.rescorla_wagner import draw_probabilities, rescorla_wagner
 from pyro_arbuf.priors.sawtooth import sawtooth
 from pyro_arbuf.priors.two_moons import two_moons
 from pyro_arbuf.training.sources import Prior
@@ -64,6 +66,8 @@ RECIPES: dict[str, Recipe] = {
     "multisensory-rho1": ProgramRecipe(multisensory_rho1, draw_trials, (0, 400), posterior_share=0.3),
     "multisensory-rho43": ProgramRecipe(multisensory_rho43, draw_trials, (0, 400), posterior_share=0.3),
     "psychometric": ProgramRecipe(psychometric, draw_intensities, (0, 400), posterior_share=0.6),
+    "ar1": ProgramRecipe(ar1, None, (0, 200), posterior_share=0.6),
+    "rescorla-wagner": ProgramRecipe(rescorla_wagner, draw_probabilities, (0, 200), posterior_share=0.6),
     "two-moons": ProgramRecipe(two_moons, None, (0, 1), 100_000, posterior_share=0.35),
     "gaussian-linear": ProgramRecipe(gaussian_linear, None, (0, 1), 100_000),
 }

@@ -16,11 +16,13 @@ from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded
 
 PROGRAM_FIELDS = {"dim_x", "dim_y", "prior", "x_range", "y_range", "num_context", "num_targets", "latents", "outcome"}
-PROGRAM_FIELDS |= {"x_loc", "x_scale", "y_loc", "y_scale", "evidence_rmse", "outcomes"}  # not for the user to choose
+PROGRAM_FIELDS |= {"x_loc", "x_scale", "y_loc", "y_scale", "evidence_rmse", "outcomes"}
+PROGRAM_FIELDS |= {"sequential", "dependent"}  # none of them is for the user to choose
 KEPT_TRIALS = 8  # of a data set whose outcomes are standardised
 NUM_FOR_RANGES = 256  # data sets
 MOST_NUMBERS = 10**6  # in memory at a time
 SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "num_y_frequencies": 16, "max_frequency": 8.0}
+SERIES_SIZES = {"num_frequencies": 64}  # neighbours are told apart, in a range of hundreds of them
 
 
 def check_program(simulator: Simulator, config: ModelConfig) -> None:
@@ -48,6 +50,13 @@ def check_program(simulator: Simulator, config: ModelConfig) -> None:
         raise ValueError(
             f"the program's outcome must be {outcomes[1]}, as the network's; got {outcomes[0]}; use the program that "
             "the network was trained on"
+        )
+    wanted = "series" if config.sequential else "exchangeable" if config.dependent else "independent"
+    got = "independent" if simulator.single else simulator.trials
+    if got != wanted:
+        raise ValueError(
+            f"the program's trials must be {wanted} given the latents, as the network's; got {got}; use the program "
+            "that the network was trained on"
         )
 
 
@@ -99,9 +108,11 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     if not integers or num_context[0] != 0 or num_context[1] < 1 or (simulator.single and num_context[1] > 1):
         rule = "(0, 1) for a program of one observation" if simulator.single else "(0, n) with n >= 1"
         raise ValueError(f"num_context must be {rule}; got {num_context}")
-    measured = _measure(simulator, num_context[1])
+    buffer_size = sizes.get("buffer_size", 16)
+    measured = _measure(simulator, num_context[1], buffer_size if simulator.trials == "series" else 0)
     num_latents = sum(latent.size for latent in simulator.latents)
-    fields: dict[str, Any] = SIZES | {"buffer_size": max(16, num_latents)} | sizes
+    fields: dict[str, Any] = SIZES | {"buffer_size": max(16, num_latents)} | _series_sizes(simulator, num_context[1])
+    fields |= sizes
     if fields["buffer_size"] < num_latents:
         raise ValueError(f"buffer_size must hold all {num_latents} latent numbers; got {fields['buffer_size']}")
     return ModelConfig(
@@ -113,13 +124,28 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
         num_targets=(1, num_context[1]),
         latents=simulator.latents,
         outcome=simulator.outcome,
+        sequential=simulator.trials == "series",
+        dependent=simulator.trials in ("series", "exchangeable"),
         **measured,
         **fields,
     )
 
 
-def _measure(simulator: Simulator, num_trials: int) -> dict[str, Any]:
+def _series_sizes(simulator: Simulator, num_trials: int) -> dict[str, Any]:
+    """Sizes for a series: frequencies that tell neighbours apart, up to pi over the spacing of the standardised index.
+
+    The standard deviation of n numbers of trials is about n / sqrt(12).
+    """
+    if simulator.trials != "series":
+        return {}
+    top = math.pi * num_trials / 12**0.5
+    return SERIES_SIZES | {"max_frequency": max(SIZES["max_frequency"], rounded(top, top))}
+
+
+def _measure(simulator: Simulator, num_trials: int, ahead: int) -> dict[str, Any]:
     """Location, scale and range of inputs (moments) and outcomes (quantiles) at a number of trials.
+
+    The range of the inputs includes some trials ahead, which forecasts are asked for.
 
     Those of counts are locations and scales of log(1 + y), and those of categories are 0 and 1. Outcomes are those of a
     few trials of each data set, from the first to the last. What is in memory at a time is bounded, whatever the number
@@ -132,7 +158,8 @@ def _measure(simulator: Simulator, num_trials: int) -> dict[str, Any]:
         sizes = [len(part) for part in torch.arange(num_datasets).split(max(1, min(128, MOST_NUMBERS // numbers)))]
         drawn = torch.cat([simulator.draw(size, num_trials).y[:, kept] for size in sizes]).double()
         x = [
-            simulator.inputs(num_trials).double() for _ in range(max(16, min(NUM_FOR_RANGES, MOST_NUMBERS // numbers)))
+            simulator.inputs(num_trials + ahead).double()
+            for _ in range(max(16, min(NUM_FOR_RANGES, MOST_NUMBERS // numbers)))
         ]
     x, y = torch.cat(x), drawn.flatten(0, 1)
     x_loc, x_scale = x.mean(0), x.std(0, correction=0)

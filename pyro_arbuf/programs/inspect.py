@@ -7,11 +7,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
-from pyro_arbuf.programs.notes import program_notes
-from pyro_arbuf.programs.outcome import ProgramOutcome, read_outcome
+from pyro_arbuf.programs.notes import find_dependence, program_notes
+from pyro_arbuf.programs.outcome import ProgramOutcome, Trials, read_outcome
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, standardised
 from pyro_arbuf.programs.sites import batch_dimensions, check_observed, other_sites, read_latents
@@ -29,8 +30,8 @@ class ProgramInspection:
     Attributes:
         latents: In order, standardised by prior draws.
         integrated_out: Names of the other sites but the outcome.
-        outcome_sites: What the outcome's sites are.
-        single: Whether a data set is one observation.
+        outcome_sites: What the outcome's sites are, and how its trials depend on each other.
+        inputs: Draws the inputs: as given, or those of a program without any.
         dim_x: D_x, columns of the inputs.
         dim_y: D_y; `None` for a scalar outcome.
         nesting: Number of the program's own batch dimensions, at least 1.
@@ -43,13 +44,23 @@ class ProgramInspection:
     latents: tuple[Latent, ...]
     integrated_out: tuple[str, ...]
     outcome_sites: ProgramOutcome
-    single: bool
+    inputs: Inputs
     dim_x: int
     dim_y: int | None
     nesting: int
     mode: Mode
     mode_reason: str
     notes: tuple[str, ...]
+
+    @property
+    def trials(self) -> Trials:
+        """How the trials of a data set depend on each other given the latents, see `ProgramOutcome`."""
+        return self.outcome_sites.trials
+
+    @property
+    def single(self) -> bool:
+        """Whether a data set is one observation."""
+        return self.outcome_sites.single
 
 
 @torch.no_grad()
@@ -79,27 +90,46 @@ def inspect_program(
     """
     if vectorized is not None and not isinstance(vectorized, bool):
         raise ValueError(f"vectorized must be True, False or None (found out); got {vectorized!r}")
-    inputs = no_inputs if inputs is None else inputs
     with seeded(0):
-        dim_x = _check_inputs(inputs)
-        traces = [probe(program, inputs, num_trials) for num_trials in PROBES]
-        check_observed(traces)
-        sites = read_outcome(outcome, traces, PROBES)
-        nesting = batch_dimensions(traces)
-        found = read_latents(latents, sites.names, traces)
+        inputs, dim_x, traces, sites = _read_outcome(program, inputs, outcome)
+        nesting, names = batch_dimensions(traces), sites.site_names(max(PROBES))
+        found = read_latents(latents, names, traces)
         runs = ProgramRuns(program, inputs, sites, found, nesting)
         mode, mode_reason = choose_mode(runs, vectorized)
         x = runs.draw_inputs(NUM_FOR_SCALES[mode], 1 if sites.single else KEPT_TRIALS, mode)
-        found = standardised(found, runs.simulate(x, mode).latents)
-        notes = program_notes(runs, traces, PROBES, mode, latents is None)
-    rest = other_sites([*(latent.name for latent in found), *sites.names], traces)
-    sizes = (sites.single, dim_x, sites.dim_y, nesting)
+        found = standardised(found, runs.simulate(x, mode).latents) if found else ()
+        dependence = find_dependence(runs, traces, PROBES, mode)
+        notes = program_notes(runs, traces, PROBES, dependence, latents is None)
+    rest = other_sites([*(latent.name for latent in found), *names], traces)
+    if dependence.found:
+        sites = sites._replace(trials="exchangeable")
+    sizes = (inputs, dim_x, sites.dim_y, nesting)
     return ProgramInspection(found, rest, sites, *sizes, mode, mode_reason, notes)
 
 
 def no_inputs(num_trials: int) -> Tensor:
     """Inputs of a program without any: one constant 0 per trial."""
     return torch.zeros(num_trials, 1)
+
+
+def trial_index(num_trials: int) -> Tensor:
+    """Inputs of a series without any: the number of each trial, from 0, which tells the network their order."""
+    return torch.arange(float(num_trials)).unsqueeze(-1)
+
+
+def _read_outcome(
+    program: Program, inputs: Inputs | None, outcome: str | Sequence[str]
+) -> tuple[Inputs, int, list[Trace], ProgramOutcome]:
+    """The inputs, with their number of columns, runs of several numbers of trials, and the outcome they show."""
+    given = no_inputs if inputs is None else inputs
+    dim_x = _check_inputs(given)
+    traces = [probe(program, given, num_trials) for num_trials in PROBES]
+    check_observed(traces)
+    sites = read_outcome(outcome, traces, PROBES)
+    if inputs is None and sites.trials == "series":
+        given = trial_index
+        traces = [probe(program, given, num_trials) for num_trials in PROBES]
+    return given, dim_x, traces, sites
 
 
 def _check_inputs(inputs: Inputs) -> int:

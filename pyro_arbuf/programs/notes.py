@@ -21,18 +21,62 @@ NUM_GROUPS = 8  # of data sets with the same latents and inputs
 GROUP_SIZE: dict[Mode, int] = {"inputs": 128, "datasets": 128, "loop": 16}
 LEAST_SPREAD = 0.3  # of ranks, as a share of that without ties: below, a few rare events would look like a correlation
 NUM_CHANGES = 8  # values of a site that are tried
-JOINT = "measure the likelihood by ArBufferJoint, which needs no independence"
-WRONG = (
-    "the posterior is right, but the likelihood by ArBufferMarginals with the latents given, and what rests on it, "
-    "takes the trials for independent"
+JOINT = "which depend on each other given the latents: their likelihood is a joint density, by ArBufferJoint"
+UNORDERED = (
+    "The trials are a series, but no column of the inputs grows from trial to trial, so that the network cannot tell "
+    "their order; unless it does not matter, add the number of the trial as a column: inputs that return "
+    "torch.cat([torch.arange(n)[:, None], x], -1), of which the program may leave the first aside."
 )
+
+
+class Dependence(NamedTuple):
+    """What makes trials depend on each other given the latents, where they are no series.
+
+    Attributes:
+        shared: Sites that are integrated out and shared by all trials of a data set.
+        correlation: Rank correlation of trials where there is no such site; 0 = none was found.
+        order_matters: Whether the law of some trial depends on where it stands.
+    """
+
+    shared: tuple[str, ...] = ()
+    correlation: float = 0.0
+    order_matters: bool = False
+
+    @property
+    def found(self) -> bool:
+        """Whether trials depend on each other."""
+        return bool(self.shared) or self.correlation != 0
+
+
+def find_dependence(runs: ProgramRuns, traces: Sequence[Trace], num_trials: Sequence[int], mode: Mode) -> Dependence:
+    """Finds out whether trials of one plate depend on each other given the latents, or on their order.
+
+    Args:
+        runs: The program.
+        traces: Of single runs.
+        num_trials: Of each of them.
+        mode: How many data sets are run at once.
+    """
+    if runs.outcome.trials != "independent":
+        return Dependence()
+    shared = _outside_trials(runs, traces, num_trials)
+    with seeded(0):
+        common = tuple(name for name in shared if _matters(runs, name, shared))
+        replicates = _replicates(runs, mode)
+    return Dependence(common, 0.0 if common else _correlation(replicates), _order_matters(replicates))
+
+
+def _outside_trials(runs: ProgramRuns, traces: Sequence[Trace], num_trials: Sequence[int]) -> list[str]:
+    """Sites that are integrated out and are not one value per trial."""
+    rest = other_sites((*(latent.name for latent in runs.latents), *runs.outcome.names), traces)
+    return [name for name in rest if runs.outcome.single or not is_of_trials(name, traces, num_trials)]
 
 
 def program_notes(
     runs: ProgramRuns,
     traces: Sequence[Trace],
     num_trials: Sequence[int],
-    mode: Mode,
+    dependence: Dependence,
     all_continuous: bool,
 ) -> tuple[str, ...]:
     """What was found, each a sentence with a remedy.
@@ -41,57 +85,56 @@ def program_notes(
         runs: The program.
         traces: Of single runs.
         num_trials: Of each of them.
-        mode: How many data sets are run at once.
+        dependence: What `find_dependence` returns.
         all_continuous: Whether the latents are all continuous sites outside plates, as the user named none.
     """
-    notes, single = [], runs.outcome.single
-    latents = [latent.name for latent in runs.latents]
-    rest = other_sites((*latents, *runs.outcome.names), traces)
-    shared = [name for name in rest if single or not is_of_trials(name, traces, num_trials)]
+    notes = []
+    if runs.outcome.trials == "series":
+        return () if _grows(runs.inputs(max(num_trials))) else (UNORDERED,)
+    shared = _outside_trials(runs, traces, num_trials)
     for name in shared if all_continuous else ():
         for plate, size in fixed_plates(name, traces).items():
             notes.append(
                 f"Site {name!r} is inside the plate {plate!r} of fixed size {size}, so it is integrated out and has "
                 f"no posterior; to have one, draw it outside the plate with .expand([{size}]).to_event(1)."
             )
-    if not single:
-        notes += _trial_notes(runs, shared, {name for name in shared if may_be_latent(name, traces)}, mode)
-    return tuple(notes)
+    return (*notes, *_trial_notes(dependence, {name for name in shared if may_be_latent(name, traces)}))
 
 
-def _trial_notes(runs: ProgramRuns, shared: Sequence[str], possible: Set[str], mode: Mode) -> list[str]:
+def _grows(x: Tensor) -> bool:
+    """Whether some column of inputs `(n, D_x)` grows from trial to trial."""
+    return bool((x[1:] > x[:-1]).all(0).any())
+
+
+def _trial_notes(dependence: Dependence, possible: Set[str]) -> list[str]:
     """Notes on trials that depend on each other given the latents, or on their order.
 
     Args:
-        runs: The program.
-        shared: Sites that are integrated out and not one value per trial.
-        possible: Those of them that can be latents as they are.
-        mode: How many data sets are run at once.
+        dependence: What was found.
+        possible: Sites integrated out that can be latents as they are.
     """
     notes = []
-    with seeded(0):
-        common = [name for name in shared if _matters(runs, name, shared)]
-        replicates = _replicates(runs, mode)
-    if common:
-        names, one = ", ".join(map(repr, common)), len(common) == 1
+    if dependence.shared:
+        names, one = ", ".join(map(repr, dependence.shared)), len(dependence.shared) == 1
         it = "it" if one else "them"
         plate = f"make {it} continuous, with .expand([d]).to_event(1) in place of a plate, and "
-        remedy = f"{'' if possible >= set(common) else plate}name {it} among latents=[...], or {JOINT}"
+        remedy = f"{'' if possible >= set(dependence.shared) else plate}name {it} among latents=[...]"
         notes.append(
             f"{'Site' if one else 'Sites'} {names} {'is' if one else 'are'} integrated out but shared by all trials of "
-            f"a data set, which so depend on each other given the latents: {WRONG}; {remedy}."
+            f"a data set, {JOINT}; to have independent trials, {remedy}."
         )
-    elif correlation := _correlation(replicates):
+    elif dependence.correlation:
         notes.append(
-            f"The trials of a data set depend on each other given the latents (rank correlation {correlation:.2f}), "
-            f"although no site that is integrated out says why: {WRONG}; draw what they share by pyro.sample and name "
-            f"it among latents=[...], or {JOINT}."
+            f"The trials of a data set depend on each other given the latents (rank correlation "
+            f"{dependence.correlation:.2f}), although no site that is integrated out says why, so that their "
+            "likelihood is a joint density, by ArBufferJoint; if trials depend on those before, draw them as a series, "
+            "one event of n trials; if they share something, draw it by pyro.sample and name it among latents=[...]."
         )
-    if _order_matters(replicates):
+    if dependence.order_matters:
         notes.append(
             "The trials are not exchangeable: with the inputs in reverse order, the outcomes at the same inputs had "
             "another law, but the network ignores the order of trials; give what tells trials apart, such as their "
-            "index, as a column of x."
+            "index, as a column of x, or draw the trials as a series, one event of n of them."
         )
     return notes
 

@@ -1,10 +1,11 @@
 """ProgramSource: training batches of a program: which latents and trials are context, buffer and targets.
 
 Three kinds of batches, by what is asked: the posterior (latents are the chain), the likelihood (all latents are
-context), the data (trials are the chain). In each a random subset of the latents may be given. Knows nothing of models.
+context), the data (trials are the chain). In each a random subset of the latents may be given. Trials of a series keep
+their order: contexts are the first ones, the buffer holds those directly after. Knows nothing of models.
 
-Deviation: the paper trains on data batches alone. A likelihood batch has no buffer: given all latents, trials are
-independent.
+Deviation: the paper trains on data batches alone. A likelihood batch of independent trials has no buffer; where trials
+depend on each other given the latents it is a data batch with all latents given.
 """
 
 from dataclasses import dataclass
@@ -62,13 +63,22 @@ def make_bank(simulator: Simulator, num_simulations: int, num_trials: int, seed:
     return Bank(*(Simulations(*(part[rows] for part in drawn)) for rows in (slice(held_out, None), slice(held_out))))
 
 
-def draw_simulations(source: Simulator | Bank, num_datasets: int, num_trials: int) -> Simulations:
-    """Draws data sets from a program, or from a bank: random ones, a random subset of the trials of each."""
+def draw_simulations(source: Simulator | Bank, num_datasets: int, num_trials: int, series: bool = False) -> Simulations:
+    """Draws data sets from a program, or from a bank: random ones, some trials of each.
+
+    Args:
+        source: The program, or the bank.
+        num_datasets: Data sets B.
+        num_trials: Trials n of each.
+        series: Whether trials of a bank are the first n; else they are random ones in random order.
+    """
     if isinstance(source, Simulator):
         return source.draw(num_datasets, num_trials)
     rows = torch.randint(len(source.drawn.latents), (num_datasets,))
     latents, x, y = (part[rows] for part in source.drawn)
-    if x.shape[1] > 1:
+    if series:
+        x, y = x[:, :num_trials], y[:, :num_trials]
+    elif x.shape[1] > 1:
         trials = torch.rand(x.shape[:2]).argsort(1)[:, :num_trials, None]  # exchangeable: any order
         x, y = (t.gather(1, trials.expand(-1, -1, t.shape[-1])) for t in (x, y))
     return Simulations(latents, x, y)
@@ -118,23 +128,25 @@ class ProgramSource:
         config, num_latents = self.config, self.config.num_latents
         sizes = torch.Generator().manual_seed(mixed_seed(self.seed, step, 0))
         kind, some, share, empty = torch.rand(4, generator=sizes).tolist()
-        single = config.num_context[1] == 1
+        single = config.num_context[1] == 1 and not config.dependent
         num_context = int(empty >= EMPTY_CONTEXT_SHARE) if single else draw_num_context(config.num_context[1], sizes)
         num_given = 1 + int(share * (num_latents - 1)) if some < SOME_GIVEN_SHARE and num_latents > 1 else 0
         posterior_share = self.posterior_share
         if posterior_share is None:
             posterior_share = SINGLE_POSTERIOR_SHARE if single else POSTERIOR_SHARE
         with seeded(mixed_seed(self.seed, step, process + 1)):
-            if kind < posterior_share:
+            if kind < posterior_share and num_latents:
                 return _posterior_batch(
                     self._draw(self.batch_size, max(num_context, 1)), config, num_context, num_given
                 )
             likelihood_share = SINGLE_LIKELIHOOD_SHARE if single else LIKELIHOOD_SHARE
-            if kind < posterior_share + likelihood_share * (1 - posterior_share):
+            asks_likelihood = kind < posterior_share + likelihood_share * (1 - posterior_share)
+            if asks_likelihood and num_latents and not config.dependent:
                 size = 1 if single else config.buffer_size + self.num_targets
                 return _prefix_free_batch(self._draw(LIKELIHOOD_BATCH * self.batch_size, size), config, num_latents)
             if single:
                 return _prefix_free_batch(self._draw(self.batch_size, 1), config, num_given)
+            num_given = num_latents if asks_likelihood else num_given
             drawn = self._draw(self.batch_size, num_context + config.buffer_size + self.num_targets)
             return _data_batch(drawn, config, num_context, num_given, config.buffer_size)
 
@@ -143,15 +155,18 @@ class ProgramSource:
         largest, held_out = self.config.num_context[1], self.simulations
         if isinstance(held_out, Bank):
             held_out = Bank(held_out.held_out, held_out.held_out)
-        slots = 1 if largest == 1 else self.config.buffer_size
-        asked: list[tuple[int, int | None]] = [(n, None) for n in dict.fromkeys((max(1, largest // 4), largest))]
-        sizes = dict.fromkeys((0, largest // 4, max(0, largest - slots))) if slots > 1 else (0,)
-        asked += [(0, self.config.num_latents), *((n, 0) for n in sizes)]
+        slots = 1 if largest == 1 and not self.config.dependent else self.config.buffer_size
+        sizes = tuple(dict.fromkeys((0, largest // 4, max(0, largest - slots)))) if slots > 1 else (0,)
+        asked: list[tuple[int, int | None]] = []
+        if self.config.latents:
+            asked += [(n, None) for n in dict.fromkeys((max(1, largest // 4), largest))]
+            asked += [(n, self.config.num_latents) for n in (sizes if self.config.dependent else (0,))]
+        asked += [(n, 0) for n in sizes]
         batches = []
         with seeded(VALIDATION_SEED):
             for num_context, num_given in asked:
                 size = num_context + (0 if num_given is None else slots)
-                drawn = draw_simulations(held_out, VALIDATION_DATASETS, size)
+                drawn = draw_simulations(held_out, VALIDATION_DATASETS, size, self.config.sequential)
                 if num_given is None:
                     batches.append(_posterior_batch(drawn, self.config, num_context, 0))
                 else:
@@ -160,12 +175,14 @@ class ProgramSource:
         return batches
 
     def _draw(self, num_datasets: int, num_trials: int) -> Simulations:
-        return draw_simulations(self.simulations, num_datasets, num_trials)
+        return draw_simulations(self.simulations, num_datasets, num_trials, self.config.sequential)
 
 
 def _coded(drawn: Simulations, config: ModelConfig) -> tuple[Pairs, Pairs]:
     """Coded pairs of the latents, in a random order per data set, and of the trials."""
     latents, x, y = drawn
+    if not config.latents:
+        return (x[:, :0], y[:, :0]), (x, y)
     order = torch.rand(latents.shape).argsort(1)  # (B, P)
     locations = F.pad((order + 1).unsqueeze(-1).to(x.dtype), (config.dim_x, 0))
     return (locations, pad_outcome(latents.gather(1, order), config.dim_y or 1)), (F.pad(x, (0, 1)), y)
@@ -195,7 +212,11 @@ def _prefix_free_batch(drawn: Simulations, config: ModelConfig, num_given: int) 
 
 
 def _data_batch(drawn: Simulations, config: ModelConfig, num_context: int, num_given: int, num_slots: int) -> Batch:
-    """Trials are buffer and targets; the latents that are not given are targets too, at every prefix length."""
+    """Trials are buffer and targets; the latents that are not given are targets too, at every prefix length.
+
+    Of a series the slots are targets a second time, at all prefix lengths before their own: its forecasts several
+    trials ahead. No target ever reads a trial after it.
+    """
     latents, trials = _coded(drawn, config)
     stop = num_context + num_slots
     context = _joined(_part(latents, 0, num_given), _part(trials, 0, num_context))
@@ -204,4 +225,10 @@ def _data_batch(drawn: Simulations, config: ModelConfig, num_context: int, num_g
     shuffled = torch.randperm(fresh[0].shape[1])
     fresh = (fresh[0][:, shuffled], fresh[1][:, shuffled])
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-    return curriculum(context, _part(trials, num_context, stop), fresh, generator)
+    buffer = _part(trials, num_context, stop)
+    batch = curriculum(context, buffer, fresh, generator)
+    if not config.sequential:
+        return batch
+    ahead = (torch.rand(num_slots, generator=generator) * torch.arange(1, num_slots + 1)).long()  # of slot j, 0..j-1
+    targets = _joined(buffer, (batch.x_target, batch.y_target))
+    return batch._replace(x_target=targets[0], y_target=targets[1], prefix_len=torch.cat([ahead, batch.prefix_len]))

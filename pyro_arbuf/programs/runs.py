@@ -147,7 +147,8 @@ class ProgramRuns:
     def _read(self, traces: Sequence[poutine.Trace], x: Tensor) -> Simulations:
         values = {s: torch.cat([nodes(t)[s.name]["value"].reshape(-1, *s.shape) for t in traces]) for s in self.latents}
         latents = [latent.unconstrain(value) for latent, value in values.items()]
-        return Simulations(torch.cat(latents, -1).float(), x.float(), self._outcome(traces, x.shape[1]).float())
+        numbers = torch.cat(latents, -1).float() if latents else x.new_zeros(len(x), 0)
+        return Simulations(numbers, x.float(), self._outcome(traces, x.shape[1]).float())
 
     def _outcome(self, traces: Sequence[poutine.Trace], num_trials: int) -> Tensor:
         return torch.cat([self.outcome.numbers(trace, num_trials) for trace in traces])

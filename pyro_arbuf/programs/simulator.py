@@ -12,7 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_arbuf.inference.outcome_sites import stack_sites
-from pyro_arbuf.programs.inspect import inspect_program, no_inputs
+from pyro_arbuf.programs.inspect import inspect_program
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.random_state import seeded
@@ -22,8 +22,9 @@ from pyro_arbuf.workflow.trace_sites import nodes
 class Simulator:
     """A Pyro program whose outcome is simulated given its latents; a density is not needed.
 
-    The program takes inputs x `(n, D_x)`, samples its latents, then the outcome of n exchangeable trials: inside a
-    plate of n, or, for one observation per data set, without a plate. It is run for many data sets at once, inside an
+    The program takes inputs x `(n, D_x)`, samples its latents, then the outcome of n trials: inside a plate of n; or
+    as a series, one event of n trials or a loop over them with the sites y_0 to y_(n-1); or, for one observation per
+    data set, without a plate. It is run for many data sets at once, inside an
     outer plate, or one by one: as `vectorized` says, or as `inspect_program` finds out. Data sets for which it raises a
     ValueError, RuntimeError or ArithmeticError, or gives a number that is not finite, are drawn anew and counted; the
     share that may fail is 1 %, of at least 10,000.
@@ -31,9 +32,9 @@ class Simulator:
     Args:
         program: The program.
         inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
-            constant 0).
+            constant 0; of a series it is the number of each trial, 0 to n - 1).
         latents: Sites whose posterior is wanted, in order; the others are integrated out by simulation. `None` = all
-            continuous sites outside plates.
+            continuous sites outside plates and loops over trials; `[]` = none: predictions and evidence alone.
         outcome: The site of the outcome: a number or a vector per trial, real numbers, counts or categories, by its
             distribution. Several sites of one plate, `("choice", "rt")`, are the dimensions of one vector outcome, each
             predicted given those before it.
@@ -46,6 +47,9 @@ class Simulator:
 
     Attributes:
         latents: Standardised by prior draws.
+        inputs: What draws the inputs.
+        trials: "independent" given the latents; "exchangeable", dependent on each other, as they share what is
+            integrated out; "series", each depends on those before; "vector", a data set is one observation.
         single: Whether a data set is one observation.
         mode: Data sets run at once, each with its own inputs ("inputs") or all with the same ("datasets"), or one by
             one ("loop").
@@ -72,8 +76,8 @@ class Simulator:
         found = inspect_program(program, inputs, latents, outcome, vectorized)
         self.program, self.outcome_sites = program, found.outcome_sites
         self.outcome = found.outcome_sites.columns
-        self.inputs = no_inputs if inputs is None else inputs
-        self.latents, self.integrated_out, self.single = found.latents, found.integrated_out, found.single
+        self.inputs, self.trials, self.single = found.inputs, found.trials, found.single
+        self.latents, self.integrated_out = found.latents, found.integrated_out
         self.dim_x, self.dim_y, self.nesting = found.dim_x, found.dim_y, found.nesting
         self.mode: Mode = found.mode
         self.mode_reason, self.notes = found.mode_reason, found.notes
@@ -137,7 +141,7 @@ class Simulator:
             ValueError: If a value is missing or of wrong shape, or the density depends on sites that are integrated
                 out.
         """
-        self._check_values(values)
+        self._check_values(values, "prior")
         with seeded(0):
             density = self._log_density(values, self.inputs(1), None)
         if self.integrated_out:
@@ -164,7 +168,7 @@ class Simulator:
         Raises:
             ValueError: If the outcome has no density, sites are integrated out, or a shape is wrong.
         """
-        self._check_values(values)
+        self._check_values(values, "joint density")
         if self.integrated_out:
             raise ValueError(
                 f"the density of the program needs all its sites; {list(self.integrated_out)} are integrated out by "
@@ -207,7 +211,12 @@ class Simulator:
             total = total + part.reshape(num_draws, -1).sum(-1)
         return total
 
-    def _check_values(self, values: Mapping[str, Tensor]) -> None:
+    def _check_values(self, values: Mapping[str, Tensor], what: str) -> None:
+        if not self.latents:
+            raise ValueError(
+                f"the {what} of latents needs a program with latents; got one with latents=[]; name them in "
+                "latents=[...], or leave that out for all continuous sites"
+            )
         shapes = {name: tuple(value.shape) for name, value in values.items()}
         num_draws = next(iter(shapes.values()))[:1] if shapes else ()
         if not num_draws or shapes != {latent.name: (*num_draws, *latent.shape) for latent in self.latents}:

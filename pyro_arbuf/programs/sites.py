@@ -68,8 +68,21 @@ def may_be_latent(name: str, traces: Sequence[Trace]) -> bool:
     return all(site and not _is_discrete(site) and site["value"].shape == site["fn"].event_shape for site in sites)
 
 
+def drawn_in_a_loop(traces: Sequence[Trace]) -> set[str]:
+    """Names of the sites of loops over trials: "z_0", "z_1", ..., more of them in runs of more trials."""
+    found = []
+    for trace in traces:
+        numbers: dict[str, set[str]] = {}
+        for stem, _, number in (name.rpartition("_") for name in program_sites(trace)):
+            if stem and number.isdecimal():
+                numbers.setdefault(stem, set()).add(number)
+        found.append(numbers)
+    stems = {stem for stem in found[0] if any(each.get(stem) != found[0][stem] for each in found)}
+    return {f"{stem}_{number}" for each in found for stem in stems for number in each.get(stem, ())}
+
+
 def continuous_latents(outcome: Collection[str], trace: Trace) -> list[str]:
-    """Names of all continuous sites outside plates but the outcome.
+    """Names of all continuous sites outside plates but those of the outcome and of loops.
 
     Raises:
         ValueError: If there is none, or one outside plates is discrete and not marked to be enumerated.
@@ -98,16 +111,18 @@ def read_latents(names: Sequence[str] | None, outcome: Collection[str], traces: 
     """Reads latents, not yet standardised, from several runs.
 
     Args:
-        names: Of the sites, in order; `None` = all continuous sites outside plates.
+        names: Of the sites, in order; `None` = all continuous sites outside plates, and outside loops over trials.
         outcome: Names of the outcome's sites.
         traces: Of the runs.
 
     Raises:
         ValueError: If the names are no list of different ones, or a site cannot be a latent.
     """
-    chosen = continuous_latents(outcome, traces[0]) if names is None else list(names)
-    if not chosen or len(set(chosen)) < len(chosen) or isinstance(names, str):
-        raise ValueError(f"latents must be a list of different sites, at least one; got {names!r}")
+    if names is None:
+        names = continuous_latents({*outcome, *drawn_in_a_loop(traces)}, traces[0])
+    chosen = list(names)
+    if len(set(chosen)) < len(chosen) or isinstance(names, str):
+        raise ValueError(f"latents must be a list of different sites; got {names!r}")
     return tuple(read_latent(name, outcome, traces) for name in chosen)
 
 

@@ -15,13 +15,14 @@ from pyro.poutine import Trace
 from torch import Size, Tensor
 
 from pyro_arbuf.network.outcomes import outcome_of
-from pyro_arbuf.programs.outcome import REAL, OutcomeSite
+from pyro_arbuf.programs.kinds import REAL
+from pyro_arbuf.programs.outcome import OutcomeSite, loop_sites
 from pyro_arbuf.programs.runs import Mode, ProgramRuns, first_line, probe
 from pyro_arbuf.programs.same_law import independent, same_law
 from pyro_arbuf.programs.sites import program_sites
 from pyro_arbuf.random_state import NoiseByLine, seeded
 from pyro_arbuf.workflow.at_once import NOT_AT_ONCE, explained
-from pyro_arbuf.workflow.trace_sites import Site, nodes
+from pyro_arbuf.workflow.trace_sites import nodes
 
 NUM_COMPARED, RUN_SIZE = 256, 16
 NUM_AT_ONCE = 11  # data sets of the runs whose shapes and densities are compared
@@ -131,7 +132,7 @@ def _run_many(runs: ProgramRuns, x: Tensor, mode: Mode) -> tuple[Trace | None, s
     for _ in range(3):
         try:
             trace = runs.run(x if mode == "inputs" else x[0], len(x))
-            sites = [nodes(trace).get(name) for name in runs.outcome.names]
+            sites = [nodes(trace).get(name) for name in runs.outcome.site_names(x.shape[1])]
             if all(site and bool(torch.isfinite(site["value"]).all()) for site in sites):
                 break
         except TRIED as error:  # it runs alone, so it cannot run this way
@@ -143,7 +144,12 @@ def _shape_fault(runs: ProgramRuns, trace: Trace, num_trials: int) -> str | None
     lead = (NUM_AT_ONCE, *(1,) * runs.nesting)
     expected: dict[str, tuple[int, ...]] = {latent.name: (*lead, *latent.shape) for latent in runs.latents}
     for site in runs.outcome.sites:
-        expected[site.name] = (*lead[:-1], num_trials, *(() if site.size is None else (site.size,)))
+        shape = runs.outcome.shape(site, num_trials)
+        # In a plate the last batch dimension is that of the trials; those of series and single vectors are events.
+        in_plate = not runs.outcome.single and runs.outcome.trials != "series"
+        expected |= {name: (*(lead[:-1] if in_plate else lead), *shape) for name in site.names(num_trials)}
+        if site.loop and len(loop_sites(site.name, trace)) != num_trials:
+            return f"it drew {len(loop_sites(site.name, trace))} sites {site.name}_0, ... in place of {num_trials}"
     for name, shape in expected.items():
         got = tuple(nodes(trace)[name]["value"].shape) if name in nodes(trace) else "no such site"
         if got != shape:
@@ -190,7 +196,9 @@ def _density_fault(runs: ProgramRuns, trace: Trace, x: Tensor, mode: Mode) -> st
     except TRIED as error:
         return f"its values raised {type(error).__name__} in a single run ({first_line(error)})"
     many = log_densities(sites)
-    if not all(_usable(runs.outcome.names, *pair) for pair in zip(alone, again + alone[2:], strict=True)):
+    if not all(
+        _usable(runs.outcome.site_names(x.shape[1]), *pair) for pair in zip(alone, again + alone[2:], strict=True)
+    ):
         values = {latent.name: sites[latent.name]["value"].reshape(len(x), *latent.shape) for latent in runs.latents}
         return _influence_fault(runs, values, x, mode, _shows_all(runs, trace, x.shape[1]))
     for name in names:
@@ -277,7 +285,7 @@ def _shown(runs: ProgramRuns, trace: Trace, num_trials: int) -> Tensor:
     parts = [runs.outcome.numbers(trace, num_trials).double()]
     sizes = [site.size or 1 for site in runs.outcome.sites]
     columns = dict(zip(runs.outcome.names, parts[0].split(sizes, -1), strict=True))
-    found = [_log_masses(site, nodes(trace)[site.name], num_trials) for site in runs.outcome.sites]
+    found = [_log_masses(runs, trace, site, num_trials) for site in runs.outcome.sites]
     shown = [columns[s.name] if part is None else part for s, part in zip(runs.outcome.sites, found, strict=True)]
     return torch.cat(shown, -1)
 
@@ -285,13 +293,17 @@ def _shown(runs: ProgramRuns, trace: Trace, num_trials: int) -> Tensor:
 def _shows_all(runs: ProgramRuns, trace: Trace, num_trials: int) -> bool:
     """Whether every discrete site of the outcome has log probabilities, which show any influence."""
     sites = (site for site in runs.outcome.sites if site.kind != REAL)
-    return all(_log_masses(site, nodes(trace)[site.name], num_trials) is not None for site in sites)
+    return all(_log_masses(runs, trace, site, num_trials) is not None for site in sites)
 
 
-def _log_masses(outcome: OutcomeSite, site: Site, num_trials: int) -> Tensor | None:
-    """Log probabilities `(S, n, .)` of some values of a discrete site; `None` = it is none, or they are not finite."""
-    if outcome.kind == REAL:
+def _log_masses(runs: ProgramRuns, trace: Trace, outcome: OutcomeSite, num_trials: int) -> Tensor | None:
+    """Log probabilities `(S, n, .)` of some values of a discrete site; `None` = it is none, or they are not finite.
+
+    A series has no probability of each trial by itself.
+    """
+    if outcome.kind == REAL or runs.outcome.trials == "series":
         return None
+    site = nodes(trace)[outcome.name]
     number = outcome_of(outcome.kind).num_categories or 2  # of counts, 0 and 1
     try:
         found = [site["fn"].log_prob(torch.full_like(site["value"], k)).double() for k in range(number)]
