@@ -16,18 +16,16 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.calibration import Calibration, calibrate
+from pyro_arbuf.programs.consistency import SelfConsistency, SubsetGap, self_consistency, subset_gap
 from pyro_arbuf.programs.evidence import (
     Evidence,
     EvidenceComparison,
-    SelfConsistency,
-    SubsetGap,
     compare_evidence,
     log_evidence,
-    self_consistency,
-    subset_gap,
 )
 from pyro_arbuf.programs.evidence_error import EvidenceError, measure_evidence_error
 from pyro_arbuf.programs.guide import AmortizedGuide
+from pyro_arbuf.programs.likelihood import likelihood
 from pyro_arbuf.programs.refine import Refined, refine
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.workflow.check_model import ModelCheckWarning, check_model
@@ -61,6 +59,7 @@ __all__ = [
     "check_model",
     "compare_evidence",
     "exact_loo",
+    "likelihood",
     "load",
     "log_evidence",
     "loo_conditionals",

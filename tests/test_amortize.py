@@ -204,7 +204,7 @@ def hierarchy(x: torch.Tensor) -> torch.Tensor:
 
 def test_network_survives_a_report_that_is_not_available(capsys: pytest.CaptureFixture) -> None:
     net = amortize(hierarchy, inputs, ["theta"], num_context=(0, 5), steps=2, **SIZES)
-    *_, calibrated, _, _, consistent, _ = capsys.readouterr().out.splitlines()
+    *_, calibrated, _, _, consistent, _, _ = capsys.readouterr().out.splitlines()
     assert net.latents == ("theta",) and calibrated.startswith("calibration, 20 data sets")
     assert consistent.startswith("self-consistency not available: the prior of the latents must not depend on sites")
 
@@ -306,7 +306,7 @@ MISTAKES = {
     "seed": ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
     "misspelt": ({"widht": 3}, "sizes must be among ["),
     "not_free": ({"dim_x": 3}, "got ['dim_x']"),
-    "a_string": ({"latents": "slope"}, "latents must be a list of different sites, at least one; got 'slope'"),
+    "a_string": ({"latents": "slope"}, "latents must be a list of different sites; got 'slope'"),
     "steps": ({"steps": 0}, "steps must be an integer of at least 1; got 0"),
     "minutes": ({"minutes": -1.0}, "minutes must be a positive number; got -1.0"),
     "batch": ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),

@@ -18,7 +18,8 @@ from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.priors.gaussian import exact_log_evidence, gaussian
-from pyro_arbuf.programs.evidence import NOT_RESOLVED, compare_evidence, log_evidence, self_consistency, subset_gap
+from pyro_arbuf.programs.consistency import self_consistency, subset_gap
+from pyro_arbuf.programs.evidence import NOT_RESOLVED, compare_evidence, log_evidence
 
 N, R, B = 7, 5, 2
 X, Y = torch.zeros(N, 1, dtype=torch.float64), draw(N, seed=1)
@@ -277,7 +278,7 @@ def test_networks_of_different_data_are_not_compared(net, vector_net):
 
 
 def test_inputs_that_are_no_tensor_are_refused(net):
-    with pytest.raises(ValueError, match=r"x must be a tensor \(\*batch, n, 1\); got ndarray"):
+    with pytest.raises(ValueError, match=r"x and y must be tensors \(\*batch, n, 1\) .*; got ndarray and Tensor"):
         log_evidence(net, X.numpy(), Y)
     with pytest.raises(ValueError, match="one data set, a tensor; got ndarray"):
         self_consistency(net, X.numpy(), Y)

@@ -272,7 +272,7 @@ class ArBufferJoint(ArBufferDistribution):
             `(*batch, M)` nats.
 
         Raises:
-            ValueError: As `log_prob`; for NaN also with `nan="drop"`.
+            ValueError: As `log_prob`; for NaN also with `nan="drop"`; for a series.
         """
         with inference_scope():
             check_current(self.context)

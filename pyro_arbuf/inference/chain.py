@@ -185,6 +185,16 @@ def pit_joint(
     return forced.whole(below, math.nan), forced.whole(up_to, math.nan)
 
 
+def check_exchangeable(model: Network) -> None:
+    """Raises ValueError if the model is one of series, of which no trial can be left out."""
+    if model.config.sequential:
+        raise ValueError(
+            "leaving one trial out needs exchangeable trials; got a network of a series, whose contexts hold the first "
+            "trials without gaps; score each trial given those before it by "
+            "ArBufferJoint(net.condition(), x, buffer_size=1).log_prob_factors(y)"
+        )
+
+
 def leave_one_out(
     model: Network,
     x: Tensor,
@@ -194,6 +204,8 @@ def leave_one_out(
     max_tokens: int = MAX_TOKENS,
 ) -> Tensor:
     """Log density of each of the first pairs given all the others: the context is encoded anew without it.
+
+    Raises ValueError for a series.
 
     Args:
         model: The model.
@@ -206,6 +218,7 @@ def leave_one_out(
     Returns:
         `(B, num_left_out)` nats, summed over the outcome's dimensions.
     """
+    check_exchangeable(model)
     num_tasks, num_pairs = x.shape[:2]
     others = torch.arange(num_pairs - 1, device=x.device)
     others = others + (others >= torch.arange(num_left_out, device=x.device)[:, None])  # (num_left_out, T - 1)

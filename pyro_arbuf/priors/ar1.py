@@ -11,7 +11,7 @@ Source:
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pyro
 import pyro.distributions as dist
@@ -40,7 +40,7 @@ class AR1(TorchDistribution):
         tensor(-2.9007)
     """
 
-    arg_constraints = {"phi": constraints.interval(-1.0, 1.0), "sigma": constraints.positive}
+    arg_constraints = {"phi": constraints.interval(-1.0, 1.0), "sigma": constraints.positive}  # pyright: ignore[reportAssignmentType]
     support = constraints.real_vector  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, phi: Tensor, sigma: Tensor, num_trials: int, validate_args: bool | None = None):
@@ -49,9 +49,9 @@ class AR1(TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: "AR1 | None" = None) -> "AR1":
         """The same law with a larger batch shape."""
-        new = self._get_checked_instance(AR1, _instance)
+        new = cast(AR1, self._get_checked_instance(AR1, _instance))
         new.phi, new.sigma = self.phi.expand(batch_shape), self.sigma.expand(batch_shape)
-        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
+        super(AR1, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 

@@ -13,6 +13,8 @@ Source:
     computational modeling of behavioral data.
 """
 
+from typing import cast
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -43,7 +45,7 @@ class RescorlaWagner(TorchDistribution):
         tensor(0.3750)
     """
 
-    arg_constraints = {"rate": constraints.unit_interval, "temperature": constraints.positive}
+    arg_constraints = {"rate": constraints.unit_interval, "temperature": constraints.positive}  # pyright: ignore[reportAssignmentType]
     support = constraints.independent(constraints.boolean, 2)  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, rate: Tensor, temperature: Tensor, probabilities: Tensor, validate_args: bool | None = None):
@@ -54,10 +56,10 @@ class RescorlaWagner(TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: "RescorlaWagner | None" = None) -> "RescorlaWagner":
         """The same law with a larger batch shape."""
-        new = self._get_checked_instance(RescorlaWagner, _instance)
+        new = cast(RescorlaWagner, self._get_checked_instance(RescorlaWagner, _instance))
         new.rate, new.temperature = self.rate.expand(batch_shape), self.temperature.expand(batch_shape)
         new.probabilities = self.probabilities.expand(*batch_shape, *self.event_shape)
-        TorchDistribution.__init__(new, Size(batch_shape), self.event_shape, validate_args=False)
+        super(RescorlaWagner, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 

@@ -51,12 +51,12 @@ def check_program(simulator: Simulator, config: ModelConfig) -> None:
             f"the program's outcome must be {outcomes[1]}, as the network's; got {outcomes[0]}; use the program that "
             "the network was trained on"
         )
-    wanted = "series" if config.sequential else "exchangeable" if config.dependent else "independent"
-    got = "independent" if simulator.single else simulator.trials
-    if got != wanted:
+    series = simulator.trials == "series"
+    if series != config.sequential:
+        words = [("a series" if each else "no series") for each in (config.sequential, series)]
         raise ValueError(
-            f"the program's trials must be {wanted} given the latents, as the network's; got {got}; use the program "
-            "that the network was trained on"
+            f"the program's trials must be {words[0]}, as those of the network; got {words[1]}; use the program that "
+            "the network was trained on"
         )
 
 

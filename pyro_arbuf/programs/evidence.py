@@ -1,26 +1,23 @@
-"""Evidence from one network, comparisons of it, and two checks of consistency that need no reference."""
+"""Evidence from one network, of one data set, a batch or several of different lengths; comparisons of it."""
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
-from pyro_arbuf.distributions.marginals import ArBufferMarginals
-from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.orders import average_orders, paired_error, random_orders, warn_few_orders
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.validation import check_count, check_x, check_y
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.programs.consistency import Outcomes, check_one_data_set
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, ImportanceSample, context_simulator, importance_sample
 from pyro_arbuf.programs.simulator import Program
-from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
-Outcomes = Tensor | Mapping[str, Tensor]  # of a data set, as a tensor or by site
 NOT_RESOLVED = "not resolved"
 Z = 1.96  # of a 95 % interval
 
@@ -31,7 +28,7 @@ class Evidence(NamedTuple):
     Attributes:
         value: `(*batch,)` nats.
         standard_error: `(*batch,)` nats, over the orders, on top of which the network's own error comes; or of the
-            importance sampling.
+            importance sampling. NaN for a series, whose trials have one order.
     """
 
     value: Tensor
@@ -58,61 +55,78 @@ class EvidenceComparison(NamedTuple):
     reason: str = ""
 
 
-class SelfConsistency(NamedTuple):
-    """log p(y) = log p(theta) + log p(y | theta) - log p(theta | y) at posterior draws: one number if all agree.
-
-    Attributes:
-        values: `(S,)` nats, one per draw.
-        mean: Their mean.
-        standard_deviation: Their standard deviation; 0 for a consistent network.
-    """
-
-    values: Tensor
-    mean: float
-    standard_deviation: float
-
-
-class SubsetGap(NamedTuple):
-    """How much the density of a subset of the targets depends on the others, root mean squares in nats per target.
-
-    Attributes:
-        dropped: Density of the subset by itself against the one that the joint with the others implies.
-        reordered: Density of the subset in one order against another.
-    """
-
-    dropped: float
-    reordered: float
-
-
 @torch.no_grad()
 def log_evidence(
-    net: ArBufferModel, x: Tensor, y: Outcomes, num_orders: int = 64, buffer_size: int | None = None, seed: int = 0
+    net: ArBufferModel,
+    x: Tensor | Sequence[Tensor],
+    y: Outcomes | Sequence[Outcomes],
+    num_orders: int = 64,
+    buffer_size: int | None = None,
+    seed: int = 0,
 ) -> Evidence:
     """Log marginal likelihood of data: their joint density with an empty context, averaged over orders.
 
+    Of a series it is the density in the natural order, whatever `num_orders`: one number without a standard error.
+
     Args:
         net: The network of a model.
-        x: `(*batch, n, D_x)` inputs.
-        y: `(*batch, n)` or `(*batch, n, D_y)` outcomes; of several sites also a dict of them.
-        num_orders: Random orders R, at least 2.
+        x: `(*batch, n, D_x)` inputs; or a list of B tensors `(n_b, D_x)`, data sets of different lengths.
+        y: `(*batch, n)` or `(*batch, n, D_y)` outcomes; of several sites also a dict of them; or a list of B of these,
+            without batch.
+        num_orders: Random orders R, at least 2; not used for a series.
         buffer_size: Trials between two absorptions; `None` = the model's K.
         seed: Of the orders.
 
     Returns:
-        Value and standard error over the orders, `(*batch,)` nats.
+        Value and standard error over the orders, `(*batch,)` nats, or `(B,)` for lists; NaN as the standard error of a
+        series.
 
     Raises:
         ValueError: If an argument breaks its rule.
     """
-    spread = average_orders(log_prob_orders(net, x, y, num_orders, buffer_size, seed))
-    warn_few_orders(spread, "the log evidence", stacklevel=3)  # behind torch.no_grad
-    return Evidence(spread.log_prob, spread.standard_error)
+    if isinstance(x, Tensor) and isinstance(y, Tensor | Mapping):
+        return evidence_of(net, x, y, num_orders, buffer_size, seed, "the log evidence", 4)[0]
+    if not (isinstance(x, list | tuple) and isinstance(y, list | tuple) and len(x) == len(y) > 0):
+        got = [f"{len(v)} of them" if isinstance(v, list | tuple) else type(v).__name__ for v in (x, y)]
+        raise ValueError(
+            f"x and y must be tensors (*batch, n, {net.config.dim_x}) and (*batch, n[, D_y]), or both lists of data "
+            f"sets, at least one; got {got[0]} and {got[1]}"
+        )
+    outcomes = [check_one_data_set(*pair, net, f"[{i}]") for i, pair in enumerate(zip(x, y, strict=True))]
+    found = [
+        evidence_of(net, *pair, num_orders, buffer_size, seed, f"the log evidence of data set {i}", 4)[0]
+        for i, pair in enumerate(zip(x, outcomes, strict=True))
+    ]
+    return Evidence(torch.stack([each.value for each in found]), torch.stack([each.standard_error for each in found]))
+
+
+def evidence_of(
+    net: ArBufferModel,
+    x: Tensor,
+    y: Outcomes,
+    num_orders: int,
+    buffer_size: int | None,
+    seed: int,
+    what: str,
+    stacklevel: int,
+) -> tuple[Evidence, Tensor | None]:
+    """The evidence of a network, and its density in each order, `None` for a series; warns where few orders count."""
+    per_order = log_prob_orders(net, x, y, num_orders, buffer_size, seed)
+    if net.config.sequential:
+        value = per_order.squeeze(-1)
+        return Evidence(value, torch.full_like(value, torch.nan)), None
+    spread = average_orders(per_order)
+    warn_few_orders(spread, what, stacklevel=stacklevel)
+    return Evidence(spread.log_prob, spread.standard_error), per_order
 
 
 def log_prob_orders(
     net: ArBufferModel, x: Tensor, y: Outcomes, num_orders: int, buffer_size: int | None = None, seed: int = 0
 ) -> Tensor:
-    """Joint log density of data with an empty context in each of R random orders, `(*batch, R)` nats."""
+    """Joint log density of data with an empty context in each of R random orders, `(*batch, R)` nats.
+
+    Of a series in its natural order alone, `(*batch, 1)`.
+    """
     check_count("num_orders", num_orders, 2)  # for a standard error
     if not isinstance(x, Tensor) or x.dim() < 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -120,21 +134,9 @@ def log_prob_orders(
     y = stack_sites(y, net.config.outcome)
     check_x("x", x, net)  # whether or not Pyro's validation is on: an evidence of NaN is none
     check_y("y", y, net)
-    joint = ArBufferJoint(net.condition(), x, random_orders(x.shape[-2], num_orders, seed), buffer_size)
-    return joint._log_prob_orders(y, stacklevel=7)  # the user's line is behind torch.no_grad and two functions
-
-
-def _check_one_data_set(x: Tensor, y: Outcomes, net: ArBufferModel) -> Tensor:
-    """The outcomes of one data set, as one tensor."""
-    y, dim_y = stack_sites(y, net.config.outcome), net.config.dim_y
-    if not isinstance(x, Tensor) or x.dim() != 2:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be the inputs (n, D_x) of one data set, a tensor; got {got}; take one at a time")
-    shape = (len(x),) if dim_y is None else (len(x), dim_y)
-    if not isinstance(y, Tensor) or y.shape != shape:
-        got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"y must be the outcomes {shape} of one data set, a tensor; got {got}; take one at a time")
-    return y
+    orders = None if net.config.sequential else random_orders(x.shape[-2], num_orders, seed)
+    joint = ArBufferJoint(net.condition(), x, orders, buffer_size)
+    return joint._log_prob_orders(y, stacklevel=8)  # the user's line is behind torch.no_grad and three functions
 
 
 @torch.no_grad()
@@ -173,7 +175,7 @@ def compare_evidence(
     """
     programs = {} if programs is None else programs
     _check_models(nets, programs)
-    y = _check_one_data_set(x, y, next(iter(nets.values())))
+    y = check_one_data_set(x, y, next(iter(nets.values())))
     check_count("num_draws", num_draws, MIN_DRAWS)
     check_count("num_orders", num_orders, 2)
     unmeasured = [n for n, net in nets.items() if net.config.evidence_rmse is None and n not in programs]
@@ -192,9 +194,9 @@ def compare_evidence(
             if sample.k_hat > MAX_K_HAT:
                 own[name], distrusted[name] = math.inf, round(sample.k_hat, 2)
         else:
-            spread = average_orders(log_prob_orders(net, x, y, num_orders, None, seed))
-            warn_few_orders(spread, f"the log evidence of {name!r}", stacklevel=3)
-            evidence[name], per_order[name] = Evidence(spread.log_prob, spread.standard_error), spread.log_prob_orders
+            what = f"the log evidence of {name!r}"
+            evidence[name], in_orders = evidence_of(net, x, y, num_orders, None, seed, what, 4)
+            per_order |= {} if in_orders is None else {name: in_orders}
             own[name] = math.inf if net.config.evidence_rmse is None else net.config.evidence_rmse
     values = {name: each.value.item() for name, each in evidence.items()}
     if not all(math.isfinite(value) for value in values.values()):
@@ -232,7 +234,10 @@ def _pair_error(
     per_order: Mapping[str, Tensor],
     own: Mapping[str, float],
 ) -> float:
-    """95 % error of the difference of two log evidences, nats: over the orders that they share, and their own."""
+    """95 % error of the difference of two log evidences, nats: over the orders that they share, and their own.
+
+    Series, and evidences by importance sampling, have no part of the orders.
+    """
     if name == best:
         return 0.0
     pair = [n for n in (best, name) if n in per_order]
@@ -255,80 +260,3 @@ def _importance_evidence(
             f"programs[{name!r}] must give the evidence by its density: {error}. Leave it out to take the network's "
             "own evidence"
         ) from None
-
-
-@torch.no_grad()
-def self_consistency(
-    net: ArBufferModel,
-    x: Tensor,
-    y: Outcomes,
-    num_draws: int = 100,
-    program: Program | None = None,
-    seed: int | None = 0,
-) -> SelfConsistency:
-    """Checks posterior, likelihood and prior against each other: their combination must not depend on the latents.
-
-    Args:
-        net: A network with latents.
-        x: `(n, D_x)` inputs.
-        y: `(n,)` or `(n, D_y)` outcomes; of several sites also a dict of them.
-        num_draws: Posterior draws S, at least 2.
-        program: Whose exact prior is used; `None` = the one the network was trained on.
-        seed: Of the draws; `None` = torch's global generator.
-
-    Returns:
-        The implied log evidence at every draw, mean and standard deviation.
-
-    Raises:
-        ValueError: If the network's program is not known, or an argument breaks its rule.
-    """
-    y = _check_one_data_set(x, y, net)
-    check_count("num_draws", num_draws, 2)
-    simulator = find_simulator(net, program)
-    posterior = ArBufferPosterior(net.condition(x, y))
-    with seeded(seed):
-        draws = posterior.sample((num_draws,))
-        sites = posterior.sites(draws)
-        log_prior = simulator.log_prior(sites)  # runs the program, which draws outcomes
-    likelihood = ArBufferMarginals(net.condition(latents=sites), x).log_prob(y)
-    jacobian = sum(jacobian for _, jacobian in posterior.sites_and_jacobians(draws).values())
-    values = log_prior + likelihood - posterior.log_prob(draws) + jacobian
-    return SelfConsistency(values, values.mean().item(), values.std().item())
-
-
-@torch.no_grad()
-def subset_gap(net: ArBufferModel, x: Tensor, y: Outcomes, num_splits: int = 16, seed: int = 0) -> SubsetGap:
-    """Measures how far the joint with an empty context is from one consistent distribution.
-
-    The targets are split at random into halves A and B. By the chain with A in front and the one with B in front,
-    log p(A) is implied twice, once by itself and once as log p(B) + log p(A | B) - log p(B | A).
-
-    Args:
-        net: The network.
-        x: `(n, D_x)` inputs, n >= 4.
-        y: `(n,)` or `(n, D_y)` outcomes; of several sites also a dict of them.
-        num_splits: Random splits.
-        seed: Of the splits.
-
-    Returns:
-        Root mean squares over the splits, nats per target of the subset.
-
-    Raises:
-        ValueError: If there are fewer than 4 targets, x has a batch, or `num_splits` is no positive integer.
-    """
-    y = _check_one_data_set(x, y, net)
-    check_count("num_splits", num_splits)
-    num_targets = len(x)
-    if num_targets < 4:
-        raise ValueError(f"x must hold at least 4 targets to be split; got {num_targets}")
-    half, context = num_targets // 2, net.condition()
-    orders = random_orders(num_targets, num_splits, seed)
-    swapped = torch.cat([orders[:, half:], orders[:, :half]], 1)
-    joint = ArBufferJoint(context, x, torch.cat([orders, swapped]))._log_prob_orders(y, stacklevel=6)
-    dropped = joint[:num_splits] - joint[num_splits:]  # log p(A) + log p(B | A) - log p(B) - log p(A | B)
-    turned = torch.stack([torch.arange(half), torch.arange(half - 1, -1, -1)])
-    alone = torch.stack(
-        [ArBufferJoint(context, x[order[:half]], turned)._log_prob_orders(y[order[:half]], 7) for order in orders]
-    )
-    reordered = alone[:, 0] - alone[:, 1]
-    return SubsetGap(*(gap.square().mean().sqrt().item() / half for gap in (dropped, reordered)))

@@ -208,7 +208,7 @@ def _read_site(name: str, sites: Sequence[Site], num_trials: Sequence[int]) -> t
 def _check_series(
     name: str, events: Sequence[Size], shapes: Sequence[tuple[int, ...]], num_trials: Sequence[int]
 ) -> None:
-    """Raises ValueError unless an event that grows holds one number or vector for each trial, and nothing repeats it."""
+    """Raises ValueError unless an event that grows is one number or vector for each trial, and nothing repeats it."""
     fits = all(event == (n, *event[1:2]) for event, n in zip(events, num_trials, strict=True))
     if not fits or len({event[1:] for event in events}) > 1:
         raise ValueError(

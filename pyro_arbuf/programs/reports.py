@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -15,7 +15,7 @@ from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.parts import Range
 from pyro_arbuf.programs.calibration import Calibration, calibrate
 from pyro_arbuf.programs.configuration import describe_outcome
-from pyro_arbuf.programs.evidence import self_consistency, subset_gap
+from pyro_arbuf.programs.consistency import self_consistency, subset_gap
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
@@ -27,6 +27,12 @@ INDEPENDENT = (
     "  note: With chained=False the dimensions of the outcome are predicted as independent of each other given the "
     "context: likelihoods, predictions and evidence are wrong where they are correlated; leave it out."
 )
+TRIALS = {
+    "independent": "independent given the latents: the likelihood is a product over trials",
+    "exchangeable": "depend on each other given the latents, in any order: the likelihood is their joint density",
+    "series": "a series, each depends on those before it: the likelihood is their joint density, in their order",
+    "vector": "none, a data set is one observation",
+}
 STILL_RISING = 0.01  # nats per target over the last third of a run
 
 
@@ -48,9 +54,10 @@ def describe_training(
     limits = [f"{limit:g} {unit}" for limit, unit in ((minutes, "minutes"), (steps, "steps")) if limit is not None]
     simulated = "new data sets in every step" if num_simulations is None else f"{num_simulations} fixed data sets"
     lines = {
-        "latents": "; ".join(_describe_latent(latent) for latent in config.latents),
+        "latents": "; ".join(_describe_latent(latent) for latent in config.latents) or "none: data alone are predicted",
         "integrated out": ", ".join(simulator.integrated_out) or "no site",
         "outcome": outcome,
+        "trials": TRIALS[simulator.trials],
         "inputs": f"{columns}, constant" if constant else f"{columns} in {_show_ranges(config.x_range)}",
         "simulated": simulator.mode_reason,
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
@@ -162,7 +169,7 @@ def training_report(
         history: What `fit` returns as history.
         folder: Where the state of the run is kept; `None` = nowhere.
     """
-    simulator = find_simulator(net)
+    simulator = find_simulator(net) if net.config.latents else cast(Simulator, net.simulator)
     rise = rise_at_the_end(history)
     last_third = "" if rise is None else f", {rise:+.3f} in the last third of the run"
     more = f"folder={str(folder)!r}, resume=True" if folder is not None else "folder=..., and then resume=True"
@@ -170,14 +177,10 @@ def training_report(
     lines = [f"{net.config.prior}: {steps} steps, validation density {validation:.3f} nats per target{last_third}"]
     if simulator.failure_share > 0:
         lines.append(f"the program failed in {simulator.failure_share:.3%} of its data sets, which were drawn anew")
-    last = "The posterior could not be checked."
-    measures = {
-        "calibration": partial(_report_calibration, net, rise, more),
-        "self-consistency": partial(_report_consistency, net, simulator),
-    }
+    last = "The posterior could not be checked." if net.config.latents else _verdict_without_latents(rise, more)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*outside the trained range.*")
-        for name, measure in measures.items():
+        for name, measure in _measures(net, simulator, rise, more).items():
             try:
                 text, found = measure()
                 lines.append(f"{name}{text}")
@@ -185,6 +188,19 @@ def training_report(
             except ValueError as error:  # the trained network must not be lost with its report
                 lines.append(f"{name} not available: {error}")
     return "\n".join([*lines, f"verdict: {last}"])
+
+
+def _measures(
+    net: ArBufferModel, simulator: Simulator, rise: float | None, train_longer: str
+) -> dict[str, Callable[[], tuple[str, str]]]:
+    """What can be measured on a network, by name: each returns a text, and a verdict or nothing."""
+    found: dict[str, Callable[[], tuple[str, str]]] = {}
+    if net.config.latents:
+        found["calibration"] = partial(_report_calibration, net, rise, train_longer)
+        found["self-consistency"] = partial(_report_consistency, net, simulator)
+    if not net.config.sequential and net.config.num_context[1] >= 4:
+        found["subset gap"] = partial(_report_gap, net, simulator)
+    return found
 
 
 def _report_calibration(net: ArBufferModel, rise: float | None, train_longer: str) -> tuple[str, str]:
@@ -203,18 +219,32 @@ def _report_calibration(net: ArBufferModel, rise: float | None, train_longer: st
     return text, verdict(checked, rise, train_longer)
 
 
+def _verdict_without_latents(rise: float | None, train_longer: str) -> str:
+    """One line on a network that predicts data alone, whose joint density is all that was checked."""
+    found = "Without latents only the joint density of data was trained."
+    if rise is not None and rise > STILL_RISING:
+        found += f" The validation density was still improving. To train longer: {train_longer}."
+    return found
+
+
 def _report_consistency(net: ArBufferModel, simulator: Simulator) -> tuple[str, str]:
-    """Self-consistency and subset gap of one simulated data set, as text, and no verdict."""
-    num_trials = max(1, net.config.num_context[1])
-    with seeded(0):
-        drawn = simulator.draw(1, num_trials)
-    x, y = drawn.x[0], net.config.squeeze_outcome(drawn.y[0])
-    found = self_consistency(net, x, y)
+    """Self-consistency of one simulated data set, as text, and no verdict."""
+    found = self_consistency(net, *_one_data_set(net, simulator))
     text = (
         f" on one of them: log p(y) = {found.mean:.2f}, sd {found.standard_deviation:.2f} nats over posterior "
         "draws (0 if exact)"
     )
-    if num_trials < 4:
-        return text, ""
-    gap = subset_gap(net, x, y)
-    return f"{text}\nsubset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target", ""
+    return text, ""
+
+
+def _report_gap(net: ArBufferModel, simulator: Simulator) -> tuple[str, str]:
+    """Subset gap of one simulated data set, as text, and no verdict."""
+    gap = subset_gap(net, *_one_data_set(net, simulator))
+    return f": {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target", ""
+
+
+def _one_data_set(net: ArBufferModel, simulator: Simulator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs `(n, D_x)` and outcomes of a data set of the largest trained number of trials."""
+    with seeded(0):
+        drawn = simulator.draw(1, max(1, net.config.num_context[1]))
+    return drawn.x[0], net.config.squeeze_outcome(drawn.y[0])

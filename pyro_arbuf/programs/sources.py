@@ -69,7 +69,7 @@ def find_simulator(net: ArBufferModel, program: Program | Simulator | None = Non
     """
     config = net.config
     if not config.latents:
-        raise ValueError("net must have latents; got a network without; amortize a program")
+        raise ValueError("net must have latents; got a network without; amortize a program with latents")
     if isinstance(program, Simulator):
         simulator = program
     elif program is not None:

@@ -147,7 +147,7 @@ def _shape_fault(runs: ProgramRuns, trace: Trace, num_trials: int) -> str | None
         shape = runs.outcome.shape(site, num_trials)
         # In a plate the last batch dimension is that of the trials; those of series and single vectors are events.
         in_plate = not runs.outcome.single and runs.outcome.trials != "series"
-        expected |= {name: (*(lead[:-1] if in_plate else lead), *shape) for name in site.names(num_trials)}
+        expected |= dict.fromkeys(site.names(num_trials), (*(lead[:-1] if in_plate else lead), *shape))
         if site.loop and len(loop_sites(site.name, trace)) != num_trials:
             return f"it drew {len(loop_sites(site.name, trace))} sites {site.name}_0, ... in place of {num_trials}"
     for name, shape in expected.items():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
-from pyro_arbuf.inference.chain import leave_one_out
+from pyro_arbuf.inference.chain import check_exchangeable, leave_one_out
 from pyro_arbuf.inference.conditioning import make_context
 from pyro_arbuf.inference.validation import inference_scope
 from pyro_arbuf.model import ArBufferModel
@@ -59,7 +59,8 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
         `se` = sqrt(n var(elpd_i)) and `n`.
 
     Raises:
-        ValueError: If an argument breaks its rule, as `net.condition`, or a context has fewer than 2 pairs.
+        ValueError: If an argument breaks its rule, as `net.condition`, a context has fewer than 2 pairs, or the network
+            is one of series.
 
     Example:
         >>> from pyro_arbuf.model import ArBufferModel, ModelConfig
@@ -69,6 +70,7 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
     """
     import xarray
 
+    check_exchangeable(net)
     subjects = x if isinstance(x, list | tuple) else [x]
     for subject in subjects:
         if isinstance(subject, Tensor) and subject.dim() > 1 and subject.shape[-2] < 2:
