@@ -164,8 +164,8 @@ def exact_posterior(y: Tensor, num_points: tuple[int, int] = (257, 129)) -> Grid
 
     Example:
         >>> posterior = exact_posterior(torch.tensor([0.3, -0.5, 1.0]))
-        >>> f"{posterior.log_evidence:.5f}, {bool(posterior.error < 1e-6)}"
-        '-4.21073, True'
+        >>> f"{posterior.log_evidence:.4f}, {bool(posterior.error < 1e-6)}"
+        '-3.6506, True'
     """
     _check_series(y)
     y = y.double()

@@ -108,10 +108,12 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     if not integers or num_context[0] != 0 or num_context[1] < 1 or (simulator.single and num_context[1] > 1):
         rule = "(0, 1) for a program of one observation" if simulator.single else "(0, n) with n >= 1"
         raise ValueError(f"num_context must be {rule}; got {num_context}")
-    buffer_size = sizes.get("buffer_size", 16)
-    measured = _measure(simulator, num_context[1], buffer_size if simulator.trials == "series" else 0)
+    ahead = sizes.get("buffer_size", 16) if simulator.trials == "series" else 0
+    measured = _measure(simulator, num_context[1], ahead)
     num_latents = sum(latent.size for latent in simulator.latents)
-    fields: dict[str, Any] = SIZES | {"buffer_size": max(16, num_latents)} | _series_sizes(simulator, num_context[1])
+    fields: dict[str, Any] = (
+        SIZES | {"buffer_size": max(16, num_latents)} | _series_sizes(simulator, num_context[1] + ahead)
+    )
     fields |= sizes
     if fields["buffer_size"] < num_latents:
         raise ValueError(f"buffer_size must hold all {num_latents} latent numbers; got {fields['buffer_size']}")

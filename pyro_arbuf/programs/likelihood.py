@@ -40,7 +40,7 @@ def likelihood(
     Example:
         >>> import pyro_arbuf, torch
         >>> net = pyro_arbuf.load("gaussian")
-        >>> likelihood(net, torch.zeros(5, 1), {"mu": torch.zeros(3)}).log_prob(torch.zeros(5)).shape
+        >>> likelihood(net, torch.zeros(5, 1), {"mu": torch.zeros(3), "tau": 1.0}).log_prob(torch.zeros(5)).shape
         torch.Size([3])
     """
     config = net.config

@@ -1,0 +1,306 @@
+"""Trials that depend on each other: how a program says so, what is drawn, its density, its batches."""
+
+import dataclasses
+import math
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import series_programs as programs
+import torch
+from series_programs import SERIES
+
+from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.configuration import program_config
+from pyro_arbuf.programs.inspect import inspect_program
+from pyro_arbuf.programs.program_batches import Bank, ProgramSource, draw_simulations
+from pyro_arbuf.programs.same_law import Simulations
+from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.sources import simulator_of
+from pyro_arbuf.random_state import seeded
+
+
+def found(program, inputs=None, latents=None, outcome="y", **options):
+    """What a program is, without its notes as warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Simulator(program, inputs, latents, outcome, **options)
+
+
+@pytest.fixture(scope="module")
+def series():
+    return {name: found(program) for name, program in SERIES.items()}
+
+
+# What a program says
+
+
+def test_site_outside_the_plate_makes_trials_exchangeable_and_inside_leaves_them_independent():
+    outside = found(programs.random_intercept, programs.inputs, ["slope"])
+    inside = found(programs.intercept_of_each_trial, programs.inputs, ["slope"])
+    assert (outside.trials, inside.trials) == ("exchangeable", "independent")
+    assert outside.integrated_out == inside.integrated_out == ("intercept",)
+    assert found(programs.random_intercept, programs.inputs).trials == "independent"  # a latent is given
+
+
+@pytest.mark.parametrize("name", ["gaussian", "two-moons", "ar1", "rescorla-wagner"])
+def test_shipped_programs_are_what_they_say(name):
+    expected = {"two-moons": "vector", "ar1": "series", "rescorla-wagner": "series"}
+    simulator = simulator_of(name)
+    assert simulator.trials == expected.get(name, "independent") and simulator.notes == ()
+    assert simulator.mode == "inputs" and simulator.single == (name == "two-moons")
+
+
+def test_event_of_all_trials_and_loop_over_them_are_series(series):
+    for simulator in series.values():
+        assert simulator.trials == "series" and simulator.dim_y is None and not simulator.single
+        assert [latent.name for latent in simulator.latents] == ["phi", "sigma"]
+        assert simulator.integrated_out == () and simulator.notes == ()
+    assert [simulator.mode for simulator in series.values()] == ["inputs", "inputs", "loop"]
+
+
+def test_series_of_several_numbers_per_trial():
+    pair = found(programs.learner, outcome=("choice", "reward"))
+    assert pair.trials == "series" and pair.dim_y == 2 and pair.outcomes == ("categorical(2)", "real")
+    assert pair.outcome == ("choice", "reward") and pair.draw(3, 5).y.shape == (3, 5, 2)
+    columns = found(programs.two_columns)
+    assert columns.trials == "series" and columns.dim_y == 2 and columns.draw(3, 5).y.shape == (3, 5, 2)
+
+
+def test_hidden_states_of_a_loop_are_integrated_out():
+    simulator = found(programs.hidden_states)
+    assert [latent.name for latent in simulator.latents] == ["noise"]
+    assert {"state_0", "state_4"} <= set(simulator.integrated_out) and "y_0" not in simulator.integrated_out
+    with pytest.raises(ValueError, match="are integrated out by simulation, which has no density"):
+        simulator.log_joint({"noise": torch.ones(2)}, torch.arange(3.0)[:, None], torch.zeros(3))
+
+
+def test_inputs_of_a_series_without_any_are_the_numbers_of_its_trials(series):
+    drawn = series["event"].draw(2, 4)
+    assert drawn.x.tolist() == [[[0.0], [1.0], [2.0], [3.0]]] * 2
+    assert found(programs.random_intercept).draw(2, 4).x.unique().tolist() == [0.0]
+
+
+def test_series_whose_inputs_do_not_tell_the_order_is_noted():
+    with pytest.warns(UserWarning, match="no column of the inputs grows from trial to trial"):
+        Simulator(programs.one_event, programs.inputs)
+    assert found(programs.one_event, lambda n: torch.arange(float(n))[:, None]).notes == ()
+
+
+# Simulations and densities
+
+
+def test_event_and_loop_have_the_law_of_the_gaussian_series(series):
+    for simulator in series.values():
+        with seeded(3):
+            drawn = simulator.draw(3000 if simulator.mode != "loop" else 600, 5)
+        phi = simulator.latents[0].constrain(drawn.latents[:, :1])[0]
+        sigma = simulator.latents[1].constrain(drawn.latents[:, 1:])[0]
+        y = drawn.y[..., 0] / (sigma / (1 - phi**2).sqrt())[:, None]  # of variance 1
+        products = torch.stack([y[:, 0] ** 2, y[:, 4] ** 2, y[:, 0] * y[:, 1] - phi, y[:, 1] * y[:, 4] - phi**3], -1)
+        error = products.std(0) / math.sqrt(len(y))
+        assert ((products.mean(0) - torch.tensor([1.0, 1.0, 0.0, 0.0])).abs() < 5 * error).all()
+
+
+def test_event_and_loop_have_one_log_joint(series):
+    with seeded(4):
+        values = {"phi": 1.6 * torch.rand(6) - 0.8, "sigma": torch.rand(6) + 0.5}
+        x, y = torch.arange(5.0)[:, None], torch.randn(5)
+    densities = {name: simulator.log_joint(values, x, y) for name, simulator in series.items()}
+    expected = torch.stack([_log_joint(float(p), float(s), y) for p, s in zip(*values.values(), strict=True)])
+    for density in densities.values():
+        torch.testing.assert_close(density, expected, rtol=1e-5, atol=1e-5)
+
+
+def _log_joint(phi, sigma, y):
+    steps = torch.arange(len(y))
+    covariance = torch.tensor(phi) ** (steps[:, None] - steps).abs() * sigma**2 / (1 - phi**2)
+    prior = -math.log(1.8) + dist.LogNormal(0.0, 0.3).log_prob(torch.tensor(sigma))
+    return prior + dist.MultivariateNormal(torch.zeros(len(y)), covariance).log_prob(y)
+
+
+def test_log_joint_of_several_sites_puts_them_back_into_the_loop():
+    simulator = found(programs.learner, outcome=("choice", "reward"))
+    choice, reward = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.7, 0.1, 1.2])
+    rate, value, total = (
+        torch.tensor([0.2, 0.9]),
+        torch.zeros(2),
+        dist.Beta(2.0, 2.0).log_prob(torch.tensor([0.2, 0.9])),
+    )
+    for c, r in zip(choice, reward, strict=True):
+        total = total + dist.Bernoulli(logits=3 * value).log_prob(c) + dist.Normal(c, 0.5).log_prob(r)
+        value = value + c * rate * (r - value)
+    x, y = torch.arange(3.0)[:, None], {"choice": choice, "reward": reward}
+    torch.testing.assert_close(simulator.log_joint({"rate": rate}, x, y), total)
+    torch.testing.assert_close(simulator.log_joint({"rate": rate}, x, torch.stack([choice, reward], -1)), total)
+
+
+def test_loop_that_counts_data_sets_for_trials_is_not_run_for_many_at_once():
+    def program(x):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        for i in range(len(x)):
+            pyro.sample(f"y_{i}", dist.Normal(level, 1.0))
+
+    simulator = found(program)
+    assert simulator.mode == "datasets" and "it drew 11 sites y_0, ... in place of 7" in simulator.mode_reason
+    assert simulator.draw(2, 9).y.shape == (2, 9, 1)
+
+
+# Refusals
+
+
+def no_size(x):
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(torch.zeros(2 * x.shape[-2]), 1.0).to_event(1))
+
+
+def short_loop(x):
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    for i in range(x.shape[-2] - 1):
+        pyro.sample(f"y_{i}", dist.Normal(0.0, 1.0))
+
+
+def uneven_loop(x):
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    for i in range(x.shape[-2]):
+        pyro.sample(f"y_{i}", dist.Normal(torch.zeros(1 + i % 2), 1.0).to_event(1))
+
+
+def repeated(x):
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 2):
+        pyro.sample("y", dist.Normal(torch.zeros(x.shape[-2]), 1.0).to_event(1))
+
+
+def loop_and_plate(x):
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    for i in range(x.shape[-2]):
+        pyro.sample(f"a_{i}", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+
+def more_classes(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    for i in range(x.shape[-2]):
+        pyro.sample(f"y_{i}", dist.Categorical(logits=z * torch.ones(2 + i)))
+
+
+REFUSED = {
+    "ragged": (no_size, "y", "got events of shape (6,) for n = 3, (8,) for n = 4; draw one number or vector per row"),
+    "short_loop": (short_loop, "y", "got ['y_0', 'y_1'] for n = 3; draw them by pyro.sample(f'y_{i}', ...) for i in"),
+    "uneven_loop": (uneven_loop, "y", "must each be a number, or a vector of one size, outside plates; got values of"),
+    "repeated": (
+        repeated,
+        "y",
+        "got values of shape (2, 3) for events of shape (3,); draw it outside plates, or several",
+    ),
+    "mixed": (
+        loop_and_plate,
+        ("a", "b"),
+        "got sites that differ: 'a' is a series, 'b' is a value per trial in a plate",
+    ),
+    "classes": (more_classes, "y", "got Categorical with 2, 3, 4, 5, 6 categories; give it the same categories in"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_series_that_cannot_be_amortised_is_explained(case):
+    program, outcome, text = REFUSED[case]
+    with pytest.raises(ValueError) as error:
+        inspect_program(program, None, None, outcome)
+    assert text in str(error.value)
+
+
+# Configuration and batches
+
+B, K, M, LARGEST = 3, 4, 6, 9
+SIZES = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 8, "embedding_width": 8, "head_width": 8}
+
+
+def test_configuration_says_which_trials_depend(series):
+    config = program_config(series["event"], (0, LARGEST), buffer_size=K, **SIZES)
+    assert config.sequential and config.dependent
+    assert config.x_range[0] < 0 and LARGEST + K - 1 < config.x_range[1] < LARGEST + K  # forecasts lie inside it
+    larger = program_config(series["event"], (0, 200), **SIZES)
+    assert larger.max_frequency == pytest.approx(math.pi * larger.x_scale[0], rel=0.01)
+    shared = program_config(found(programs.random_intercept, programs.inputs, ["slope"]), (0, LARGEST), **SIZES)
+    assert shared.dependent and not shared.sequential
+    own = program_config(found(programs.random_intercept, programs.inputs), (0, LARGEST), **SIZES)
+    assert not own.dependent and not own.sequential
+
+
+def counted(num_datasets, num_trials):
+    """Trial i of every data set has x = y = i; there are two latents."""
+    trials = torch.arange(float(num_trials)).expand(num_datasets, -1).unsqueeze(-1)
+    return Simulations(torch.full((num_datasets, 2), -1.0), trials, trials)
+
+
+LATENTS = (Latent("a"), Latent("b"))
+BANK = Bank(counted(20, LARGEST + K + M), counted(9, LARGEST + K + M))
+
+
+def source(simulator, **fields):
+    config = program_config(simulator, (0, LARGEST), buffer_size=K, **SIZES)
+    return ProgramSource(BANK, dataclasses.replace(config, latents=LATENTS, dim_x=1, **fields), B, M, seed=1)
+
+
+def roles(batch):
+    """Trials of context, buffer and targets, of the first data set; -1 = a latent."""
+    at = (batch.x_context, batch.x_buffer, batch.x_target)
+    return [torch.where(x[0, :, -1] > 0, -1.0, x[0, :, 0]) for x in at]
+
+
+def test_contexts_of_series_are_prefixes_and_no_target_reads_a_later_trial(series):
+    kinds = set()
+    for batch in [*map(source(series["event"]).batch, range(60)), *source(series["event"]).validation()]:
+        context, buffer, target = roles(batch)
+        seen = context[context >= 0]
+        assert seen.tolist() == list(range(len(seen)))
+        trials = buffer[buffer >= 0]
+        assert trials.tolist() == list(range(len(seen), len(seen) + len(trials)))
+        for position, length in zip(target.tolist(), batch.prefix_len.tolist(), strict=True):
+            assert position < 0 or position >= len(seen) + (length if len(trials) else 0)
+        kinds.add(("posterior" if not len(trials) else "data", int((context < 0).sum())))
+    assert {("posterior", 0), ("data", 2), ("data", 0)} <= kinds
+
+
+def test_forecasts_of_a_series_are_trained_at_every_distance_within_the_buffer(series):
+    distances = set()
+    for batch in map(source(series["event"]).batch, range(60)):
+        context, buffer, target = roles(batch)
+        if (buffer >= 0).any():
+            seen = int((context >= 0).sum())
+            distances |= set((target - seen - batch.prefix_len)[target >= 0].tolist())
+    assert distances >= set(range(K + M))
+
+
+def test_likelihood_of_dependent_trials_is_trained_with_trials_in_context_and_buffer():
+    simulator = found(programs.random_intercept, programs.inputs, ["slope"])
+    given = []
+    for batch in map(source(simulator).batch, range(80)):
+        context, buffer, _ = roles(batch)
+        if (context < 0).sum() == 2:
+            given.append(int((context >= 0).sum()))
+            assert (buffer >= 0).all() and len(buffer) == K and len(batch.x_context) == B
+            assert batch.prefix_len[-K:].tolist() == list(range(K))
+    assert len(given) > 5 and 0 in given and max(given) > 3
+
+
+def test_trials_of_a_bank_keep_their_order_in_a_series_alone():
+    drawn = draw_simulations(BANK, 5, 7, series=True)
+    assert torch.equal(drawn.x, counted(5, 7).x)
+    mixed = draw_simulations(BANK, 5, 7)
+    assert not torch.equal(mixed.x, counted(5, 7).x) and mixed.x.max() >= 7
+
+
+def test_without_latents_only_data_are_drawn():
+    simulator = found(programs.random_intercept, programs.inputs, [])
+    assert simulator.latents == () and simulator.trials == "exchangeable" and "slope" in simulator.integrated_out
+    config = program_config(simulator, (0, LARGEST), buffer_size=K, **SIZES)
+    drawing = ProgramSource(simulator, config, B, M, seed=1)
+    for batch in [*map(drawing.batch, range(20)), *drawing.validation()]:
+        assert batch.x_context.shape[-1] == config.dim_x == 1 and batch.x_buffer.shape[1] == K
+    with pytest.raises(ValueError, match="the prior of latents needs a program with latents"):
+        simulator.log_prior({})
