@@ -133,10 +133,10 @@ def run_nuts(model: Callable, num_warmup: int, num_draws: int, *args: object, ji
 
 
 def consistency_rows(net: ArBufferModel, x: Tensor, y: Tensor) -> list[Row]:
-    """The two checks without a reference, over data sets `(D, n, .)`; of one observation there is no subset."""
+    """The two checks without a reference, over data sets `(D, n, .)`; one observation or a series has no subsets."""
     spread = [self_consistency(net, a, b).standard_deviation for a, b in zip(x, y, strict=True)]
     rows = [("self-consistency, sd over posterior draws (nats)", shown(spread, 2), "0")]
-    if x.shape[1] == 1:
+    if x.shape[1] == 1 or net.config.sequential:
         return rows
     gaps = [subset_gap(net, a, b) for a, b in zip(x, y, strict=True)]
     return [

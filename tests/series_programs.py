@@ -1,4 +1,4 @@
-"""Programs of dependent trials: the same series as one event and as a loop, learners, shared sites in and out of plates."""
+"""Programs of dependent trials: one series as an event and as a loop, learners, shared sites in and out of plates."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,8 +1,11 @@
 """Likelihood and evidence of dependent trials: equal to the dense reference, in the natural order of a series."""
 
 import dataclasses
+import importlib
+import json
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import reference
@@ -25,6 +28,7 @@ from pyro_arbuf import (
     measure_evidence_error,
     random_orders,
     refine,
+    save,
     self_consistency,
     subset_gap,
 )
@@ -204,3 +208,18 @@ def test_network_without_latents_is_reported_by_its_joint_density_alone():
         self_consistency(model, inputs(4), torch.zeros(4))
     with pytest.raises(ValueError, match="the net has no latents"):
         ArBufferPosterior(model.condition())
+
+
+def test_benchmark_of_series_prints_a_table_and_one_line_of_json(ar1_net, monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    series = importlib.import_module("series")
+    monkeypatch.setattr(series, "c2st", lambda draws, reference: 0.5)  # which takes seconds per data set
+    monkeypatch.setattr(series, "MANY_DRAWS", 50)
+    monkeypatch.setattr(series, "NUM_TRIALS", 10)
+    monkeypatch.setitem(series.EXACT, "ar1", series.EXACT["ar1"]._replace(wanted_c2st=0.7))
+    save(ar1_net, tmp_path / "ar1")
+    series.main("ar1", num_sets=2, models=tmp_path)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    found = json.loads(line)
+    assert found["benchmark"] == "ar1" and found["c2st"] == [0.5, 0.0] and found["evidence_rmse"]["ar1"] > 0
+    assert any("likelihood RMSE" in row for row in table) and not any("subset gap" in row for row in table)

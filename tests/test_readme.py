@@ -1,11 +1,15 @@
 """The README's code runs as written."""
 
 import re
+import warnings
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+import pyro_arbuf
 from pyro_arbuf import shipped_models
 
 README = Path(__file__).parent.parent / "README.md"
@@ -26,6 +30,20 @@ def test_code_of_the_page_of_outcomes_runs():
     names: dict[str, object] = {}
     exec(compile(block, "docs/outcomes.md", "exec"), names)
     assert names["d"].sample((5,)).dtype == torch.int64 and names["d"].marginals().probs.shape == (2, 2)
+
+
+def test_code_of_the_page_of_dependent_trials_runs():
+    text = (README.parent / "docs" / "dependent_trials.md").read_text()
+    program, calls = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    sizes = "width=8, num_layers=1, num_heads=2, mlp_width=8, embedding_width=8, head_width=8, buffer_size=4"
+    program = program.replace("num_context=(0, 200)", f"num_context=(0, 6), steps=1, report=False, {sizes}")
+    names: dict[str, object] = {"pyro": pyro, "dist": dist, "pyro_arbuf": pyro_arbuf, "x": torch.arange(4.0)[:, None]}
+    names |= {"x_next": torch.arange(4.0, 6.0)[:, None], "y": torch.tensor([0.3, -0.1, 0.4, 0.2])}
+    names |= {name: getattr(pyro_arbuf, name) for name in ("ArBufferJoint", "ArBufferPosterior")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a network of one step is too far from the posterior for `refine`
+        exec(compile(program, "docs/dependent_trials.md", "exec"), names)
+        exec(compile(calls, "docs/dependent_trials.md", "exec"), names)
 
 
 def test_every_shipped_model_is_in_the_table_of_models():
