@@ -1,4 +1,4 @@
-"""amortize: a Pyro program to one trained network of its posterior, likelihood, predictive and evidence."""
+"""amortize: a Pyro program, or a prior as a plain function, to one trained network."""
 
 import dataclasses
 import tempfile
@@ -13,6 +13,14 @@ from pyro_arbuf.checkpoint import CONFIG, save
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.programs.configuration import PROGRAM_FIELDS, program_config
+from pyro_arbuf.programs.function_prior import (
+    FunctionPrior,
+    check_no_program_arguments,
+    describe_prior,
+    is_function_prior,
+    prior_report,
+    probe,
+)
 from pyro_arbuf.programs.program_batches import Bank, ProgramSource, make_bank
 from pyro_arbuf.programs.reports import describe_training, training_report
 from pyro_arbuf.programs.simulator import Program, Simulator
@@ -20,6 +28,7 @@ from pyro_arbuf.programs.sources import shipped_programs
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.training.loop import fit
 from pyro_arbuf.training.run_state import RunState
+from pyro_arbuf.training.sources import PriorSource, TaskSource
 
 DEFAULT_MINUTES = 8.0
 TARGETS = 32  # fresh trials per data set and step
@@ -29,7 +38,7 @@ STATE = "state.safetensors"
 @torch.inference_mode(False)
 @torch.enable_grad()
 def amortize(
-    program: Program,
+    program: Callable[..., Any],
     inputs: Callable[[int], Tensor] | None = None,
     latents: Sequence[str] | None = None,
     outcome: str | Sequence[str] = "y",
@@ -45,7 +54,7 @@ def amortize(
     vectorized: bool | None = None,
     **sizes: Any,
 ) -> ArBufferModel:
-    """Trains a network on simulations of a Pyro program, with a progress bar and a final report.
+    """Trains a network on simulations of a Pyro program, or on a prior of functions, with progress bar and report.
 
     Before training it prints what will be trained: latents, sites integrated out, outcome, inputs, ranges.
 
@@ -53,8 +62,12 @@ def amortize(
     density. One network then gives the posterior (`ArBufferPosterior`), the likelihood (`ArBufferMarginals` with the
     latents given), predictions (`ArBufferJoint`) and the evidence (`log_evidence`).
 
+    A prior of functions is a plain function with the parameters `batch_size`, `num_points` and `generator`, and further
+    ones only with defaults. It returns x `(B, T)` or `(B, T, D_x)` and y `(B, T)` or `(B, T, D_y)`, T points of each of
+    B functions in random order, and draws all that is random from the generator. Its network has no latents.
+
     Args:
-        program: The program.
+        program: The program, or the function.
         inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
             constant 0).
         latents: Sites whose posterior is wanted; others are integrated out. `None` = all continuous sites outside
@@ -74,10 +87,11 @@ def amortize(
             the end, with a verdict.
         vectorized: Whether the program is written for leading batch dimensions, as for `Simulator`; `None` = tried
             once, and what was found is printed.
-        **sizes: Fields of `ModelConfig`, e.g. `width=128`.
+        **sizes: Fields of `ModelConfig`, e.g. `width=128`; of a plain function also `outcomes="count"` or
+            `"categorical(n)"`, where its y are no real numbers.
 
     Returns:
-        The network, frozen, in eval mode, on the CPU; its `simulator` is the program.
+        The network, frozen, in eval mode, on the CPU; its `simulator` is the program, `None` for a plain function.
 
     Raises:
         ValueError: If the program cannot be amortised, an argument breaks its rule, or `folder` holds a network.
@@ -85,21 +99,65 @@ def amortize(
     """
     if minutes is None and steps is None:
         minutes = DEFAULT_MINUTES
+    plain = callable(program) and is_function_prior(program)
+    if plain:
+        named = None if outcome == "y" else outcome
+        check_no_program_arguments(
+            inputs=inputs,
+            latents=latents or None,
+            outcome=named,
+            num_simulations=num_simulations,
+            vectorized=vectorized,
+        )
     _check_folder(folder, resume)
-    _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes)
+    _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes, plain)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         if resume and not (Path(folder) / STATE).exists():
             raise ValueError(f"resume=True needs the state of a run; there is none in {folder}; start without resume")
+    if plain:
+        return _amortize_prior(program, num_context, minutes, steps, folder, resume, seed, batch_size, report, sizes)
     simulator = Simulator(program, inputs, latents, outcome, vectorized)
     config = program_config(simulator, num_context, _name_of(program), **sizes)
     if resume and folder is not None:
         config = _with_statistics_of(config, Path(folder) / STATE)
     print(describe_training(simulator, config, minutes, steps, num_simulations))
-    with seeded(seed):
-        model = ArBufferModel(config)
-    model.simulator = simulator
     source = _source(simulator, config, num_simulations, seed, batch_size)
+    model, state = _train(source, minutes, steps, folder, resume, seed)
+    model.simulator = simulator
+    if report:
+        print(training_report(model, state.best_score, state.step, state.history, folder))
+    return model
+
+
+def _amortize_prior(
+    function: Callable[..., Any],
+    num_context: tuple[int, int],
+    minutes: float | None,
+    steps: int | None,
+    folder: str | Path | None,
+    resume: bool,
+    seed: int,
+    batch_size: int | None,
+    report: bool,
+    sizes: dict[str, Any],
+) -> ArBufferModel:
+    """What `amortize` does with a prior as a plain function."""
+    probed = probe(function, num_context, **sizes)
+    print(describe_prior(probed, minutes, steps))
+    source = PriorSource(FunctionPrior(function), probed.config, batch_size or 32, seed=seed)
+    model, state = _train(source, minutes, steps, folder, resume, seed)
+    if report:
+        print(prior_report(model, source, state.best_score, state.step, state.history, folder))
+    return model
+
+
+def _train(
+    source: TaskSource, minutes: float | None, steps: int | None, folder: str | Path | None, resume: bool, seed: int
+) -> tuple[ArBufferModel, RunState]:
+    """A network of a source's configuration trained on it, frozen, with the best weights, and the state of its run."""
+    with seeded(seed):
+        model = ArBufferModel(source.config)
 
     def keep(state: RunState) -> None:
         if folder is not None:
@@ -110,9 +168,7 @@ def amortize(
         state = fit(model, source, path, minutes=minutes, steps=steps, resume=resume, on_checkpoint=keep)
     model.load_state_dict(state.best_weights)
     model.cpu().eval().requires_grad_(False)
-    if report:
-        print(training_report(model, state.best_score, state.step, state.history, folder))
-    return model
+    return model, state
 
 
 def _check_folder(folder: str | Path | None, resume: bool) -> None:
@@ -171,8 +227,9 @@ def _check_arguments(
     seed: object,
     batch_size: object,
     sizes: dict[str, Any],
+    plain: bool,
 ) -> None:
-    """Raises ValueError before any simulation."""
+    """Raises ValueError before any simulation; of a plain function, the kinds of its outcomes may be chosen."""
     for name, value in {"program": program, "inputs": inputs}.items():
         if not callable(value) and not (name == "inputs" and value is None):
             raise ValueError(f"{name} must be a function; got {type(value).__name__}")
@@ -182,6 +239,8 @@ def _check_arguments(
     for name, (value, low) in (least | {"seed": (seed, 0)}).items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
             raise ValueError(f"{name} must be an integer of at least {low}; got {value!r}")
-    free = {field.name for field in dataclasses.fields(ModelConfig)} - PROGRAM_FIELDS
+    free = {field.name for field in dataclasses.fields(ModelConfig)} - (
+        PROGRAM_FIELDS - ({"outcomes"} if plain else set())
+    )
     if not set(sizes) <= free:
         raise ValueError(f"sizes must be among {sorted(free)}; got {sorted(set(sizes) - free)}")

@@ -1,17 +1,22 @@
 """From a Pyro program to the configuration of its network, and whether a program is that of a network."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.network.latents import Latent, rounded
-from pyro_arbuf.network.outcomes import Outcome, outcome_of
-from pyro_arbuf.network.parts import Range
-from pyro_arbuf.programs.scales import NUM_FOR_SCALES, check_resolution, rounded_all
+from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.network.outcomes import outcome_of
+from pyro_arbuf.programs.scales import (
+    NUM_FOR_SCALES,
+    check_resolution,
+    middle_and_scale,
+    one_or_each,
+    range_of_inputs,
+    range_of_outcomes,
+    rounded_all,
+)
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded
 
@@ -167,7 +172,7 @@ def _measure(simulator: Simulator, num_trials: int, ahead: int) -> dict[str, Any
     x_loc, x_scale = x.mean(0), x.std(0, correction=0)
     x_scale = torch.where(x_scale > 1e-12 * x_loc.abs(), x_scale, 1.0)
     kinds = [outcome_of(kind) for kind in simulator.outcome_sites.kinds]
-    y_loc, y_scale = _middle_and_scale(torch.stack([k.number(y[:, d]) for d, k in enumerate(kinds)], -1))
+    y_loc, y_scale = middle_and_scale(torch.stack([k.number(y[:, d]) for d, k in enumerate(kinds)], -1))
     check_resolution("each column of the inputs", x_loc, x_scale)
     check_resolution(f"the outcome {simulator.outcome_sites}", y_loc, y_scale)
     few = drawn[:NUM_FOR_RANGES].flatten(0, 1).unbind(-1)
@@ -176,40 +181,6 @@ def _measure(simulator: Simulator, num_trials: int, ahead: int) -> dict[str, Any
         "x_scale": rounded_all(x_scale),
         "y_loc": rounded_all(y_loc, y_scale),
         "y_scale": rounded_all(y_scale),
-        "x_range": _one_or_each([_range_of_inputs(column) for column in x.unbind(-1)]),
-        "y_range": _one_or_each([_range_of_outcomes(*pair) for pair in zip(few, kinds, strict=True)]),
+        "x_range": one_or_each([range_of_inputs(column) for column in x.unbind(-1)]),
+        "y_range": one_or_each([range_of_outcomes(*pair) for pair in zip(few, kinds, strict=True)]),
     }
-
-
-def _range_of_inputs(column: Tensor) -> Range:
-    """From the smallest to the largest, and a margin, so that the ends do not lie outside by chance."""
-    low, high = column.min().item(), column.max().item()
-    margin = 0.01 * (high - low)
-    return rounded(low - margin, high - low, 4), rounded(high + margin, high - low, 4)
-
-
-def _range_of_outcomes(column: Tensor, kind: Outcome) -> Range:
-    """Around the median, twice as far as the farthest outcome; all categories; of counts, from 0."""
-    if kind.num_categories:
-        return 0.0, kind.num_categories - 1.0
-    middle = column.median().item()
-    spread = (column - middle).abs().max().item() or 1.0
-    if kind.support.is_discrete:
-        return 0.0, float(math.ceil(middle + 2 * spread))
-    return rounded(middle - 2 * spread, spread), rounded(middle + 2 * spread, spread)
-
-
-def _one_or_each(ranges: list[Range]) -> Range | tuple[Range, ...]:
-    return ranges[0] if len(ranges) == 1 else tuple(ranges)
-
-
-def _middle_and_scale(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Median and scale of each column: of the quartiles, unless the tails of 90 % are more than 5 times as wide.
-
-    Numbers beyond do not count, so that heavy tails leave the scale alone; where most numbers are equal, it is the
-    standard deviation.
-    """
-    low, first, middle, third, high = torch.quantile(y[:50_000], y.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95]), 0)
-    scale = torch.maximum((third - first) / 1.349, 0.2 * (high - low) / 3.29)  # of a Gaussian, its sd and 0.2 of it
-    scale = torch.where(scale > 0, scale, y.std(0))
-    return middle, torch.where(scale > 0, scale, 1.0)

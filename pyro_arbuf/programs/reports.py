@@ -58,10 +58,10 @@ def describe_training(
         "integrated out": ", ".join(simulator.integrated_out) or "no site",
         "outcome": outcome,
         "trials": TRIALS[simulator.trials],
-        "inputs": f"{columns}, constant" if constant else f"{columns} in {_show_ranges(config.x_range)}",
+        "inputs": f"{columns}, constant" if constant else f"{columns} in {show_ranges(config.x_range)}",
         "simulated": simulator.mode_reason,
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
-        f"{_show_ranges(config.y_range)}",
+        f"{show_ranges(config.y_range)}",
         "training": f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}, on {simulated}",
     }
     notes = [f"  note: {note}" for note in simulator.notes]
@@ -102,7 +102,8 @@ def _ranges(trained: Range | tuple[Range, ...] | None) -> list[Range]:
     return [pair for pair in trained if isinstance(pair, tuple)] or [cast(Range, trained)]
 
 
-def _show_ranges(trained: Range | tuple[Range, ...] | None) -> str:
+def show_ranges(trained: Range | tuple[Range, ...] | None) -> str:
+    """Trained ranges in words: "-2 to 2, 0 to 1"."""
     return ", ".join(f"{low:g} to {high:g}" for low, high in _ranges(trained)) or "no declared range"
 
 

@@ -1,12 +1,15 @@
-"""Locations and scales of what a program draws, in few digits. Knows nothing of models."""
+"""Locations, scales and ranges of what a program or a prior draws, in few digits. Knows nothing of models."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pyro_arbuf.network.latents import FINEST, Latent, rounded
+from pyro_arbuf.network.outcomes import Outcome
+from pyro_arbuf.network.parts import Range
 from pyro_arbuf.programs.runs import Mode
 
 NUM_FOR_SCALES: dict[Mode, int] = {"inputs": 2048, "datasets": 2048, "loop": 256}  # data sets, by mode
@@ -54,3 +57,40 @@ def check_resolution(what: str, loc: Tensor, scale: Tensor) -> None:
             f"{what} must vary by more than {FINEST} of its distance from zero, as networks compute in float32; got "
             f"{got}; subtract the offset in the program, or measure from another origin"
         )
+
+
+def range_of_inputs(column: Tensor) -> Range:
+    """From the smallest to the largest, and a margin, so that the ends do not lie outside by chance."""
+    low, high = column.min().item(), column.max().item()
+    margin = 0.01 * (high - low)
+    if not margin:
+        return low, high
+    return rounded(low - margin, margin, 4), rounded(high + margin, margin, 4)  # to hundredths of the margin
+
+
+def range_of_outcomes(column: Tensor, kind: Outcome) -> Range:
+    """Around the median, twice as far as the farthest outcome; all categories; of counts, from 0."""
+    if kind.num_categories:
+        return 0.0, kind.num_categories - 1.0
+    middle = column.median().item()
+    spread = (column - middle).abs().max().item() or 1.0
+    if kind.support.is_discrete:
+        return 0.0, float(math.ceil(middle + 2 * spread))
+    return rounded(middle - 2 * spread, spread), rounded(middle + 2 * spread, spread)
+
+
+def one_or_each(ranges: list[Range]) -> Range | tuple[Range, ...]:
+    """One range as it is, several as a tuple: as a configuration has them."""
+    return ranges[0] if len(ranges) == 1 else tuple(ranges)
+
+
+def middle_and_scale(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Median and scale of each column: of the quartiles, unless the tails of 90 % are more than 5 times as wide.
+
+    Numbers beyond do not count, so that heavy tails leave the scale alone; where most numbers are equal, it is the
+    standard deviation.
+    """
+    low, first, middle, third, high = torch.quantile(y[:50_000], y.new_tensor([0.05, 0.25, 0.5, 0.75, 0.95]), 0)
+    scale = torch.maximum((third - first) / 1.349, 0.2 * (high - low) / 3.29)  # of a Gaussian, its sd and 0.2 of it
+    scale = torch.where(scale > 0, scale, y.std(0))
+    return middle, torch.where(scale > 0, scale, 1.0)
