@@ -5,7 +5,7 @@ Knows nothing of orders, of blocks of targets, or of Pyro.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -71,6 +71,7 @@ class ArBufferModel(Network):
         x: Tensor | Sequence[Tensor] | None = None,
         y: Tensor | Mapping[str, Tensor] | Sequence[Tensor | Mapping[str, Tensor]] | None = None,
         latents: Mapping[str, Tensor | float] | None = None,
+        nan: Literal["raise", "drop"] = "raise",
     ) -> Context:
         """Encodes observations once, for any number of draws and densities.
 
@@ -81,13 +82,15 @@ class ArBufferModel(Network):
                 tensors without batch. Of several sites, ("choice", "rt"), also a dict of them, each `(*batch, N)`.
             latents: Values `(*batch, *shape)` of some of `net.latents`, in their own supports, which are then given
                 like observations; `None` = none.
+            nan: What an outcome that is NaN does: `"raise"` a ValueError; `"drop"` leaves its pair out, also where only
+                one dimension of the outcome is NaN. Contexts of a batch may then hold different numbers of pairs.
 
         Returns:
             A `Context` of batch shape `*batch`, or `(B,)` for lists. Permuting the N pairs changes nothing.
 
         Raises:
-            ValueError: If a shape, dtype or device is wrong, a value is NaN or infinite, or a latent is unknown or
-                outside its support.
+            ValueError: If a shape, dtype or device is wrong, a value is infinite, or NaN and not dropped, or a latent
+                is unknown or outside its support.
 
         Example:
             >>> import torch
@@ -96,4 +99,4 @@ class ArBufferModel(Network):
             5
         """
         with inference_scope():
-            return make_context(self, x, y, latents)
+            return make_context(self, x, y, latents, nan)

@@ -6,18 +6,18 @@ Knows nothing of how a model embeds or reads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
+from pyro_arbuf.inference.missing import check_outcomes, drop_missing
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_latents,
     check_x,
-    check_y,
     may_look_at,
     warn_outside,
     warn_outside_counts,
@@ -33,6 +33,7 @@ def make_context(
     x: Tensor | Sequence[Tensor] | None,
     y: Tensor | Mapping[str, Tensor] | Sequence[Tensor | Mapping[str, Tensor]] | None,
     latents: Mapping[str, Tensor | float] | None = None,
+    nan: Literal["raise", "drop"] = "raise",
 ) -> Context:
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
@@ -40,7 +41,10 @@ def make_context(
     outcomes = _stacked(y, config)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-    x, y, context_len, batch_shape = _flat_pairs(model, x, outcomes)
+    x, y, context_len, batch_shape = _flat_pairs(model, x, outcomes, nan)
+    if nan == "drop":
+        x, y, context_len = drop_missing(x, y, context_len)
+        tracked = tracked and x.shape[1] > 0  # where all is missing, nothing has a gradient
     numbers, names = check_latents(latents or {}, model)
     tracked = tracked or numbers.requires_grad
     shape = broadcast_batches({"x and y": batch_shape, "latents": numbers.shape[:-1]})
@@ -70,9 +74,14 @@ def _stacked(y: object, config: ModelConfig) -> Any:
 
 
 def _flat_pairs(
-    model: Network, x: Tensor | Sequence[Tensor] | None, y: Tensor | Sequence[Tensor] | None
+    model: Network,
+    x: Tensor | Sequence[Tensor] | None,
+    y: Tensor | Sequence[Tensor] | None,
+    nan: Literal["raise", "drop"],
 ) -> tuple[Tensor, Tensor, Tensor | None, Size]:
     """Checks pairs; returns them as `(B, N, .)`, the lengths where they are padded, and their batch shape, of B."""
+    if nan not in ("raise", "drop"):
+        raise ValueError(f"nan must be 'raise' or 'drop'; got {nan!r}")
     if (x is None) != (y is None):
         raise ValueError(
             "x and y must be given together; got one of them; condition() without both is N = 0, and a program without "
@@ -83,9 +92,9 @@ def _flat_pairs(
         x = weight.new_zeros(0, model.config.dim_x)
         y = weight.new_zeros((0,) if dim_y is None else (0, dim_y))
     if _is_list(x) or _is_list(y):
-        x, y, context_len = _pad(model, x, y)
+        x, y, context_len = _pad(model, x, y, nan)
         return x, y, context_len, Size([x.shape[0]])
-    x, y = check_x("x", x, model), check_y("y", y, model)
+    x, y = check_x("x", x, model), check_outcomes("y", y, model, nan)
     batch_shape = _check_pair(x, y, model.config)
     x, y = (t.expand(*batch_shape, *t.shape[-2:]).reshape(batch_shape.numel(), *t.shape[-2:]) for t in (x, y))
     return x, y, None, batch_shape
@@ -112,13 +121,14 @@ def _check_pair(x: Tensor, y: Tensor, config: ModelConfig) -> Size:
     return broadcast_batches({"x": x.shape[:-2], "y": y.shape[:-2]})
 
 
-def _pad(model: Network, x: object, y: object) -> tuple[Tensor, Tensor, Tensor]:
+def _pad(model: Network, x: object, y: object, nan: Literal["raise", "drop"]) -> tuple[Tensor, Tensor, Tensor]:
     """Checks lists of contexts of different lengths and pads them with zeros: x, y and the lengths."""
     if not (_is_list(x) and _is_list(y) and len(x) == len(y) > 0):
         got = [f"{len(v)} tensors" if _is_list(v) else type(v).__name__ for v in (x, y)]
         raise ValueError(f"x and y must be lists of the same length >= 1, or both tensors; got {got[0]} and {got[1]}")
     checked = [
-        (check_x(f"x[{i}]", a, model), check_y(f"y[{i}]", b, model)) for i, (a, b) in enumerate(zip(x, y, strict=True))
+        (check_x(f"x[{i}]", a, model), check_outcomes(f"y[{i}]", b, model, nan))
+        for i, (a, b) in enumerate(zip(x, y, strict=True))
     ]
     for i, (a, b) in enumerate(checked):
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[0]:
