@@ -15,21 +15,29 @@ from pyro_arbuf.files import write_atomically
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.priors.recipes import RECIPES
+from pyro_arbuf.programs.amortize import amortize
+from pyro_arbuf.programs.named_functions import find_function, is_function_name, source_of_function
 from pyro_arbuf.programs.sources import make_source
 from pyro_arbuf.training.loop import fit, validate
 from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
 
 
-def _choices() -> Any:
-    return tyro.extras.literal_type_from_choices(tuple(RECIPES))
+def _prior_name(text: list[str]) -> str:
+    """The name of a shipped prior, or of a function of the user's own."""
+    if text[0] not in RECIPES and not is_function_name(text[0]):
+        raise ValueError(f"must be one of {', '.join(RECIPES)}, or module:function; got {text[0]!r}")
+    return text[0]
 
 
-def _choices_or_none() -> Any:
-    return _choices() | None
-
-
-PriorName = Annotated[str, tyro.conf.arg(constructor_factory=_choices)]
-AnyPriorName = Annotated[str | None, tyro.conf.arg(constructor_factory=_choices_or_none)]
+_PRIOR = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="PRIOR",
+    instance_from_str=_prior_name,
+    is_instance=lambda value: isinstance(value, str),
+    str_from_instance=lambda value: [value],
+)
+PriorName = Annotated[str, _PRIOR]
+DEFAULTS = {"batch_size": 32, "num_targets": 48, "learning_rate": 6e-3, "mixed_precision": "no"}
 STATE = "state.safetensors"
 
 
@@ -38,9 +46,9 @@ def train(
     output: Path,
     minutes: float | None = None,
     steps: int | None = None,
-    batch_size: int = 32,
-    num_targets: int = 48,
-    learning_rate: float = 6e-3,
+    batch_size: int | None = None,
+    num_targets: int | None = None,
+    learning_rate: float | None = None,
     width: int | None = None,
     num_layers: int | None = None,
     num_heads: int | None = None,
@@ -51,18 +59,30 @@ def train(
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None,
     runs: Path = Path("runs"),
     overwrite: bool = False,
-    mixed_precision: Literal["no", "bf16"] = "no",
+    mixed_precision: Literal["no", "bf16"] | None = None,
+    num_context: int | None = None,
+    inputs: str | None = None,
+    latents: tuple[str, ...] | None = None,
+    outcome: tuple[str, ...] | None = None,
 ) -> None:
     """Trains a model on a prior; the best weights are in OUTPUT whenever the run stops.
 
+    A shipped prior by its name:  pyro-arbuf train gp-1d --output models/new --minutes 90
+
+    A plain function of your own, in my_module.py here:  pyro-arbuf train my_module:draw --output my_prior --minutes 8
+    --num-context 128
+
+    A Pyro program of your own:  pyro-arbuf train my_module:program --inputs my_module:draw_x --output my_program
+    --minutes 8
+
     Args:
-        prior: What the tasks are drawn from.
+        prior: What the tasks are drawn from: a name, or module:function.
         output: Folder for config.json, model.safetensors, training.json and loss.png.
-        minutes: Training time, counted over resumed parts.
+        minutes: Training time, counted over resumed parts; of a function of your own, 8 if no limit is given.
         steps: Number of steps; with both limits, whichever is reached first.
-        batch_size: Tasks per step and process.
-        num_targets: Fresh targets per task; the buffer's pairs are targets too.
-        learning_rate: Peak learning rate.
+        batch_size: Tasks per step and process; 32 if not given.
+        num_targets: Fresh targets per task; the buffer's pairs are targets too; 48 if not given.
+        learning_rate: Peak learning rate; 6e-3 if not given.
         width: Token width; that of the prior's recipe if not given; with `--from`, that of the weights.
         num_layers: Number of blocks; likewise.
         num_heads: Number of heads; likewise.
@@ -73,44 +93,93 @@ def train(
         from_: Folder or name of a model whose weights (and sizes) a new run starts from.
         runs: Folder for the state of runs, each under the name and a hash of the path of its output.
         overwrite: Let a new run replace another model in OUTPUT.
-        mixed_precision: As accelerate has it.
+        mixed_precision: As accelerate has it; "no" if not given.
+        num_context: Of a function of your own: largest number of observed points; 100 if not given.
+        inputs: Of a program of your own: module:function that draws its inputs, called with their number.
+        latents: Of a program of your own: its sites whose posterior is wanted; none after the option = no latents.
+        outcome: Of a program of your own: its site, or sites, of the outcome; y if not given.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    own = {"num_context": num_context, "inputs": inputs, "latents": latents, "outcome": outcome}
+    chosen = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
+    sizes = {name: size for name, size in chosen.items() if size is not None}
+    settings = {"batch_size": batch_size, "num_targets": num_targets, "learning_rate": learning_rate}
+    settings |= {"mixed_precision": mixed_precision}
+    if is_function_name(prior):
+        foreign = {"from": from_, "overwrite": overwrite or None} | settings | {"batch_size": None}
+        _refuse(f"are not for a function of your own, {prior}", **foreign)
+        resume = resume or (auto_resume and (output / STATE).exists())
+        limits = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
+        _train_own(prior, output, own, resume=resume, seed=seed, **limits, **sizes)
+        return
+    _refuse(f"are for a function of your own, module:function, and {prior!r} is a shipped prior", **own)
     state_path = state_of(runs, output)
     resume = resume or (auto_resume and state_path.exists())
     if not (resume or overwrite):
         _check_output(output, from_)
+    settings = DEFAULTS | {name: value for name, value in settings.items() if value is not None}
+    _train_shipped(prior, output, state_path, settings, seed, from_, sizes, minutes=minutes, steps=steps, resume=resume)
+
+
+def _train_shipped(
+    prior: str,
+    output: Path,
+    state_path: Path,
+    settings: dict[str, Any],
+    seed: int,
+    from_: str | None,
+    sizes: dict[str, int],
+    resume: bool,
+    **limits: Any,
+) -> None:
+    """Trains a model on a row of the table of shipped models."""
     origin = None if from_ is None else _origin_of(from_)
     begun = RunState.read(state_path).origin if resume and state_path.exists() else origin or FROM_SCRATCH
     # A warm start goes on with new data: its stream is another one.
-    source = make_source(prior, batch_size, num_targets, seed + begun["steps"])
+    source = make_source(prior, settings["batch_size"], settings["num_targets"], seed + begun["steps"])
     torch.manual_seed(seed)
-    if from_ is None:
-        chosen = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
-        sizes = {name: size for name, size in chosen.items() if size is not None}
-        model = ArBufferModel(replace(source.config, **sizes))
-    else:
-        model = _warm_model(from_, source.config)
+    model = ArBufferModel(replace(source.config, **sizes)) if from_ is None else _warm_model(from_, source.config)
 
     def keep(state: RunState) -> None:
         save(model, output, state.best_weights)
-        _write_record(output, state, {"prior": prior, "batch_size": batch_size, "seed": seed})
+        _write_record(output, state, {"prior": prior, "batch_size": settings["batch_size"], "seed": seed})
         write_atomically(output / "loss.png", lambda file: plot_history(state.history, file))
 
     state = fit(
         model,
         replace(source, config=model.config),
         state_path,
-        minutes=minutes,
-        steps=steps,
-        learning_rate=learning_rate,
+        learning_rate=settings["learning_rate"],
         resume=resume,
-        mixed_precision=mixed_precision,
+        mixed_precision=settings["mixed_precision"],
         origin=origin,
         on_checkpoint=keep,
+        **limits,
     )
     print(f"{output}: {state.best_score:.3f} nats per target on the validation set after {state.step} steps")
+
+
+def _train_own(prior: str, output: Path, own: dict[str, Any], **options: Any) -> None:
+    """Trains a model on a function of the user's, a prior or a Pyro program; network and state are in OUTPUT."""
+    function = find_function(prior)
+    if own["inputs"] is not None:
+        options["inputs"] = find_function(own["inputs"])
+    if own["num_context"] is not None:
+        options["num_context"] = (0, own["num_context"])
+    if own["latents"] is not None:
+        options["latents"] = list(own["latents"])
+    if own["outcome"] is not None:
+        options["outcome"] = own["outcome"][0] if len(own["outcome"]) == 1 else own["outcome"]
+    amortize(function, folder=output, **options)
+    print(f"{output}: pyro_arbuf.load({str(output)!r}) loads it")
+
+
+def _refuse(why: str, **options: object) -> None:
+    """Raises ValueError if options are given that are for something else; `None` is not given."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} {why}; leave {'it' if len(given) == 1 else 'them'} out")
 
 
 def _check_output(output: Path, from_: str | None) -> None:
@@ -188,23 +257,34 @@ def plot_history(history: Sequence[dict[str, float]], path: Path) -> None:
     figure.savefig(path, format="png", dpi=110)
 
 
-def evaluate(name: Annotated[str, tyro.conf.Positional], prior: AnyPriorName = None) -> None:
+def evaluate(
+    name: Annotated[str, tyro.conf.Positional],
+    prior: PriorName | None = None,
+    inputs: str | None = None,
+) -> None:
     """Scores a model on the fixed validation set of its prior: joint log density per target, in one order.
 
-    Of a network that `amortize` made of a program of the user's, it prints what the run in its folder recorded.
+    Of a network that was trained on a function of your own, it prints what the run in its folder recorded, or measures
+    it on that function:  pyro-arbuf evaluate my_prior --prior my_module:draw
 
     Args:
         name: Shipped model or folder.
-        prior: Prior of the validation set; the model's own if not given.
+        prior: Prior of the validation set, a name or module:function; the model's own if not given.
+        inputs: Of a program of your own: module:function that draws its inputs, called with their number.
     """
     model = load(name)
     chosen = prior or model.config.prior
-    if chosen not in RECIPES and model.config.latents:
-        _print_recorded(name, model.config)
-        return
-    if chosen not in RECIPES:
-        raise SystemExit(f"--prior must be one of {', '.join(RECIPES)}; the model names {chosen!r}")
-    source = make_source(chosen)
+    if is_function_name(chosen):
+        source = source_of_function(chosen, inputs, model.config)
+    else:
+        _refuse("is for a program of your own, --prior module:function", inputs=inputs)
+        if chosen not in RECIPES and (model.config.latents or (find_model(name) / STATE).is_file()):
+            _print_recorded(name, model.config)
+            return
+        if chosen not in RECIPES:
+            known = f"{', '.join(RECIPES)}, or module:function"
+            raise SystemExit(f"--prior must be one of {known}; the model names {chosen!r}")
+        source = make_source(chosen)
     _check_fits(model.config, source.config, name)
     batches = replace(source, config=model.config).validation()
     scores = validate(model, batches)
@@ -215,15 +295,18 @@ def evaluate(name: Annotated[str, tyro.conf.Positional], prior: AnyPriorName = N
 
 
 def _print_recorded(name: str, config: ModelConfig) -> None:
-    """Prints the validation in the state of an amortized network's run; measuring anew needs its program."""
+    """Prints the validation in the state of an amortized network's run; measuring anew needs its function."""
     state = find_model(name) / STATE
     measure = f"in Python, pyro_arbuf.calibrate(pyro_arbuf.load({name!r}), program=...) measures it, given that program"
+    kind = "program"
+    if not config.latents:
+        kind, measure = "prior", f"pyro-arbuf evaluate {name} --prior module:function measures it, given that function"
     if not state.is_file():
         raise ValueError(
-            f"{name} is a network of your own program {config.prior!r}, which this command does not have; {measure}"
+            f"{name} is a network of your own {kind} {config.prior!r}, which this command does not have; {measure}"
         )
     recorded = RunState.read(state)
-    print(f"{name}: a network of your own program {config.prior!r}. Recorded by its training, not measured now:")
+    print(f"{name}: a network of your own {kind} {config.prior!r}. Recorded by its training, not measured now:")
     print(f"{recorded.best_score:.3f} nats per target, after {recorded.step} steps; {measure}")
     print(json.dumps({"model": name, "prior": config.prior, "recorded_validation": round(recorded.best_score, 4)}))
 
