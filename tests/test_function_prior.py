@@ -272,3 +272,14 @@ def test_run_is_kept_in_its_folder_and_resumed(tmp_path: Path) -> None:
     again = tiny(folder=tmp_path, resume=True)  # no step is left
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
     refuses("num_context", folder=tmp_path, resume=True, steps=6, num_context=(0, N + 1))
+
+
+def test_code_of_the_page_of_own_priors_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "own_priors.md").read_text()
+    block = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    quick = f"steps=2, report=False, folder={str(tmp_path / 'own')!r}, **sizes)"
+    code, count = re.subn(r"minutes=8, folder=.*\)", lambda _: quick, block)
+    assert count == 1 and len(page.splitlines()) <= 60
+    names: dict[str, object] = {"sizes": SIZES}
+    exec(compile(code, "docs/own_priors.md", "exec"), names)
+    assert names["net"].config.num_context == (0, 128) and names["net"].config.dim_y is None

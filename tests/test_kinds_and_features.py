@@ -18,7 +18,17 @@ from samples import draw, draw_outcomes
 from torch import Tensor
 from torch.testing import assert_close
 
-from pyro_arbuf import check_model, exact_loo, load, log_evidence, loo_conditionals, predictive, save, to_datatree
+from pyro_arbuf import (
+    check_model,
+    exact_loo,
+    load,
+    log_evidence,
+    loo_conditionals,
+    predictive,
+    refine,
+    save,
+    to_datatree,
+)
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
@@ -222,6 +232,39 @@ def has_evidence(s: Setting) -> None:
     assert log_evidence(s.net, s.x_context, s.y_context, num_orders=3).value.isfinite()
 
 
+def laws(kind: str, tau: Tensor, mu: Tensor) -> dict[str, dist.TorchDistribution]:
+    """Of a trial's outcome by site, given two latents."""
+    mu, tau = torch.broadcast_tensors(mu, tau)
+    choice = dist.Categorical(logits=torch.stack([0 * mu, mu, tau][: 2 if kind == "mixed vector" else 3], -1))
+    real, count = dist.Normal(mu, tau), dist.Poisson(tau * mu.exp())
+    pair = dist.Normal(mu.unsqueeze(-1).expand(*mu.shape, 2), tau.unsqueeze(-1)).to_event(1)
+    one = {"real": real, "categorical": choice, "count": count, "vector of reals": pair}
+    return {"choice": choice, "real": real, "count": count} if kind == "mixed vector" else {"y": one[kind]}
+
+
+def is_refined(s: Setting) -> None:
+    sites = ("choice", "real", "count") if s.kind == "mixed vector" else "y"
+    net = wide(random_model(dataclasses.replace(s.net.config, outcome=sites)))
+    y = s.y_context.clamp(max=5)
+
+    def program(x: Tensor) -> None:
+        tau = pyro.sample("tau", dist.LogNormal(ZERO, 0.5))
+        mu = pyro.sample("mu", dist.Normal(ZERO, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            for name, law in laws(s.kind, tau, mu).items():
+                pyro.sample(name, law)
+
+    fine = refine(program, net.condition(s.x_context, y), 4000, 50, seed=0)
+    assert fine.draws["mu"].shape == (50,) and fine.draws["tau"].min() > 0
+    z = torch.linspace(-5, 5, 201, dtype=torch.float64)
+    tau, mu = (grid.reshape(-1, 1) for grid in torch.meshgrid((0.5 * z).exp(), z, indexing="ij"))
+    columns = dict(zip(laws(s.kind, tau, mu), y.unbind(-1), strict=True)) if s.kind == "mixed vector" else {"y": y}
+    likelihood = sum(law.log_prob(columns[name]).sum(-1) for name, law in laws(s.kind, tau, mu).items())
+    prior = torch.log_softmax(-0.5 * z**2, 0)
+    exact = (likelihood + (prior[:, None] + prior).flatten()).logsumexp(0)
+    assert abs(fine.log_evidence - exact) < 5 * fine.log_evidence_standard_error < 1
+
+
 def is_saved(s: Setting, folder: Path) -> None:
     save(s.net, folder / "net")
     again = load(str(folder / "net")).double()
@@ -283,6 +326,7 @@ FEATURES = {
     "`ArBufferPosterior` of latents": Feature(finds_latents, latents=True),
     "likelihood of latents, its gradient": Feature(is_likelihood_of_latents, latents=True),
     "`log_evidence`": Feature(has_evidence, latents=True),
+    "`refine`": Feature(is_refined, latents=True),
     "`save`, `load`": Feature(is_saved),
     "GPU": Feature(runs_on_cuda),
 }

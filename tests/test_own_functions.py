@@ -167,3 +167,13 @@ def test_help_shows_how_to_name_a_function(run: Callable[..., None], capsys: pyt
     shown = " ".join(capsys.readouterr().out.split())
     assert "pyro-arbuf train my_module:draw --output my_prior --minutes 8" in shown
     assert "pyro-arbuf train my_module:program --inputs my_module:draw_x" in shown
+
+
+def test_options_reach_amortize_as_it_takes_them(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(cli, "amortize", lambda function, **options: given.append((function.__name__, options)))
+    run("train", "own_functions:program", "--output", "o", "--outcome", "choice", "rt", "--latents", "--minutes", "2")
+    run("train", "own_functions:draw", "--output", "o", "--width", "8", "--seed", "3", "--batch-size", "5")
+    limits = {"minutes": None, "steps": None, "batch_size": 5}
+    assert given[1] == ("draw", {"folder": Path("o"), "resume": False, "seed": 3, "width": 8} | limits)
+    assert given[0][1]["latents"] == [] and given[0][1]["outcome"] == ("choice", "rt") and given[0][1]["minutes"] == 2
