@@ -169,7 +169,7 @@ def test_num_context_is_a_range_from_zero(num_context: object) -> None:
 
 
 def test_a_series_is_no_function_prior() -> None:
-    refuses("sequential must be False", sequential=True)
+    refuses(r"sizes must be among .*got \[.sequential.\]", sequential=True)
 
 
 def test_fields_that_are_measured_are_not_for_the_user() -> None:

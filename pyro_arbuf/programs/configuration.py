@@ -1,12 +1,13 @@
 """From a Pyro program to the configuration of its network, and whether a program is that of a network."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.network.latents import Latent, rounded
 from pyro_arbuf.network.outcomes import outcome_of
 from pyro_arbuf.programs.scales import (
     NUM_FOR_SCALES,

@@ -18,7 +18,7 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.programs.configuration import describe_outcome
-from pyro_arbuf.programs.evidence import subset_gap
+from pyro_arbuf.programs.consistency import subset_gap
 from pyro_arbuf.programs.reports import STILL_RISING, rise_at_the_end, show_ranges
 from pyro_arbuf.programs.scales import (
     check_resolution,
@@ -124,10 +124,6 @@ def probe(function: Callable[..., Any], num_context: tuple[int, int], **sizes: A
     integers = isinstance(num_context, tuple) and [type(number) for number in num_context] == [int, int]
     if not integers or num_context[0] != 0 or num_context[1] < 1:
         raise ValueError(f"num_context must be (0, n) with n >= 1; got {num_context}")
-    if sizes.get("sequential"):
-        raise ValueError(
-            "sequential must be False for a prior as a plain function, whose points have no order; got True"
-        )
     outcomes = sizes.pop("outcomes", ())
     outcomes = (outcomes,) if isinstance(outcomes, str) else outcomes
     x, y = _probe_once(function, bool(outcomes))
