@@ -203,7 +203,7 @@ def _origin_of(name: str) -> dict[str, Any]:
 
 def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
     """A model with the weights of another one, to be trained for a prior whose configuration is `wanted`."""
-    trained = load(name, trainable=True)
+    trained = load(name, trainable=True).in_units()
     _check_fits(trained.config, wanted, name)
     names = ["prior", "x_range", "y_range", "num_context", "num_targets", "evidence_rmse"]
     if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function

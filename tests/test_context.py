@@ -79,8 +79,15 @@ OBSERVATIONS = {
     "x_without_y": (X, None, "x and y must be given together", "condition() without both"),
     "y_without_x": (None, Y, "x and y must be given together", "condition() without both"),
     "number_of_points": (X, Y[:3], "x and y must have the same number of points N; got 5 and 3"),
-    "numpy_x": (X.numpy(), Y, "x must be a torch.Tensor; got ndarray; use torch.as_tensor(x)"),
-    "numpy_y": (X, Y.numpy(), "y must be a torch.Tensor; got ndarray; use torch.as_tensor(y)"),
+    "words_in_x": (np.array([["a", "b"]] * N), Y, "x must hold numbers or dates; got the dtype <U1", "leave"),
+    "objects_in_y": (
+        X,
+        Y.numpy().astype(object),
+        "y must hold numbers or dates; got the dtype object",
+        "to_numeric",
+    ),
+    "column_of_x": (X[:, 0].numpy(), Y, "x must have shape (*batch, points, 2); got (5,)"),
+    "nan_in_an_array": (spoil(X).numpy(), Y, "x must be finite; got 1 NaN or infinite of 10 values"),
     "integer_x": (X.long(), Y, "x must have a floating dtype; got torch.int64; use x.float()"),
     "integer_y": (X, Y.long(), "y must have a floating dtype; got torch.int64", "a real number"),
     "bool_y": (X, Y > 0, "y must have a floating dtype; got torch.bool", "a real number"),
@@ -142,7 +149,8 @@ TARGETS = {
     "x_without_features": (X_TARGET[:, 0], "x must have shape (*batch, points, 2); got (6,)"),
     "no_target": (X_TARGET[:0], "x must hold at least one target (M >= 1); got shape (0, 2)"),
     "nan": (spoil(X_TARGET), "x must be finite; got 1 NaN or infinite of 12 values"),
-    "numpy": (X_TARGET.numpy(), "x must be a torch.Tensor; got ndarray; use torch.as_tensor(x)"),
+    "words": (np.array([["a", "b"]] * M), "x must hold numbers or dates; got the dtype <U1"),
+    "nothing": (None, "x must be a torch.Tensor; got NoneType"),
     "list": ([X_TARGET], "x must be a torch.Tensor; got list"),
     "integer": (X_TARGET.long(), "x must have a floating dtype; got torch.int64; use x.float()"),
     "device": (X_TARGET.to("meta"), "x must be on the model's device cpu; got meta", "x.to('cpu')"),
@@ -201,7 +209,8 @@ VALUES = {
     "number": (VALUE[0], "y must have shape (*batch, 6); got ()"),
     "outcome_dimension": (VALUE[:, None], "y must have shape (*batch, 6); got (6, 1); use y.squeeze(-1)"),
     "batch": (VALUE.expand(3, M), "batch shapes must broadcast; got distribution (2,), y (3,)", "unsqueeze"),
-    "numpy": (VALUE.numpy(), "y must be a torch.Tensor; got ndarray; use torch.as_tensor(y)"),
+    "list": (VALUE.tolist(), "y must be a torch.Tensor; got list; use torch.as_tensor(y)"),
+    "words": (np.array(["a"] * M), "y must hold numbers or dates; got the dtype <U1"),
     "integer": (VALUE.long(), "y must have a floating dtype; got torch.int64", "a real number"),
     "bool": (VALUE > 0, "y must have a floating dtype; got torch.bool", "a real number"),
     "device": (VALUE.to("meta"), "y must be on the model's device cpu; got meta"),
@@ -316,23 +325,27 @@ LONG = torch.zeros(9)
 BOTH_WAYS = torch.stack([torch.arange(N), torch.arange(N).flip(0)])
 WITH_NAN = Y.masked_fill(torch.arange(N) == 1, torch.nan)
 OUTSIDE = {
-    "x": (lambda m: m.condition(3 * X, Y + 4), "x lies outside the trained range [-2.0, 2.0]", "rescale"),
-    "y": (lambda m: m.condition(X, Y), "y lies outside the trained range [3.0, 9.0]", "log p(z) - log b"),
+    "x": (
+        lambda m: m.condition(3 * X, Y + 4),
+        "x lies outside the trained range [-2.0, 2.0]",
+        "in_units(x=[x_obs, x_new]",
+    ),
+    "y": (lambda m: m.condition(X, Y), "y lies outside the trained range [3.0, 9.0]", "in_units"),
     "N": (
         lambda m: m.condition(LONG[:, None].expand(9, 2), LONG + 4),
         "num_context lies outside the trained range",
     ),
-    "x_of_joint": (lambda m: ArBufferJoint(m.condition(), 3 * X), "x lies outside the trained range", "rescale"),
+    "x_of_joint": (lambda m: ArBufferJoint(m.condition(), 3 * X), "x lies outside the trained range", "in_units"),
     "M_of_joint": (lambda m: ArBufferJoint(m.condition(), LONG[:, None].expand(9, 2)), "num_targets lies"),
     "y_of_condition": (lambda m: ArBufferJoint(m.condition(), X).condition([0], Y[:1]), "y lies outside the trained"),
-    "y_of_log_prob": (lambda m: ArBufferJoint(m.condition(), X).log_prob(Y), "y lies outside the trained", "log p(z)"),
+    "y_of_log_prob": (lambda m: ArBufferJoint(m.condition(), X).log_prob(Y), "y lies outside the trained", "in_units"),
     "y_of_factors": (lambda m: ArBufferJoint(m.condition(), X).log_prob_factors(Y), "y lies outside the trained"),
     "y_of_conditionals": (lambda m: ArBufferJoint(m.condition(), X).log_prob_conditionals(Y), "y lies outside"),
     "y_of_pit": (lambda m: ArBufferJoint(m.condition(), X).pit(Y), "y lies outside the trained"),
     "y_of_orders": (lambda m: ArBufferJoint(m.condition(), X, BOTH_WAYS).order_spread(Y), "y lies outside the trained"),
     "y_of_marginals": (lambda m: ArBufferMarginals(m.condition(), X).log_prob(Y), "y lies outside the trained"),
     "y_beside_nan": (lambda m: ArBufferJoint(m.condition(), X, nan="drop").log_prob(WITH_NAN), "y lies outside"),
-    "x_of_marginals": (lambda m: ArBufferMarginals(m.condition(), 3 * X), "x lies outside the trained", "rescale"),
+    "x_of_marginals": (lambda m: ArBufferMarginals(m.condition(), 3 * X), "x lies outside the trained", "in_units"),
 }
 
 
@@ -459,11 +472,6 @@ def test_live_context_keeps_the_graph_of_its_data(scalar_model: ArBufferModel) -
 
 def test_padding_is_not_taken_for_data_outside_the_range(build_model: Callable[..., ArBufferModel]) -> None:
     build_model(**RANGES).condition([X, X[:2]], [Y + 4, Y[:2] + 4])
-
-
-def test_numpy_message_names_a_remedy_that_works(scalar_model: ArBufferModel) -> None:
-    x, y = np.zeros((N, DIM_X)), np.zeros(N)
-    assert scalar_model.condition(torch.as_tensor(x), torch.as_tensor(y)).num_context == N
 
 
 def test_nothing_observed_is_a_context_without_pairs(scalar_model: ArBufferModel) -> None:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,8 +11,10 @@ from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.data import y_tensor
 from pyro_arbuf.inference.layout import fold, unfold
 from pyro_arbuf.inference.outcome_sites import split_sites
+from pyro_arbuf.inference.trained_range import warn_outside
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_kinds,
@@ -20,7 +22,6 @@ from pyro_arbuf.inference.validation import (
     check_y,
     expanded_shape,
     may_look_at,
-    warn_outside,
 )
 from pyro_arbuf.network.latents import Locations, code
 from pyro_arbuf.network.tracing import is_traced
@@ -106,9 +107,11 @@ class ArBufferDistribution(TorchDistribution):
         self.nan: Literal["raise", "drop"] = nan
         self._validate_args = self._validate_args if validate_args is None else validate_args
         checked = check_targets(x, context.model, self._validate_args)
-        self._x = code(checked, context.model.config.latents)  # as the model takes it
         self._at_latents = isinstance(checked, Locations)
-        self.x = self._x if isinstance(checked, Locations) else checked
+        own, inner = (checked.coded, checked) if isinstance(checked, Locations) else checked
+        self.x = own  # in the user's units
+        self._x = code(inner, context.model.config.latents)  # as the model takes it
+        self._units = None if self._at_latents else context.model.config.unit_map
         dim_y = context.model.config.dim_y
         event_shape = self._x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
         batch_shape = broadcast_batches({"context": context.batch_shape, "x": self._x.shape[:-2]})
@@ -162,15 +165,19 @@ class ArBufferDistribution(TorchDistribution):
     def _num_targets(self) -> int:
         return self.event_shape[0]
 
+    def _as_tensor(self, y: Any) -> Any:
+        """Outcomes out of an array or a table as a tensor; what is neither is checked later."""
+        return y if isinstance(y, Tensor) or self._at_latents else y_tensor("y", y, self.context.model)
+
     def _check_value(self, y: Tensor) -> Tensor:
-        """`(*batch, M, D_y)` in the model's dtype, NaN where it may be dropped."""
+        """`(*batch, M, D_y)` in the model's units and dtype, NaN where it may be dropped."""
         event = tuple(self.event_shape)
         if isinstance(y, Tensor) and y.shape[max(y.dim() - len(event), 0) :] != event:
             hint = "; use y.squeeze(-1)" if y.shape[-len(event) - 1 :] == (*event, 1) else ""
             if not hint and len(event) == 1 and y.dim() > 1 and y.shape[-2:-1] == event:
                 hint = f"; the network has one outcome, so that one of the {y.shape[-1]} columns can be scored"
             raise ValueError(f"y must have shape (*batch, {', '.join(map(str, event))}); got {tuple(y.shape)}{hint}")
-        values = check_y("y", y, self.context.model, finite=False)
+        values = check_y("y", y, self.context.model, finite=False, at_latents=self._at_latents)
         if self._validate_args and may_look_at(y):
             wrong = torch.isinf(values) if self.nan == "drop" else ~torch.isfinite(values)
             if bool(wrong.any()):
@@ -187,7 +194,7 @@ class ArBufferDistribution(TorchDistribution):
         """What `_check_value` returns, of outcomes that are scored: warns where data leave the trained range."""
         values = self._check_value(y)
         if self._validate_args and not self._at_latents:
-            warn_outside("y", values, self.context.model.config.y_range, stacklevel + 1)
+            warn_outside("y", values, self.context.model.config, stacklevel + 1)
         return values
 
     def _split_missing(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -197,7 +204,7 @@ class ArBufferDistribution(TorchDistribution):
         missing = values.isnan().any(-1)  # a target is missing where any of its outcome dimensions is
         return values.masked_fill(missing.unsqueeze(-1), 0.0), missing
 
-    def _warn_plate_over_targets(self, value_batch: Size) -> None:
+    def _warn_plate_over_targets(self, value_batch: Size, stacklevel: int) -> None:
         num_targets = self._num_targets
         if num_targets == 1 or is_traced():
             return
@@ -211,7 +218,7 @@ class ArBufferDistribution(TorchDistribution):
                     'pyro.sample("y", ArBufferJoint(ctx, x), obs=y) without that plate; a plate of subjects, or '
                     "vectorised particles, of the same size by chance is right",
                     PlateOverTargetsWarning,
-                    stacklevel=4,  # log_prob's caller
+                    stacklevel=stacklevel,
                 )
 
     def _fold_x(self, shape: Size) -> Tensor:
@@ -228,11 +235,22 @@ class ArBufferDistribution(TorchDistribution):
         result = unfold(result, shape, self.context.task_shape).to(dtype)
         return result.expand(*torch.broadcast_shapes(self.batch_shape, shape), *result.shape[len(shape) :])
 
+    def _in_user_units(self, y: Tensor) -> Tensor:
+        """Numbers `(*batch, M, D_y)` of the network in the user's units: `(*batch, M)` for a scalar outcome."""
+        return self._squeeze(y if self._units is None else self._units.user_y(y))
+
+    def _user_density(self, density: Tensor, missing: Tensor | None) -> Tensor:
+        """Log densities `(*batch, D_y)` in the user's units, 0 where a target is missing: `missing` broadcasts."""
+        if self._units is None:
+            return density
+        density = self._units.user_density(density)
+        return density if missing is None else density.masked_fill(missing, 0.0)
+
     def _squeeze(self, y: Tensor) -> Tensor:
         return self.context.model.config.squeeze_outcome(y)
 
     def _as_outcome(self, y: Tensor) -> Tensor:
         """Draws `(*batch, M, D_y)` as users have them: categories of a scalar outcome are integers, as Pyro's are."""
         config = self.context.model.config
-        y = self._squeeze(y)
+        y = self._in_user_units(y)
         return y.long() if config.dim_y is None and config.kinds[0].num_categories and not self._at_latents else y

@@ -9,7 +9,7 @@ from torch import Size, Tensor
 from pyro_arbuf.distributions.base import ArBufferDistribution
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.moments import Moments, moments_of
-from pyro_arbuf.inference.blocks import Noise
+from pyro_arbuf.inference.blocks import Noise, draw_noise
 from pyro_arbuf.inference.chain import (
     grow_context,
     leave_one_out,
@@ -30,14 +30,13 @@ from pyro_arbuf.inference.orders import (
     restrict_orders,
     warn_few_orders,
 )
+from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_count,
     check_sample_shape,
     check_y,
     inference_scope,
-    warn_outside,
-    warn_outside_counts,
 )
 from pyro_arbuf.network.latents import Locations
 
@@ -142,14 +141,9 @@ class ArBufferJoint(ArBufferDistribution):
 
     def _noise(self, sample_shape: Sequence[int]) -> tuple[Noise, Size]:
         """All randomness of draws, and their shape with the batch."""
-        shape, batch = check_sample_shape(sample_shape) + self.batch_shape, self.context.task_shape
-        dim_y = self.context.model.config.dim_y or 1
-        uniform = torch.rand(*shape, self._num_targets, dim_y, dtype=self._x.dtype, device=self._x.device)
-        order = torch.zeros(shape, dtype=torch.int64, device=self._x.device)
-        if len(self.orders) > 1:
-            order = torch.randint(len(self.orders), shape, device=self._x.device)
-        normal = torch.randn_like(uniform)
-        return Noise(*(fold(t, shape, batch, n) for t, n in ((uniform, 2), (normal, 2), (order, 0)))), shape
+        shape = check_sample_shape(sample_shape) + self.batch_shape
+        event = (self._num_targets, self.context.model.config.dim_y or 1)
+        return draw_noise(shape, self.context.task_shape, event, len(self.orders), self._x), shape
 
     def _unfold_draws(self, y: Tensor, shape: Size) -> Tensor:
         return self._as_outcome(unfold(y, shape, self.context.task_shape))
@@ -159,11 +153,18 @@ class ArBufferJoint(ArBufferDistribution):
     ) -> tuple[tuple[Context, Tensor, Tensor, Tensor, int, Tensor | None], Size]:
         """The arguments of `score_joint` for checked outcomes, and the batch shape that they stand for."""
         values, missing = self._split_missing(self._check_outcomes(y, stacklevel))
-        self._warn_plate_over_targets(values.shape[:-2])
+        self._warn_plate_over_targets(values.shape[:-2], stacklevel)
         shape, folded = self._fold_values(values)
         if missing is not None:
             missing = fold(missing.expand(*shape, -1), shape, self.context.task_shape, 1)
         return (self.context, self._fold_x(shape), folded, self.orders, self.buffer_size, missing), shape
+
+    def _densities(self, y: Tensor, stacklevel: int = 5) -> Tensor:
+        """Log density of every target given those before it in each order, `(*batch, R, M, D_y)` nats."""
+        y = self._as_tensor(y)
+        given, shape = self._given(y, stacklevel)
+        missing = None if given[-1] is None else given[-1][:, :, None, :, None]
+        return self._unfold_result(self._user_density(score_joint(*given), missing), shape, y.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Joint log density, the equal mixture over the orders, in one pass per block of targets.
@@ -179,9 +180,7 @@ class ArBufferJoint(ArBufferDistribution):
             RuntimeError: If the context is not current: weights changed, gradients missing, or backward went through.
         """
         with inference_scope():
-            given, shape = self._given(value)
-            densities = self._unfold_result(score_joint(*given), shape, value.dtype)  # (*batch, R, M, D_y)
-            return mix_orders(densities.sum((-1, -2)))
+            return mix_orders(self._densities(value).sum((-1, -2)))
 
     def log_prob_factors(self, y: Tensor) -> Tensor:
         """Chain factors: log density of every target given those placed before it; they sum to `log_prob`.
@@ -198,8 +197,7 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with inference_scope():
             self._check_one_order("log_prob_factors", "log_prob")
-            given, shape = self._given(y)
-            return self._unfold_result(score_joint(*given), shape, y.dtype).squeeze(-3).sum(-1)
+            return self._densities(y).squeeze(-3).sum(-1)
 
     def pit(self, y: Tensor, seed: int = 0) -> Tensor:
         """Probability integral transform along the chain: F(y_k | those placed before it).
@@ -222,6 +220,7 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with inference_scope():
             self._check_one_order("pit", "one order at a time")
+            y = self._as_tensor(y)
             given, shape = self._given(y)
             below, up_to = (self._unfold_result(part, shape, y.dtype).squeeze(-3) for part in pit_joint(*given))
             if not self.context.model.config.all_real:
@@ -256,8 +255,7 @@ class ArBufferJoint(ArBufferDistribution):
     def _log_prob_orders(self, y: Tensor, stacklevel: int) -> Tensor:
         """Joint log density in each order, `(*batch, R)` nats."""
         with inference_scope():
-            given, shape = self._given(y, stacklevel)
-            return self._unfold_result(score_joint(*given), shape, y.dtype).sum((-1, -2))
+            return self._densities(y, stacklevel + 1).sum((-1, -2))
 
     def log_prob_conditionals(self, y: Tensor) -> Tensor:
         """Full conditionals: the set model's log density of every target with all other pairs in the context.
@@ -276,7 +274,7 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with inference_scope():
             check_current(self.context)
-            values = self._check_outcomes(y, stacklevel=3)
+            values = self._check_outcomes(y := self._as_tensor(y), stacklevel=3)
             if self.nan == "drop" and bool(values.isnan().any()):
                 raise ValueError(
                     "log_prob_conditionals needs every outcome; got NaN; leave these targets out of x and y"
@@ -284,6 +282,7 @@ class ArBufferJoint(ArBufferDistribution):
             shape, folded = self._fold_values(values)
             x_all, y_all, context_len = join_context(self.context, self._fold_x(shape), folded)
             densities = leave_one_out(self.context.model, x_all, y_all, self._num_targets, context_len)
+            densities = densities if self._units is None else densities - self._units.log_jacobian
             return self._unfold_result(densities.unflatten(0, folded.shape[:2]), shape, y.dtype)
 
     def condition(self, index: Tensor | Sequence[int], y: Tensor) -> "ArBufferJoint":
@@ -303,11 +302,11 @@ class ArBufferJoint(ArBufferDistribution):
             RuntimeError: If the context is not current.
         """
         given = check_index(index, self._num_targets).to(self._x.device)
-        values = check_y("y", y, self.context.model)
+        values = check_y("y", y := self._as_tensor(y), self.context.model)
         if values.shape[-2] != len(given):
             raise ValueError(f"y must have shape (*batch, {len(given)}, ...) for this index; got {tuple(y.shape)}")
         if self._validate_args:
-            warn_outside("y", values, self.context.model.config.y_range, stacklevel=3)
+            warn_outside("y", values, self.context.model.config, stacklevel=3)
         rest = torch.ones(self._num_targets, dtype=torch.bool, device=self._x.device)
         rest[given] = False
         full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})

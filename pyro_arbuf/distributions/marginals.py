@@ -84,9 +84,10 @@ class ArBufferMarginals(ArBufferDistribution):
 
     def _densities(self, y: Tensor) -> Tensor:
         with inference_scope():
+            y = self._as_tensor(y)
             values, missing = self._split_missing(self._check_outcomes(y, stacklevel=4))
-            self._warn_plate_over_targets(values.shape[:-2])
-            density = self._mixture.log_prob(values).sum(-1)  # (*batch, M)
+            self._warn_plate_over_targets(values.shape[:-2], stacklevel=4)
+            density = self._user_density(self._mixture.log_prob(values), None).sum(-1)  # (*batch, M)
             if missing is not None:
                 density = density.masked_fill(missing, 0.0)
             shape = torch.broadcast_shapes(self.batch_shape, density.shape[:-1])
@@ -136,12 +137,14 @@ class ArBufferMarginals(ArBufferDistribution):
     @property
     def mean(self) -> Tensor:
         """Mean of every target, `(*batch, M)` or `(*batch, M, D_y)`, units of y."""
-        return self._squeeze(self._mixture.mean).expand(self.batch_shape + self.event_shape)
+        return self._in_user_units(self._mixture.mean).expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self) -> Tensor:
         """Variance of every target, units of y squared."""
-        return self._squeeze(self._mixture.variance).expand(self.batch_shape + self.event_shape)
+        variance = self._mixture.variance
+        variance = variance if self._units is None else self._units.user_variance(variance)
+        return self._squeeze(variance).expand(self.batch_shape + self.event_shape)
 
     @inference_scope()
     def cdf(self, value: Tensor) -> Tensor:
@@ -156,7 +159,7 @@ class ArBufferMarginals(ArBufferDistribution):
         Raises:
             ValueError: If shape, dtype or device is wrong, or, with validation on, a value is NaN or infinite.
         """
-        return self._full(self._squeeze(self._mixture.cdf(self._check_value(value))))
+        return self._full(self._squeeze(self._mixture.cdf(self._check_value(self._as_tensor(value)))))
 
     @inference_scope()
     def icdf(self, value: Tensor | float) -> Tensor:
@@ -179,7 +182,7 @@ class ArBufferMarginals(ArBufferDistribution):
             raise ValueError("value must hold probabilities strictly between 0 and 1; got others")
         if value.dim() and self.context.model.config.dim_y is None:
             value = value.unsqueeze(-1)
-        return self._full(self._squeeze(self._mixture.icdf(value)))
+        return self._full(self._in_user_units(self._mixture.icdf(value)))
 
     def _full(self, result: Tensor) -> Tensor:
         """An elementwise result in the full, perhaps expanded, batch shape."""

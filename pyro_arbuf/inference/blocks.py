@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.layout import (
@@ -18,6 +18,7 @@ from pyro_arbuf.inference.layout import (
     chunks,
     cut,
     draws_at_once,
+    fold,
     join_context,
     part_of_cache,
     pick,
@@ -42,6 +43,24 @@ class Noise(NamedTuple):
     uniform: Tensor
     normal: Tensor
     order: Tensor
+
+
+def draw_noise(shape: Size, batch: Size, event: tuple[int, int], num_orders: int, like: Tensor) -> Noise:
+    """The noise of draws of batch shape `shape` and event (M, D_y), with torch's global generator.
+
+    Args:
+        shape: Of the draws, without the event.
+        batch: Of the context's tasks.
+        event: M and D_y.
+        num_orders: Orders R.
+        like: Whose dtype and device it has.
+    """
+    uniform = torch.rand(*shape, *event, dtype=like.dtype, device=like.device)
+    order = torch.zeros(shape, dtype=torch.int64, device=like.device)
+    if num_orders > 1:
+        order = torch.randint(num_orders, shape, device=like.device)
+    normal = torch.randn_like(uniform)
+    return Noise(*(fold(t, shape, batch, n) for t, n in ((uniform, 2), (normal, 2), (order, 0))))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,15 +12,14 @@ import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
+from pyro_arbuf.inference.data import y_tensor
 from pyro_arbuf.inference.missing import check_outcomes, drop_missing
-from pyro_arbuf.inference.outcome_sites import stack_sites
+from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_latents,
     check_x,
     may_look_at,
-    warn_outside,
-    warn_outside_counts,
 )
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import code, latent_locations, pad_outcome
@@ -38,7 +37,7 @@ def make_context(
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
     check_mode(model)
-    outcomes = _stacked(y, config)
+    outcomes = _stacked(y, model)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
     x, y, context_len, batch_shape = _flat_pairs(model, x, outcomes, nan)
@@ -52,9 +51,9 @@ def make_context(
         raise ValueError(f"x, y and latents must hold at least one task; got the batch shape {tuple(shape)}")
     real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
     warn_outside_counts("num_context", x.shape[1], config.num_context, stacklevel=4)
-    for name, value, trained in (("x", x, config.x_range), ("y", y, config.y_range)):
+    for name, value in (("x", x), ("y", y)):
         if may_look_at(value):
-            warn_outside(name, value[real], trained, stacklevel=4)
+            warn_outside(name, value[real], config, stacklevel=4)
     x, y = code(x, config.latents).clone(), y.clone()  # the user's own may change; a clone keeps the graph
     if names:
         locations = latent_locations(config.latents, names, config.dim_x, y)
@@ -66,11 +65,11 @@ def make_context(
     return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked)
 
 
-def _stacked(y: object, config: ModelConfig) -> Any:
-    """Outcomes, those that are given by site as tensors; the rest is checked later."""
+def _stacked(y: object, model: Network) -> Any:
+    """Outcomes, those that are given by site or as arrays and tables as tensors; the rest is checked later."""
     if _is_list(y):
-        return [stack_sites(each, config.outcome) for each in y]
-    return stack_sites(y, config.outcome)
+        return [y_tensor(f"y[{i}]", each, model) for i, each in enumerate(y)]
+    return y_tensor("y", y, model)
 
 
 def _flat_pairs(
@@ -79,7 +78,11 @@ def _flat_pairs(
     y: Tensor | Sequence[Tensor] | None,
     nan: Literal["raise", "drop"],
 ) -> tuple[Tensor, Tensor, Tensor | None, Size]:
-    """Checks pairs; returns them as `(B, N, .)`, the lengths where they are padded, and their batch shape, of B."""
+    """Checks pairs of a user.
+
+    Returns:
+        Both as `(B, N, .)` in the network's units, the lengths where they are padded, and their batch shape, of B.
+    """
     if nan not in ("raise", "drop"):
         raise ValueError(f"nan must be 'raise' or 'drop'; got {nan!r}")
     if (x is None) != (y is None):

@@ -6,7 +6,6 @@ Knows the configuration and the weights' dtype and device of a model, and nothin
 from __future__ import annotations
 
 import contextlib
-import math
 import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +14,11 @@ from typing import SupportsIndex, cast
 import torch
 from torch import Size, Tensor
 
+from pyro_arbuf.inference.data import column_hint, x_tensor, y_tensor
+from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent, Locations
 from pyro_arbuf.network.network import Network
-from pyro_arbuf.network.parts import Range
 from pyro_arbuf.network.tracing import is_traced
 
 
@@ -79,6 +79,11 @@ def check_tensor(name: str, value: object, model: Network, finite: bool = True) 
     Raises:
         ValueError: Naming the argument, the rule and what was got.
     """
+    return _checked(name, value, model, finite).to(next(model.parameters()).dtype)
+
+
+def _checked(name: str, value: object, model: Network, finite: bool) -> Tensor:
+    """What `check_tensor` checks, in the user's dtype."""
     weight = next(model.parameters())
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor; got {type(value).__name__}; use torch.as_tensor({name})")
@@ -95,29 +100,29 @@ def check_tensor(name: str, value: object, model: Network, finite: bool = True) 
     if finite and may_look_at(value) and not bool(torch.isfinite(value).all()):
         count = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name} must be finite; got {count} NaN or infinite of {value.numel()} values; drop them")
-    return value.to(weight.dtype)
+    return value
 
 
 def check_x(name: str, x: object, model: Network, finite: bool = True) -> Tensor:
-    """Checks inputs `(*batch, T, D_x)`."""
-    dim_x = model.config.dim_x
+    """Checks inputs `(*batch, T, D_x)` of a user and returns them in the network's units and dtype."""
+    return _network_x(_user_x(name, x, model, finite), model)
+
+
+def _network_x(x: Tensor, model: Network) -> Tensor:
+    units, dtype = model.config.unit_map, next(model.parameters()).dtype
+    return x.to(dtype) if units is None else units.network_x(x, dtype)
+
+
+def _user_x(name: str, x: object, model: Network, finite: bool) -> Tensor:
+    """Checks inputs `(*batch, T, D_x)`; a tensor, in the user's units and dtype."""
+    dim_x, given, x = model.config.dim_x, x, x_tensor(name, x, model)
     if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[-1] != dim_x):
         have = "one input column" if dim_x == 1 else f"{dim_x} input columns"
         raise ValueError(
             f"{name} must have shape (*batch, points, {dim_x}); got {tuple(x.shape)}; the network has {have}"
-            f"{_column_hint(name, x, dim_x)}"
+            f"{column_hint(name, given, dim_x)}"
         )
-    return check_tensor(name, x, model, finite)
-
-
-def _column_hint(name: str, value: Tensor, columns: int) -> str:
-    """What helps where the last dimension has another size: a missing dimension can be added, no more than that."""
-    if columns > 1 or value.dim() == 0:
-        return ""
-    if value.dim() == 1:
-        return f": use {name}.unsqueeze(-1)"
-    number = value.shape[-1]
-    return f": give one of the {number} columns, or, where they are points of several data sets, {name}.unsqueeze(-1)"
+    return _checked(name, x, model, finite)
 
 
 def check_sample_shape(sample_shape: object) -> Size:
@@ -166,13 +171,15 @@ def check_kinds(name: str, values: Tensor, config: ModelConfig) -> None:
             )
 
 
-def check_y(name: str, y: object, model: Network, finite: bool = True) -> Tensor:
-    """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` and returns `(*batch, T, D_y)`, D_y = 1 for scalars.
+def check_y(name: str, y: object, model: Network, finite: bool = True, at_latents: bool = False) -> Tensor:
+    """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` of a user; returns `(*batch, T, D_y)` of the network.
 
-    Integers and booleans are taken where a dimension is discrete.
+    D_y = 1 for scalars. Integers and booleans are taken where a dimension is discrete. `at_latents` says that they are
+    numbers of latents, which have no units.
     """
-    dim_y, weight = model.config.dim_y, next(model.parameters())
-    if isinstance(y, Tensor) and not model.config.all_real and not y.is_floating_point() and not y.is_complex():
+    config, dim_y, weight = model.config, model.config.dim_y, next(model.parameters())
+    given, y = y, y_tensor(name, y, model)
+    if isinstance(y, Tensor) and not config.all_real and not y.is_floating_point() and not y.is_complex():
         y = y.to(weight.dtype)
     if isinstance(y, Tensor) and dim_y is None and y.dim() < 1:
         raise ValueError(f"{name} must have shape (*batch, points); got {tuple(y.shape)}")
@@ -180,12 +187,14 @@ def check_y(name: str, y: object, model: Network, finite: bool = True) -> Tensor
         have = "one outcome dimension" if dim_y == 1 else f"{dim_y} outcome dimensions"
         raise ValueError(
             f"{name} must have shape (*batch, points, {dim_y}); got {tuple(y.shape)}; the network has {have}"
-            f"{_column_hint(name, y, dim_y)}"
+            f"{column_hint(name, given, dim_y)}"
         )
-    y = check_tensor(name, y, model, finite)
+    y = _checked(name, y, model, finite)
     y = y.unsqueeze(-1) if dim_y is None else y
+    units = None if at_latents else config.unit_map
+    y = y.to(weight.dtype) if units is None else units.network_y(y, weight.dtype)
     if finite:
-        check_kinds(name, y, model.config)
+        check_kinds(name, y, config)
     return y
 
 
@@ -229,58 +238,22 @@ def check_latents(latents: Mapping[str, object], model: Network) -> tuple[Tensor
     return torch.cat([part.expand(*shape, -1) for part in parts], -1), names
 
 
-def check_targets(x: object, model: Network, check_values: bool) -> Tensor | Locations:
+def check_targets(x: object, model: Network, check_values: bool) -> tuple[Tensor, Tensor] | Locations:
     """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M.
 
     Values are looked at only where validation is on: an exception would kill a chain.
+
+    Returns:
+        Inputs as the user has them, and in the network's units and dtype; the same tensor where there are no units.
     """
     if isinstance(x, Locations):
         return x
-    x = check_x("x", x, model, check_values).clone()  # the user's own may change under what is computed from it
-    if x.shape[-2] == 0:
-        raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(x.shape)}")
+    own = _user_x("x", x, model, check_values)
+    if own.shape[-2] == 0:
+        raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(own.shape)}")
+    inner = _network_x(own, model).clone()  # the user's own may change under what is computed from it
     # The user's line is behind two __init__ and the __call__ of Pyro's metaclass.
     if check_values:
-        warn_outside("x", x, model.config.x_range, stacklevel=6)
-    warn_outside_counts("num_targets", x.shape[-2], model.config.num_targets, stacklevel=6)
-    return x
-
-
-def warn_outside(name: str, values: Tensor, trained: Range | tuple[Range, ...] | None, stacklevel: int) -> None:
-    """Warns where a column of inputs or outcomes lies outside the range it had in training.
-
-    The text does not say what was given: Python shows a text once per line of code, so that a loop over data sets
-    warns once. NaN is passed over.
-
-    Args:
-        name: Of the argument.
-        values: `(*batch, D)`.
-        trained: One pair for all columns, or a pair for each; `None` = nothing is known.
-        stacklevel: As `warnings.warn` takes it.
-    """
-    if is_traced() or trained is None or values.numel() == 0 or not may_look_at(values):
-        return
-    each = [pair for pair in trained if isinstance(pair, tuple)]
-    columns = values.detach().flatten(0, -2) if each else values.detach().reshape(-1, 1)
-    lows, highs = (ends.tolist() for ends in torch.aminmax(columns, dim=0))
-    if any(math.isnan(low) for low in lows):
-        lows = columns.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0).tolist()
-        highs = columns.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(0).tolist()
-    for i, (pair, low, high) in enumerate(zip(each or [trained], lows, highs, strict=True)):
-        if low < pair[0] or high > pair[1]:
-            column = f"{name}[..., {i}]" if each else name
-            warnings.warn(
-                f"{column} lies outside the trained range {list(pair)}: densities are unreliable there; rescale {name} "
-                "affinely into the range (for y = a + b z, log p(y) = log p(z) - log b per outcome; x needs no "
-                "correction)",
-                stacklevel=stacklevel,
-            )
-
-
-def warn_outside_counts(name: str, value: int, trained: tuple[int, int] | None, stacklevel: int) -> None:
-    """Warns where a number of pairs lies outside the range it had in training; `None` = nothing is known."""
-    if trained is not None and not is_traced() and not trained[0] <= value <= trained[1]:
-        warnings.warn(
-            f"{name} lies outside the trained range {list(trained)}: densities are unreliable there",
-            stacklevel=stacklevel,
-        )
+        warn_outside("x", inner, model.config, stacklevel=6)
+    warn_outside_counts("num_targets", inner.shape[-2], model.config.num_targets, stacklevel=6)
+    return (inner if model.config.unit_map is None else own.clone()), inner

@@ -1,7 +1,8 @@
-"""ModelConfig: everything that defines a model but its weights, in four parts.
+"""ModelConfig: everything that defines a model but its weights, in five parts.
 
-What is built (`Architecture`), in which units its numbers are (`Units`), what it was trained on (`Trained`) and what
-was found out about it (`Measured`). config.json has the same four parts; older files, which had none, are read too.
+What is built (`Architecture`), in which units its numbers are (`Units`), what it was trained on (`Trained`), what was
+found out about it (`Measured`) and in which units its user speaks (`UserUnits`). config.json has the same five parts;
+older files, which had four or none, are read too.
 
 Deviation: by default a network is smaller than the paper's (width 128, 6 layers, MLPs of 256), as ours are trained on
 one CPU core.
@@ -14,16 +15,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.network.outcomes import Real
 from pyro_arbuf.network.parts import Architecture, Measured, Trained, Units
+from pyro_arbuf.network.user_units import UserUnits
 
-PARTS: dict[str, type] = {"architecture": Architecture, "units": Units, "trained": Trained, "measured": Measured}
+PARTS: dict[str, type] = {
+    "architecture": Architecture,
+    "units": Units,
+    "trained": Trained,
+    "measured": Measured,
+    "user_units": UserUnits,
+}
+PARTS_ADDED_LATER = {"user_units"}
 
 
 @dataclass(frozen=True)
-class ModelConfig(Measured, Trained, Units, Architecture):
+class ModelConfig(UserUnits, Measured, Trained, Units, Architecture):
     """Everything that defines a model but its weights; saved as config.json.
 
-    Its fields are those of its four parts, `Architecture`, `Units`, `Trained` and `Measured`, which explain them.
+    Its fields are those of its parts, `Architecture`, `Units`, `Trained`, `Measured` and `UserUnits`, which explain
+    them.
 
     Raises:
         ValueError: If a size is no positive integer, `num_heads` does not divide `width`, the head is unknown, a range
@@ -36,9 +47,11 @@ class ModelConfig(Measured, Trained, Units, Architecture):
         self._check_units(*dims)
         self._check_trained(*dims)
         self._check_measured()
+        self._check_user_units(self.dim_x, [isinstance(kind, Real) for kind in self.kinds])
+        self._check_fineness(self.y_loc, self.y_scale)
 
     def to_json(self) -> str:
-        """The configuration as JSON text, in its four parts."""
+        """The configuration as JSON text, in its five parts."""
         values = dataclasses.asdict(self)
         return json.dumps(
             {part: {name: values[name] for name in names_of(kind)} for part, kind in PARTS.items()}, indent=2
@@ -82,6 +95,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
     },
     {"outcomes": (), "chained": False},
     {"dependent": False},
+    {"user_x_loc": None, "user_x_scale": None, "user_y_loc": None, "user_y_scale": None, "user_dates": None},
 )
 
 
@@ -92,9 +106,11 @@ def names_of(kind: type) -> list[str]:
 
 def _joined(parts: dict[str, Any]) -> dict[str, Any]:
     """The fields of all parts of a config.json."""
-    _check_fields("config.json", set(parts), set(PARTS))
+    _check_fields("config.json", set(parts) | PARTS_ADDED_LATER, set(PARTS))
     values: dict[str, Any] = {}
     for part, kind in PARTS.items():
+        if part in PARTS_ADDED_LATER - set(parts):
+            continue
         if not isinstance(parts[part], dict):
             raise ValueError(f"{part} in config.json must be an object; got {parts[part]!r}")
         foreign = set(parts[part]) - set(names_of(kind))

@@ -121,6 +121,7 @@ def calibrate(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0; got {seed!r}")
     simulator = find_simulator(net, program)
+    net = net.in_units()  # the program's
     orders = random_orders(net.config.num_latents, num_orders) if num_orders > 1 else None
     parts, device = [], next(net.parameters()).device
     with seeded(seed), warnings.catch_warnings():

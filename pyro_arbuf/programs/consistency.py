@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.data import to_tensors
 from pyro_arbuf.inference.orders import random_orders
-from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.likelihood import likelihood
@@ -46,9 +46,9 @@ class SubsetGap(NamedTuple):
     reordered: float
 
 
-def check_one_data_set(x: Tensor, y: Outcomes, net: ArBufferModel, index: str = "") -> Tensor:
-    """The outcomes of one data set, as one tensor; `index` is that of the data set in a list of them."""
-    y, dim_y = stack_sites(y, net.config.outcome), net.config.dim_y
+def one_data_set(x: object, y: object, net: ArBufferModel, index: str = "") -> tuple[Tensor, Tensor]:
+    """The inputs and outcomes of one data set as tensors; `index` is that of the data set in a list of them."""
+    (x, y), dim_y = to_tensors(x, y, net), net.config.dim_y
     if not isinstance(x, Tensor) or x.dim() != 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(
@@ -60,7 +60,7 @@ def check_one_data_set(x: Tensor, y: Outcomes, net: ArBufferModel, index: str = 
         raise ValueError(
             f"y{index} must be the outcomes {shape} of one data set, a tensor; got {got}; take one at a time"
         )
-    return y
+    return x, y
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def self_consistency(
     Raises:
         ValueError: If the network's program is not known, or an argument breaks its rule.
     """
-    y = check_one_data_set(x, y, net)
+    x, y = one_data_set(x, y, net)
     check_count("num_draws", num_draws, 2)
     simulator = find_simulator(net, program)
     posterior = ArBufferPosterior(net.condition(x, y))
@@ -130,7 +130,7 @@ def subset_gap(net: ArBufferModel, x: Tensor, y: Outcomes, num_splits: int = 16,
             "subset_gap compares orders of the targets, and the trials of a series have one; got a network of a "
             "series; check it by calibrate(net) and self_consistency(net, x, y)"
         )
-    y = check_one_data_set(x, y, net)
+    x, y = one_data_set(x, y, net)
     check_count("num_splits", num_splits)
     num_targets = len(x)
     if num_targets < 4:

@@ -2,18 +2,18 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.inference.data import to_tensors
 from pyro_arbuf.inference.orders import average_orders, paired_error, random_orders, warn_few_orders
-from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.validation import check_count, check_x, check_y
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.programs.consistency import Outcomes, check_one_data_set
+from pyro_arbuf.programs.consistency import Outcomes, one_data_set
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, ImportanceSample, context_simulator, importance_sample
 from pyro_arbuf.programs.simulator import Program
 from pyro_arbuf.random_state import seeded
@@ -58,8 +58,8 @@ class EvidenceComparison(NamedTuple):
 @torch.no_grad()
 def log_evidence(
     net: ArBufferModel,
-    x: Tensor | Sequence[Tensor],
-    y: Outcomes | Sequence[Outcomes],
+    x: Any,
+    y: Any,
     num_orders: int = 64,
     buffer_size: int | None = None,
     seed: int = 0,
@@ -84,7 +84,7 @@ def log_evidence(
     Raises:
         ValueError: If an argument breaks its rule.
     """
-    if isinstance(x, Tensor) and isinstance(y, Tensor | Mapping):
+    if not isinstance(x, list | tuple) and not isinstance(y, list | tuple):
         return evidence_of(net, x, y, num_orders, buffer_size, seed, "the log evidence", 4)[0]
     if not (isinstance(x, list | tuple) and isinstance(y, list | tuple) and len(x) == len(y) > 0):
         got = [f"{len(v)} of them" if isinstance(v, list | tuple) else type(v).__name__ for v in (x, y)]
@@ -92,10 +92,10 @@ def log_evidence(
             f"x and y must be tensors (*batch, n, {net.config.dim_x}) and (*batch, n[, D_y]), or both lists of data "
             f"sets, at least one; got {got[0]} and {got[1]}"
         )
-    outcomes = [check_one_data_set(*pair, net, f"[{i}]") for i, pair in enumerate(zip(x, y, strict=True))]
+    data = [one_data_set(*pair, net, f"[{i}]") for i, pair in enumerate(zip(x, y, strict=True))]
     found = [
         evidence_of(net, *pair, num_orders, buffer_size, seed, f"the log evidence of data set {i}", 4)[0]
-        for i, pair in enumerate(zip(x, outcomes, strict=True))
+        for i, pair in enumerate(data)
     ]
     return Evidence(torch.stack([each.value for each in found]), torch.stack([each.standard_error for each in found]))
 
@@ -128,15 +128,16 @@ def log_prob_orders(
     Of a series in its natural order alone, `(*batch, 1)`.
     """
     check_count("num_orders", num_orders, 2)  # for a standard error
+    x, outcomes = to_tensors(x, y, net)
     if not isinstance(x, Tensor) or x.dim() < 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x must be a tensor (*batch, n, {net.config.dim_x}); got {got}")
-    y = stack_sites(y, net.config.outcome)
     check_x("x", x, net)  # whether or not Pyro's validation is on: an evidence of NaN is none
-    check_y("y", y, net)
+    check_y("y", outcomes, net)
     orders = None if net.config.sequential else random_orders(x.shape[-2], num_orders, seed)
     joint = ArBufferJoint(net.condition(), x, orders, buffer_size)
-    return joint._log_prob_orders(y, stacklevel=8)  # the user's line is behind torch.no_grad and three functions
+    # The user's line is behind torch.no_grad and three functions.
+    return joint._log_prob_orders(outcomes, stacklevel=8)
 
 
 @torch.no_grad()
@@ -175,7 +176,7 @@ def compare_evidence(
     """
     programs = {} if programs is None else programs
     _check_models(nets, programs)
-    y = check_one_data_set(x, y, next(iter(nets.values())))
+    x, y = one_data_set(x, y, next(iter(nets.values())))
     check_count("num_draws", num_draws, MIN_DRAWS)
     check_count("num_orders", num_orders, 2)
     unmeasured = [n for n, net in nets.items() if net.config.evidence_rmse is None and n not in programs]

@@ -84,7 +84,7 @@ def measure_evidence_error(
     check_count("num_trials", num_trials)
     check_count("num_orders", num_orders, 2)
     check_count("num_draws", num_draws, MIN_DRAWS)
-    simulator = find_simulator(net, program)
+    simulator, plain = find_simulator(net, program), net.in_units()  # the program's units
     device, errors, k_hats = next(net.parameters()).device, [], []
     with seeded(seed), warnings.catch_warnings():
         # Draws from the prior are what it was trained on.
@@ -93,9 +93,9 @@ def measure_evidence_error(
         drawn = simulator.draw(num_datasets, num_trials)
         for x, y in tqdm(list(zip(drawn.x.to(device), drawn.y.to(device), strict=True)), desc="evidence", leave=False):
             y = net.config.squeeze_outcome(y)
-            known, k_hat = _known_evidence(simulator, net, x, y, exact, num_draws)
+            known, k_hat = _known_evidence(simulator, plain, x, y, exact, num_draws)
             k_hats.append(k_hat)
-            ours = log_evidence(net, x, y, num_orders, seed=seed).value.item()
+            ours = log_evidence(plain, x, y, num_orders, seed=seed).value.item()
             if not math.isfinite(ours):
                 raise ValueError(f"the network's log evidence must be a finite number; got {ours}; train it again")
             errors.append(ours - known)

@@ -201,6 +201,9 @@ def importance_sample(
             "the program's density is 0 at every draw: the data are impossible under it, or its outcome is a Delta, "
             "which has no density"
         )
+    units = context.model.config.unit_map
+    if units is not None:  # the program speaks the network's units, the density of its data is reported in the user's
+        log_weights = log_weights - len(x) * units.log_jacobian
     smoothed, k_hat = smooth_weights(log_weights)
     raw = torch.exp(log_weights - log_weights.max())
     evidence = (raw.mean().log() + log_weights.max()).item()
@@ -254,7 +257,7 @@ def smooth_weights(log_weights: Tensor) -> tuple[Tensor, float]:
 
 
 def _observations(context: Context) -> tuple[Tensor, Tensor]:
-    """Inputs `(n, D_x)` and outcomes `(n,)` or `(n, D_y)` of a context's one data set."""
+    """Inputs `(n, D_x)` and outcomes `(n,)` or `(n, D_y)` of a context's one data set, as the program has them."""
     x, y, length = context.observations
     number = x.shape[1] if length is None else int(length[0])
     return x[0, :number], context.model.config.squeeze_outcome(y[0, :number])

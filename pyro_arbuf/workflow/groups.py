@@ -13,6 +13,9 @@ import xarray as xr
 from torch import Size, Tensor
 
 from pyro_arbuf.distributions.base import ArBufferDistribution
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.data import as_dates
+from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.workflow.posterior_draws import Fit
 from pyro_arbuf.workflow.predictive import predictive
@@ -156,12 +159,13 @@ def joint_groups(
     names = {name: rename_dimensions(name, own, dims) for name, own in names.items()}
     groups: Groups = {}
     if observed is not None:
-        density = joint.log_prob(observed)
-        groups["observed_data"] = {"y": label("y", observed, names["y"])}
+        outcomes = joint._as_tensor(observed)
+        density = joint.log_prob(outcomes)
+        groups["observed_data"] = {"y": label("y", outcomes, names["y"])}
         groups["joint_log_likelihood"] = {"y": label("y", density, names["y"][: len(batch)])}
     drawn = label("y", joint.sample(Size([num_samples])), names["y"], (1, num_samples))
     groups["predictions" if observed is None else "posterior_predictive"] = {"y": drawn}
-    x_context, y_context, length = context.observations
+    x_context, y_context, length = _observations(context)
     if length is not None:
         padding = ~context_mask(length, context.num_context).unsqueeze(-1)
         x_context, y_context = x_context.masked_fill(padding, torch.nan), y_context.masked_fill(padding, torch.nan)
@@ -176,7 +180,21 @@ def joint_groups(
         name: label(name, value.expand(*batch, *value.shape[value.dim() - event_dims[name] :]), names[name])
         for name, value in constants.items()
     }
+    for name in ("x", "x_context"):
+        groups["constant_data"][name] = _with_dates(groups["constant_data"][name], context.model.config)
     return groups
+
+
+def _observations(context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `context.observations` holds, in the user's units."""
+    x, y, length = context.observations
+    units = context.model.config.unit_map
+    return (x, y, length) if units is None else (units.user_x(x), units.user_y(y), length)
+
+
+def _with_dates(array: xr.DataArray, config: ModelConfig) -> xr.DataArray:
+    """Inputs as dates where all of their columns are; where only some are, dates stay days since 1970-01-01."""
+    return array.copy(data=as_dates(array.values)) if config.user_dates and all(config.user_dates) else array
 
 
 def label(

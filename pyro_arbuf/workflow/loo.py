@@ -5,7 +5,7 @@ A chain factor p(y_k | y_<k) is not a leave-one-out density and never becomes on
 
 import copy
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class LooConditionals(NamedTuple):
     ratio_gap: dict[str, Tensor]
 
 
-def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]) -> Any:
+def exact_loo(net: ArBufferModel, x: Any, y: Any) -> Any:
     r"""Leave-one-out of data that sits in the context: exact, by encoding the context without each pair in turn.
 
     .. math:: \mathrm{elpd} = \sum_i \log p(y_i \mid x_i, (x, y)_{-i})
@@ -73,11 +73,14 @@ def exact_loo(net: ArBufferModel, x: Tensor | Sequence[Tensor], y: Tensor | Sequ
     check_exchangeable(net)
     subjects = x if isinstance(x, list | tuple) else [x]
     for subject in subjects:
-        if isinstance(subject, Tensor) and subject.dim() > 1 and subject.shape[-2] < 2:
-            raise ValueError(f"x must hold at least 2 pairs per context to leave one out; got {tuple(subject.shape)}")
+        shape = tuple(getattr(subject, "shape", ()))
+        if len(shape) > 1 and shape[-2] < 2:
+            raise ValueError(f"x must hold at least 2 pairs per context to leave one out; got {shape}")
     with torch.no_grad(), inference_scope():
         context = make_context(net, x, y)
         left_out = leave_one_out(net, context.x, context.y, context.num_context, context.context_len)
+        if net.config.unit_map is not None:
+            left_out = left_out - net.config.unit_map.log_jacobian
     real = torch.ones_like(left_out, dtype=torch.bool)
     if context.context_len is not None:
         real = context_mask(context.context_len, context.num_context)

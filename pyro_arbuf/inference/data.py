@@ -1,0 +1,189 @@
+"""Data as they come, NumPy arrays, pandas Series and tables, xarray arrays, as tensors of float64.
+
+Dates are days since 1970-01-01, durations are days. Neither pandas nor xarray is imported: what has columns is a table,
+what gives an array is one. Torch tensors, and everything else, come back as they are and are checked elsewhere. Knows
+nothing of what a network does with the numbers.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_arbuf.inference.outcome_sites import stack_sites
+from pyro_arbuf.network.network import Network
+
+MICROSECONDS = 86_400_000_000  # of a day
+NUMERIC = "iufb"  # kinds of NumPy's dtypes
+
+
+class Table(NamedTuple):
+    """Numbers out of a user's array or table.
+
+    Attributes:
+        numbers: Of the shape of what was given, float64, a copy; NaN where a value is missing.
+        dates: Whether each column (the last dimension; one where there is one dimension) holds dates.
+        labels: Names of a table's columns; empty for an array.
+    """
+
+    numbers: np.ndarray
+    dates: tuple[bool, ...]
+    labels: tuple[Any, ...] = ()
+
+
+def read_table(name: str, value: object) -> Table | None:
+    """Numbers of an array or a table; `None` for everything else, torch tensors among it.
+
+    Raises:
+        ValueError: If a column holds neither numbers nor dates; names it.
+    """
+    if isinstance(value, Tensor | list | tuple | Mapping | np.generic | str | type):
+        return None
+    columns = getattr(value, "columns", None)
+    if columns is not None and hasattr(value, "to_numpy"):
+        labels, parts = tuple(columns), _columns(value)
+        read = [_numbers(f"column {label!r} of {name}", part) for label, part in zip(labels, parts, strict=True)]
+        numbers = np.stack([part for part, _ in read], -1) if read else np.empty((len(parts), 0))
+        return Table(numbers, tuple(date for _, date in read), labels)
+    if not (hasattr(value, "__array__") and hasattr(value, "dtype")):
+        return None
+    numbers, date = _numbers(name, value)
+    return Table(numbers, (date,) * (numbers.shape[-1] if numbers.ndim > 1 else 1))
+
+
+def _columns(table: Any) -> list[Any]:
+    if hasattr(table, "iloc"):
+        return [table.iloc[:, i] for i in range(len(table.columns))]  # names may be there twice
+    return [table[label] for label in table.columns]
+
+
+def _numbers(name: str, value: Any) -> tuple[np.ndarray, bool]:
+    """Numbers of one column or array, and whether they are dates."""
+    dtype = value.dtype
+    kind = getattr(dtype, "kind", "O")
+    if kind in ("M", "m"):
+        if getattr(dtype, "tz", None) is not None:
+            value = value.to_numpy(dtype="datetime64[ns]")  # in UTC
+        return days(np.asarray(value)), kind == "M"
+    if kind not in NUMERIC:
+        raise ValueError(
+            f"{name} must hold numbers or dates; got the dtype {dtype}; convert it, e.g. by pd.to_numeric or "
+            "pd.to_datetime, or leave the column out"
+        )
+    if hasattr(dtype, "na_value"):  # pandas' own dtypes, whose missing values are no floats
+        value = value.to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.array(value, dtype=np.float64, order="C"), False
+
+
+def days(value: np.ndarray) -> np.ndarray:
+    """Days since 1970-01-01 of dates, days of durations, float64; NaN for NaT."""
+    unit = np.dtype(f"{'datetime64' if value.dtype.kind == 'M' else 'timedelta64'}[us]")
+    return np.where(np.isnat(value), np.nan, value.astype(unit).astype(np.int64) / MICROSECONDS)
+
+
+def day_of(value: object) -> tuple[float, bool] | None:
+    """Days of one date or duration, and whether it is a date; `None` for everything else."""
+    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
+        value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+    if isinstance(value, datetime.date | np.datetime64):  # pandas' Timestamp is a datetime
+        return float(days(np.asarray(value, dtype="datetime64[us]"))), True
+    if isinstance(value, datetime.timedelta | np.timedelta64):
+        return float(days(np.asarray(value, dtype="timedelta64[us]"))), False
+    return None
+
+
+def as_dates(numbers: np.ndarray) -> np.ndarray:
+    """Dates, datetime64 in nanoseconds, of days since 1970-01-01; NaT for NaN."""
+    missing = np.isnan(numbers)
+    stamps = (np.where(missing, 0.0, numbers) * MICROSECONDS).round().astype(np.int64).astype("datetime64[us]")
+    return np.where(missing, np.datetime64("NaT"), stamps).astype("datetime64[ns]")
+
+
+def x_tensor(name: str, x: object, model: Network) -> object:
+    """Inputs out of an array or a table as a tensor on the model's device; everything else as it is.
+
+    Raises:
+        ValueError: If a column holds neither numbers nor dates, or dates where the model's units have none.
+    """
+    if isinstance(x, Tensor):
+        return x
+    table = read_table(name, x)
+    if table is None:
+        return x
+    known = model.config.user_dates or (False,) * model.config.dim_x
+    if any(date and not ok for date, ok in zip(table.dates, known, strict=False)):
+        raise ValueError(
+            f"{name} must hold numbers, as the network's units are not of dates; got dates; let the network take them "
+            "by net = net.in_units(x=[x_obs, x_new]), or state x_range by two dates"
+        )
+    return _on_device(table, model)
+
+
+def y_tensor(name: str, y: object, model: Network) -> object:
+    """Outcomes out of an array or a table as a tensor on the model's device; by site, as one tensor.
+
+    Everything else, tensors among it, comes back as it is. A table of a network with several sites may have its columns
+    in another order than the sites.
+
+    Raises:
+        ValueError: If a column holds no numbers, a table is given for one outcome, or sites do not fit.
+    """
+    if isinstance(y, Tensor):
+        return y
+    config = model.config
+    if isinstance(y, Mapping):
+        parts = {site: y_tensor(f"{name}[{site!r}]", value, model) for site, value in y.items()}
+        return stack_sites(parts, config.outcome)
+    table = read_table(name, y)
+    if table is None:
+        return y
+    if any(table.dates):
+        raise ValueError(f"{name} must hold numbers; got dates; dates can be inputs, x")
+    if table.labels and config.dim_y is None and not name.endswith("]"):
+        raise ValueError(
+            f"{name} must be one column, as the network has one outcome; got a table with the columns "
+            f"{list(table.labels)}; take one of them, e.g. table[{table.labels[0]!r}]"
+        )
+    sites = config.outcome
+    if isinstance(sites, tuple) and len(set(sites)) == len(sites) and sorted(map(str, table.labels)) == sorted(sites):
+        order = [[str(label) for label in table.labels].index(site) for site in sites]
+        table = table._replace(numbers=table.numbers[:, order])
+    return _on_device(table, model)
+
+
+def to_tensors(x: object, y: object, model: Network) -> tuple[Any, Any]:
+    """Inputs and outcomes of a user as tensors, where they are arrays or tables; lists element by element."""
+    if isinstance(x, list | tuple) or isinstance(y, list | tuple):
+        return _each(x_tensor, "x", x, model), _each(y_tensor, "y", y, model)
+    return x_tensor("x", x, model), y_tensor("y", y, model)
+
+
+def _each(convert: Any, name: str, value: object, model: Network) -> object:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return convert(name, value, model)
+    return [convert(f"{name}[{i}]", part, model) for i, part in enumerate(value)]
+
+
+def column_hint(name: str, given: object, columns: int) -> str:
+    """What helps where what is given has another number of columns than the network: at most a missing dimension."""
+    labels = getattr(given, "columns", None)
+    if labels is not None:
+        return f"; the table has the columns {list(labels)}: choose {columns} of them by {name}[[...]]"
+    number = getattr(given, "ndim", 0)
+    if columns > 1 or number == 0:
+        return ""
+    one = "to_numpy()[:, None]" if hasattr(given, "to_numpy") else "unsqueeze(-1)"
+    one = "to_frame()" if hasattr(given, "to_frame") else one
+    one = f"{name}[:, None]" if isinstance(given, np.ndarray) else f"{name}.{one}"
+    if number == 1:
+        return f": use {one}"
+    one = f"{name}[..., None]" if isinstance(given, np.ndarray) else one
+    width = getattr(given, "shape", (0,))[-1]
+    return f": give one of the {width} columns, or, where they are points of several data sets, {one}"
+
+
+def _on_device(table: Table, model: Network) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(table.numbers)).to(next(model.parameters()).device)

@@ -1,0 +1,95 @@
+"""Warnings where data leave what a network was trained on, in the user's units, with the remedy.
+
+The texts do not say what was given: Python shows a text once per line of code, so that a loop over data sets warns
+once.
+"""
+
+import math
+import warnings
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_arbuf.inference.data import as_dates
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.parts import Range
+from pyro_arbuf.network.tracing import is_traced
+
+SLACK = 1e-6  # of a trained range: units fitted to data put their ends onto its ends, up to rounding
+
+
+def warn_outside(name: str, values: Tensor, config: ModelConfig, stacklevel: int) -> None:
+    """Warns where a column of inputs or outcomes lies outside the range it had in training; NaN is passed over.
+
+    Args:
+        name: "x" or "y".
+        values: `(*batch, D)`, in the network's units.
+        config: Of the network.
+        stacklevel: As `warnings.warn` takes it.
+    """
+    trained = config.x_range if name == "x" else config.y_range
+    if is_traced() or trained is None or values.numel() == 0 or values.requires_grad:
+        return
+    units = config.unit_map
+    pairs = pairs_of(trained, values.shape[-1])
+    # One range is said once for all columns, unless their units differ.
+    each = isinstance(trained[0], tuple) or (units is not None and len(pairs) > 1)
+    columns = values.detach().flatten(0, -2) if each else values.detach().reshape(-1, 1)
+    lows, highs = (ends.tolist() for ends in torch.aminmax(columns, dim=0))
+    if any(math.isnan(low) for low in lows):
+        lows = columns.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0).tolist()
+        highs = columns.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(0).tolist()
+    for i, (pair, low, high) in enumerate(zip(pairs if each else pairs[:1], lows, highs, strict=True)):
+        slack = 0.0 if units is None else SLACK * (pair[1] - pair[0])
+        if low < pair[0] - slack or high > pair[1] + slack:
+            column = f"{name}[..., {i}]" if each else name
+            warnings.warn(
+                f"{column} lies outside the trained range {_in_user_units(name, i, pair, config)}: densities are "
+                f"unreliable there; {_remedy(name, i, config)}",
+                stacklevel=stacklevel,
+            )
+
+
+def pairs_of(trained: Range | tuple[Range, ...], dim: int) -> list[Range]:
+    """A trained range as a pair for each of the columns."""
+    pairs = [pair for pair in trained if isinstance(pair, tuple)]
+    return pairs or [cast(Range, trained)] * dim
+
+
+def _in_user_units(name: str, column: int, pair: Range, config: ModelConfig) -> str:
+    """A trained range as the user has it; days as dates."""
+    units = config.unit_map
+    maps = None if units is None else units.x if name == "x" else units.y
+    if units is None or maps is None:
+        return str(list(pair))
+    loc, scale = (part[column] for part in maps)
+    ends = [loc + scale * end for end in pair]
+    if name == "x" and units.dates is not None and units.dates[column]:
+        size = 10 if ends[1] - ends[0] > 10 else 19  # to the day, or to the second
+        return " to ".join(str(date)[:size] for date in as_dates(np.array(ends)))
+    return f"[{ends[0]:.6g}, {ends[1]:.6g}]"
+
+
+def _remedy(name: str, column: int, config: ModelConfig) -> str:
+    if name == "y" and config.kinds[column].support.is_discrete:
+        return "the network has seen no such outcomes in training, and discrete ones have no units to change"
+    if config.latents:
+        return (
+            "where the data are in other units than the program's, let the network take them by "
+            f"net.in_units({name}_scale=...)"
+        )
+    return (
+        "let the network take the units of the data, net = net.in_units(x=[x_obs, x_new], y=y_obs), which puts x onto "
+        "the range and y to unit scale; densities come in these units"
+    )
+
+
+def warn_outside_counts(name: str, value: int, trained: tuple[int, int] | None, stacklevel: int) -> None:
+    """Warns where a number of pairs lies outside the range it had in training; `None` = nothing is known."""
+    if trained is not None and not is_traced() and not trained[0] <= value <= trained[1]:
+        warnings.warn(
+            f"{name} lies outside the trained range {list(trained)}: densities are unreliable there",
+            stacklevel=stacklevel,
+        )
