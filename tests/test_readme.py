@@ -22,6 +22,7 @@ def test_code_of_the_readme_runs():
         torch.manual_seed(0)  # a block's data do not hang on the rounding of NUTS in the one before
         exec(compile(block, str(README), "exec"), names)
     assert names["curves"].shape == (1000, 12) and names["density"].shape == (1000,)
+    assert names["degrees"].shape == (1000, 10) and 0 < names["degrees"].mean() < 18
     assert names["replicated"].shape == (200, 12) and set(names["idata"].posterior) == {"offset"}
 
 
@@ -44,6 +45,16 @@ def test_code_of_the_page_of_dependent_trials_runs():
         warnings.simplefilter("ignore")  # a network of one step is too far from the posterior for `refine`
         exec(compile(program, "docs/dependent_trials.md", "exec"), names)
         exec(compile(calls, "docs/dependent_trials.md", "exec"), names)
+
+
+def test_code_of_the_page_of_units_runs_and_the_page_is_short():
+    page = (README.parent / "docs" / "units.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(block, "docs/units.md", "exec"), names)
+    assert names["draws"].shape == (100, 10) and 13.5 < names["draws"].mean() < 15
+    assert names["density"].isfinite().all() and names["stated"].config.user_y_scale == (0.4,)
+    assert len(page.splitlines()) <= 60
 
 
 def test_every_shipped_model_is_in_the_table_of_models():

@@ -46,35 +46,25 @@ observed = torch.zeros_like(hidden)
 observed[::2] = True  # every other week
 observed &= ~hidden
 
-# %% The affine map into the ranges the network knows (x in [-2, 2], y of unit scale); from observed weeks only
-design = torch.stack([torch.ones(int(observed.sum())), year[observed] - START], 1)
-intercept, slope = torch.linalg.lstsq(design, co2[observed, None]).solution[:, 0]
-trend = intercept + slope * (year - START)
-scale = (co2 - trend)[observed].std()
-x = ((year - START) / YEARS * 4 - 2)[:, None]  # (weeks, 1): one year is one unit
-y = (co2 - trend) / scale  # log p(co2) = log p(y) - M log(scale)
-
-# %% Condition once; the joint prediction is a Pyro distribution
-net = pyro_arbuf.load("gp-1d-noisy")
-context = net.condition(x[observed], y[observed])
-x_hidden, y_hidden = x[hidden], y[hidden]
+# %% Condition once, in years and ppm; the joint prediction is a Pyro distribution
+net = pyro_arbuf.load("gp-1d-noisy").in_units(x=year, y=co2[observed])  # what it takes and gives is in these units
+context = net.condition(year[observed, None], co2[observed])
+x_hidden, y_hidden = year[hidden, None], co2[hidden]
 num_hidden = len(y_hidden)
 orders = random_orders(num_hidden, 8)
 
 
 def model(obs=None):
-    weeks = pyro.sample("weeks", ArBufferJoint(context, x_hidden, orders=orders), obs=obs)
-    return pyro.deterministic("co2", trend[hidden] + scale * weeks)
+    return pyro.sample("co2", ArBufferJoint(context, x_hidden, orders=orders), obs=obs)
 
 
 draws = Predictive(model, num_samples=NUM_DRAWS, parallel=True)()["co2"]
 joint = ArBufferJoint(context, x_hidden, orders=orders)
-independent = trend[hidden] + scale * joint.marginals().sample((NUM_DRAWS,))
+independent = joint.marginals().sample((NUM_DRAWS,))
 
-# %% The joint density of what was hidden, in ppm, against the sum of the marginals
-correction = num_hidden * scale.log()
-log_joint = pyro.poutine.trace(model).get_trace(obs=y_hidden).log_prob_sum() - correction
-log_marginals = joint.marginals().log_prob(y_hidden) - correction
+# %% The joint density of what was hidden, per ppm, against the sum of the marginals
+log_joint = pyro.poutine.trace(model).get_trace(obs=y_hidden).log_prob_sum()
+log_marginals = joint.marginals().log_prob(y_hidden)
 
 # %% A question about many weeks at once: the steepest rise between two neighbouring weeks
 steepest = {"joint": draws.diff(dim=-1).amax(-1), "independent": independent.diff(dim=-1).amax(-1)}

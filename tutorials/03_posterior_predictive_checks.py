@@ -26,7 +26,6 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS
 from scipy.stats import kstest
-from torch import Tensor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces ArviZ 1
@@ -65,49 +64,38 @@ by_a[::2] = (year[::2] <= FAILURE[0]) | (year[::2] >= FAILURE[1])
 readings_b = co2[by_b] + OFFSET
 num_b = len(readings_b)
 
-# %% Two networks for one record, each with its affine map, from A's readings only; log p(ppm) = log p(y) - log(scale)
+# %% Two networks for one record, each in years and ppm, by A's readings only
 design = torch.stack([torch.ones(int(by_a.sum())), year[by_a] - START], 1)
 intercept, slope = torch.linalg.lstsq(design, co2[by_a, None]).solution[:, 0]
 trend = intercept + slope * (year - START)
 seasonal = co2 - trend  # ppm
 low, high = seasonal[by_a].min(), seasonal[by_a].max()
-nets = {name: pyro_arbuf.load(name) for name in ("gp-1d-noisy", "sawtooth")}
-maps = {  # inputs, location and scale: a year is one unit for the smooth network, a quarter for the periodic one
-    "gp-1d-noisy": ((year - START) / YEARS * 4 - 2, torch.tensor(0.0), seasonal[by_a].std()),
-    "sawtooth": ((year - START - YEARS / 2) / 4, low, high - low),
+own = {name: pyro_arbuf.load(name) for name in ("gp-1d-noisy", "sawtooth")}
+nets = {  # a year is one unit for the smooth network, a quarter for the periodic one, whose outcomes are in [0, 1]
+    "gp-1d-noisy": own["gp-1d-noisy"].in_units(x_range=(START, START + YEARS), y=seasonal[by_a]),
+    "sawtooth": own["sawtooth"].in_units(x_loc=START + YEARS / 2, x_scale=4.0, y_loc=low, y_scale=high - low),
 }
-
-
-def data_for(name: str, weeks: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs and outcomes of some weeks in the units that a network knows."""
-    x, location, scale = maps[name]
-    return x[weeks, None], (seasonal[weeks] - location) / scale
-
+x_a, y_a = year[by_a, None], seasonal[by_a]
 
 # %% Which network describes A's readings? They sit in the context: leave-one-out is exact, by leaving each out in turn
 elpds = {}
 for name, net in nets.items():
-    loo = exact_loo(net, *data_for(name, by_a))
-    log_scale = float(maps[name][2].log())
-    loo["elpd_i"], loo["elpd"] = loo.elpd_i - log_scale, loo.elpd - int(loo.n) * log_scale
-    elpds[name] = to_elpd_data(loo)
+    elpds[name] = to_elpd_data(exact_loo(net, x_a, y_a))
 print(f"Exact leave-one-out of A's {int(by_a.sum())} readings (nats, per reading in ppm)")
 print(az.compare(elpds)[["rank", "elpd_loo", "se", "elpd_diff", "dse"]].round(1).to_string(), "\n")
 
 # %% Is it calibrated? PIT of A's readings, one after the other from none: uniform, whatever the dependence
 pits = {}
 for name, net in nets.items():
-    x, y = data_for(name, by_a)
-    pits[name] = ArBufferJoint(net.condition(), x, orders=random_orders(len(y), 1)).pit(y)
+    pits[name] = ArBufferJoint(net.condition(), x_a, orders=random_orders(len(y_a), 1)).pit(y_a)
     p_value = kstest(pits[name].numpy(), "uniform").pvalue
     print(f"PIT of A's readings under {name}: Kolmogorov-Smirnov p = {p_value:.3f}")
 print()
 
 # %% The Pyro model: B's readings are the seasonal cycle given A's, plus an offset
 name = "gp-1d-noisy"
-x_map, _, scale = maps[name]
-context = nets[name].condition(*data_for(name, by_a))
-x_b = x_map[by_b, None]
+context = nets[name].condition(x_a, y_a)
+x_b = year[by_b, None]
 observed = seasonal[by_b] + OFFSET
 predictions_of_b = {
     "joint": ArBufferJoint(context, x_b, orders=random_orders(num_b, 4)),
@@ -117,8 +105,8 @@ predictions_of_b = {
 
 def model(cycle, readings=None):
     offset = pyro.sample("offset", dist.Normal(0.0, 5.0))  # ppm
-    to_ppm = dist.transforms.AffineTransform(offset[..., None], scale)
-    return pyro.sample("readings", dist.TransformedDistribution(cycle, to_ppm), obs=readings)
+    move = dist.transforms.AffineTransform(offset[..., None], 1.0)
+    return pyro.sample("readings", dist.TransformedDistribution(cycle, move), obs=readings)
 
 
 coords = {"target": year[by_b].numpy().round(3)}
@@ -181,7 +169,7 @@ for _ in range(NUM_FUNCTIONS):
     precision = torch.linalg.inv(covariance)
     variance = 1 / precision.diagonal()  # of y_i given all the others, as is the mean y_i - (precision y)_i variance_i
     exact = dist.Normal(0.0, variance.sqrt()).log_prob((precision @ y) * variance).mean()
-    differences.append(float(exact_loo(nets[name], x.float(), y.float()).elpd) / NUM_POINTS - float(exact))
+    differences.append(float(exact_loo(own[name], x.float(), y.float()).elpd) / NUM_POINTS - float(exact))
 
 print("\nKnown answers")
 for kind, fit in fits.items():
