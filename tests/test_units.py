@@ -428,3 +428,22 @@ def test_units_that_a_network_cannot_have_are_refused(build_model: Callable[...,
         counts.in_units(y=torch.arange(5.0))
     with pytest.raises(ValueError, match="user_y_loc and user_y_scale must be 0 and 1"):
         build_model(chained=True, outcomes=("count",), user_y_loc=(1.0,), user_y_scale=(1.0,))
+
+
+def test_a_traced_density_is_that_of_the_users_units(build_model: Callable[..., ArBufferModel]) -> None:
+    pair = make_pair(build_model, "vector")
+    _, joint = joints(pair, "empty")
+    y = pair.y(pair.outcomes(M, seed=5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(joint.log_prob, (y,), check_trace=False)
+    other = pair.y(pair.outcomes(M, seed=6))
+    assert_close(traced(other), joint.log_prob(other), **EXACT)
+
+
+def test_a_plate_indexes_contexts_in_the_users_units(build_model: Callable[..., ArBufferModel]) -> None:
+    pair = make_pair(build_model, "scalar")
+    (plain, units), x, y = contexts(pair, "ragged"), draw(M, 2, seed=3), pair.outcomes(M, seed=5)
+    for index in (1, torch.tensor([1, 1, 0]), slice(1, 2)):
+        density = ArBufferJoint(units[index], pair.x(x)).log_prob(pair.y(y))
+        assert_close(density, ArBufferJoint(plain[index], x).log_prob(y) - M * pair.jacobian, **EXACT)

@@ -104,9 +104,9 @@ print(f"{seconds:.1f} s per data set, both models, {NUM_ORDERS} orders of {NUM_T
 
 # %% Human observers. The screen's positions are brought to those the networks know: 13 degrees become 10, 6.5 become 5.
 # In training all kinds of flashes were mixed; here there is one. What that does to the networks, the exact values say.
-SCALE = 10 / 12.995  # log p(y) = log p(scaled y) + n log(SCALE), the same for both models; priors are in scaled degrees
+SCREEN = 12.995 / 10  # degrees of the screen in one of the networks', in which their priors are
 LEVEL = 0  # flashes of one kind only: taken for the level whose noise has the widest prior, sd 0.05 to 20 degrees
-human = {}
+human, own = {}, {name: net.in_units(x_scale=(1, SCREEN, SCREEN, 1), y_scale=SCREEN) for name, net in nets.items()}
 if HUMAN is None:
     print("No human data: set the environment variable SHAMS_AV to their file (see above). This part is skipped.\n")
 else:
@@ -115,10 +115,10 @@ else:
     reports = pd.read_csv(HUMAN)
     reports = reports[(reports.bisensory == 1) & (reports.split == 0) & reports.subject.isin(exact.index)]
     for subject, rows in list(reports.groupby("subject"))[:NUM_SUBJECTS]:
-        locations = SCALE * rows[["s_A", "s_V"]].to_numpy()
-        x = np.column_stack([rows.r_type, locations, np.full(len(rows), LEVEL)])
-        x, y = (torch.tensor(part, dtype=torch.float32) for part in (x, SCALE * rows.y.to_numpy()))
-        human[subject] = x, y, compare_evidence(nets, x, y, num_orders=NUM_ORDERS), exact.loc[subject].to_dict()
+        x = np.column_stack([rows.r_type, rows[["s_A", "s_V"]], np.full(len(rows), LEVEL)])
+        x, y = (torch.tensor(part, dtype=torch.float32) for part in (x, rows.y.to_numpy()))
+        known = exact.loc[subject] - len(y) * np.log(SCREEN)  # the file's densities are of the networks' degrees
+        human[subject] = x, y, compare_evidence(own, x, y, num_orders=NUM_ORDERS), known.to_dict()
         show(f"observer {subject}", human[subject][2], known_factor(human[subject][3]))
     verdicts = [compared.verdict for _, _, compared, _ in human.values()]
     print(", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts)), "\n")
@@ -127,9 +127,9 @@ else:
 DEGREES = {"sound": "log_sigma_a", "flash, level 0": "log_sigma_v_low", "prior": "log_sigma_s", "motor": "log_sigma_m"}
 
 
-def posterior(model: str, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+def posterior(net: pyro_arbuf.ArBufferModel, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Draws of the standard deviations in degrees, and of the belief that sound and flash are one."""
-    law = ArBufferPosterior(nets[model].condition(x, y), random_orders(len(PRIOR), 8))
+    law = ArBufferPosterior(net.condition(x, y), random_orders(len(PRIOR), 8))
     pyro.set_rng_seed(0)
     return readable(law.sites(law.sample((NUM_DRAWS,))))
 
@@ -140,12 +140,12 @@ def readable(sites: dict[str, Tensor]) -> dict[str, Tensor]:
 
 source, index = next(iter(simulated))
 x, y, latents = simulate(source, index)
-posteriors = {"simulated": posterior(source, x, y)}
+posteriors = {"simulated": posterior(nets[source], x, y)}
 truth = readable(latents)
 for subject, (x, y, compared, _) in list(human.items())[:1]:
     better = max(nets, key=lambda name: compared.evidence[name].value.item())
-    draws = posterior(better, x, y)
-    posteriors[f"observer {subject}"] = {k: v if k == "p(one)" else v / SCALE for k, v in draws.items()}
+    draws = posterior(own[better], x, y)
+    posteriors[f"observer {subject}"] = {k: v if k == "p(one)" else v * SCREEN for k, v in draws.items()}
 for name, draws in posteriors.items():
     print(f"{name}: noise in degrees (sd), and the belief in one event; posterior median, 90 % interval")
     for label, values in draws.items():
