@@ -18,7 +18,8 @@ from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.inference.data import as_dates, read_table
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.programs.evidence import log_evidence, subset_gap
+from pyro_arbuf.programs.consistency import subset_gap
+from pyro_arbuf.programs.evidence import log_evidence
 from pyro_arbuf.workflow.datatree import to_datatree
 from pyro_arbuf.workflow.loo import exact_loo
 

@@ -21,7 +21,8 @@ from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.programs.evidence import log_evidence, subset_gap
+from pyro_arbuf.programs.consistency import subset_gap
+from pyro_arbuf.programs.evidence import log_evidence
 from pyro_arbuf.workflow.check_model import check_model
 from pyro_arbuf.workflow.datatree import to_datatree
 from pyro_arbuf.workflow.loo import exact_loo, loo_conditionals

@@ -13,7 +13,8 @@ from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors.gaussian import exact_log_evidence, gaussian
 from pyro_arbuf.programs.calibration import calibrate
-from pyro_arbuf.programs.evidence import compare_evidence, log_evidence, self_consistency
+from pyro_arbuf.programs.consistency import self_consistency
+from pyro_arbuf.programs.evidence import compare_evidence, log_evidence
 from pyro_arbuf.programs.evidence_error import measure_evidence_error
 from pyro_arbuf.programs.refine import refine
 

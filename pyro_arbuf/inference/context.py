@@ -29,8 +29,8 @@ class Context:
 
     Attributes:
         model: The model that made it.
-        x: `(B, N, D_x)`, in the network's units, batch flattened, zeros where padded; of a model with latents with their location column, the
-            latents given among the rows that are no padding.
+        x: `(B, N, D_x)`, in the network's units, batch flattened, zeros where padded; of a model with latents with
+            their location column, the latents given among the rows that are no padding.
         y: `(B, N, D_y)`, in the network's units, batch flattened, zeros where padded.
         context_len: `(B,)` int64, pairs per task; `None` = N for all.
         task_shape: Batch shape of what is stored, B elements.
@@ -66,7 +66,7 @@ class Context:
 
     @property
     def observations(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Inputs `(B, N, D_x)`, outcomes `(B, N, D_y)` and `(B,)` lengths of the observed pairs, in the network's units."""
+        """Observed pairs in the network's units: inputs `(B, N, D_x)`, outcomes `(B, N, D_y)`, and `(B,)` lengths."""
         length = None if self.context_len is None else self.context_len - self.num_given
         observed = ~self._at_latent
         return self.x[:, observed, : self.model.config.dim_x], self.y[:, observed], length
