@@ -66,7 +66,7 @@ class Context:
 
     @property
     def observations(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Observed pairs in the network's units: inputs `(B, N, D_x)`, outcomes `(B, N, D_y)`, and `(B,)` lengths."""
+        """Inputs `(B, N, D_x)`, outcomes `(B, N, D_y)`, `(B,)` lengths of the pairs, in the network's units."""
         length = None if self.context_len is None else self.context_len - self.num_given
         observed = ~self._at_latent
         return self.x[:, observed, : self.model.config.dim_x], self.y[:, observed], length
