@@ -11,6 +11,7 @@ import series_programs as programs
 import torch
 from series_programs import SERIES
 
+from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.configuration import program_config
 from pyro_arbuf.programs.inspect import inspect_program
@@ -225,6 +226,8 @@ def test_configuration_says_which_trials_depend(series):
     assert config.x_range[0] < 0 and LARGEST + K - 1 < config.x_range[1] < LARGEST + K  # forecasts lie inside it
     larger = program_config(series["event"], (0, 200), **SIZES)
     assert larger.max_frequency == pytest.approx(math.pi * larger.x_scale[0], rel=0.01)
+    unordered = program_config(found(programs.one_event, programs.inputs), (0, 200), **SIZES)
+    assert unordered.sequential and unordered.max_frequency == 8.0
     shared = program_config(found(programs.random_intercept, programs.inputs, ["slope"]), (0, LARGEST), **SIZES)
     assert shared.dependent and not shared.sequential
     own = program_config(found(programs.random_intercept, programs.inputs), (0, LARGEST), **SIZES)
@@ -304,3 +307,10 @@ def test_without_latents_only_data_are_drawn():
         assert batch.x_context.shape[-1] == config.dim_x == 1 and batch.x_buffer.shape[1] == K
     with pytest.raises(ValueError, match="the prior of latents needs a program with latents"):
         simulator.log_prior({})
+
+
+def test_frequencies_of_a_series_lie_along_single_columns_and_reach_neighbouring_trials():
+    config = program_config(simulator_of("rescorla-wagner"), (0, 200), **SIZES)
+    frequencies = ArBufferModel(config).embedder.frequencies
+    assert ((frequencies > 0).sum(-1) == 1).all() and (frequencies.abs().sum(0) > 0).all()
+    assert frequencies[:, 0].max() * (1 / config.x_scale[0]) > 0.85 * math.pi

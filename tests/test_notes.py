@@ -20,7 +20,7 @@ def notes(*arguments, **options):
         warnings.simplefilter("always")
         found = Simulator(*arguments, **options).notes
     assert [str(one.message) for one in caught] == list(found) and all(one.category is UserWarning for one in caught)
-    assert all(re.match(r"(The|Sites?) .*; .*\.$", note) for note in found)
+    assert all(re.match(r"(The|Sites?) .*[;:] .*\.$", note) for note in found)
     return found
 
 
@@ -73,7 +73,9 @@ def test_site_that_all_trials_share_is_named_if_it_is_integrated_out(site):
     program, latents = SHARED[site]
     (note,) = notes(program, inputs, latents)
     assert note.startswith(f"Site {site!r} is integrated out but shared by all trials of a data set")
-    assert "their likelihood is a joint density, by ArBufferJoint" in note and note.endswith("among latents=[...].")
+    assert "their likelihood is a joint density, by ArBufferJoint" in note and note.endswith(
+        "among latents=[...]."
+    ) == (site != "f")
     assert ("make it continuous" in note) == (site == "kind")  # a discrete site cannot be named as it is
 
 

@@ -66,7 +66,10 @@ class Embedder(nn.Module):
         self.width, self.num_latents = width, config.num_latents
         top, count = math.log10(config.max_frequency), config.num_frequencies
         magnitudes = torch.logspace(math.log10(0.5), top, count).unsqueeze(-1)
-        self.frequencies = nn.Parameter(magnitudes * F.normalize(torch.randn(count, dim_x), dim=-1))
+        directions = F.normalize(torch.randn(count, dim_x), dim=-1)
+        if config.sequential:  # each along one column: mixed with another, the trial's number would lose its phase
+            directions = F.one_hot(torch.arange(count) % dim_x, dim_x).to(magnitudes.dtype)
+        self.frequencies = nn.Parameter(magnitudes * directions)
         num_features = dim_x + 2 * count
         self.x_in = nn.Linear(num_features, hidden_width)
         self.x_out = nn.Linear(hidden_width, width)

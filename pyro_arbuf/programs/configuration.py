@@ -9,6 +9,7 @@ import torch
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent, rounded
 from pyro_arbuf.network.outcomes import outcome_of
+from pyro_arbuf.programs.notes import growing_columns
 from pyro_arbuf.programs.scales import (
     NUM_FOR_SCALES,
     check_resolution,
@@ -119,7 +120,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     measured = _measure(simulator, num_context[1], ahead)
     num_latents = sum(latent.size for latent in simulator.latents)
     fields: dict[str, Any] = (
-        SIZES | {"buffer_size": max(16, num_latents)} | _series_sizes(simulator, num_context[1] + ahead)
+        SIZES | {"buffer_size": max(16, num_latents)} | _series_sizes(simulator, measured["x_scale"])
     )
     fields |= sizes
     if fields["buffer_size"] < num_latents:
@@ -140,14 +141,17 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     )
 
 
-def _series_sizes(simulator: Simulator, num_trials: int) -> dict[str, Any]:
-    """Sizes for a series: frequencies that tell neighbours apart, up to pi over the spacing of the standardised index.
-
-    The standard deviation of n numbers of trials is about n / sqrt(12).
-    """
+def _series_sizes(simulator: Simulator, x_scale: Sequence[float]) -> dict[str, Any]:
+    """Sizes for a series whose inputs tell the order: frequencies up to pi over the spacing of the standardised index."""
     if simulator.trials != "series":
         return {}
-    top = math.pi * num_trials / 12**0.5
+    with seeded(0):
+        x = simulator.inputs(16)
+    spacing = x.diff(dim=0).median(0).values / torch.tensor(x_scale)
+    spacing = spacing[growing_columns(x)]
+    if not len(spacing):
+        return {}
+    top = math.pi / spacing.min().item()
     return SERIES_SIZES | {"max_frequency": max(SIZES["max_frequency"], rounded(top, top))}
 
 

@@ -90,7 +90,7 @@ def program_notes(
     """
     notes = []
     if runs.outcome.trials == "series":
-        return () if _grows(runs.inputs(max(num_trials))) else (UNORDERED,)
+        return () if bool(growing_columns(runs.inputs(max(num_trials))).any()) else (UNORDERED,)
     shared = _outside_trials(runs, traces, num_trials)
     for name in shared if all_continuous else ():
         for plate, size in fixed_plates(name, traces).items():
@@ -98,30 +98,36 @@ def program_notes(
                 f"Site {name!r} is inside the plate {plate!r} of fixed size {size}, so it is integrated out and has "
                 f"no posterior; to have one, draw it outside the plate with .expand([{size}]).to_event(1)."
             )
+    if any(len({nodes(trace)[name]["value"].shape for trace in traces if name in nodes(trace)}) > 1 for name in shared):
+        return (*notes, *_trial_notes(dependence, None))
     return (*notes, *_trial_notes(dependence, {name for name in shared if may_be_latent(name, traces)}))
 
 
-def _grows(x: Tensor) -> bool:
-    """Whether some column of inputs `(n, D_x)` grows from trial to trial."""
-    return bool((x[1:] > x[:-1]).all(0).any())
+def growing_columns(x: Tensor) -> Tensor:
+    """Which columns of inputs `(n, D_x)` grow from trial to trial, `(D_x,)` bool."""
+    return (x[1:] > x[:-1]).all(0)
 
 
-def _trial_notes(dependence: Dependence, possible: Set[str]) -> list[str]:
+def _trial_notes(dependence: Dependence, possible: Set[str] | None) -> list[str]:
     """Notes on trials that depend on each other given the latents, or on their order.
 
     Args:
         dependence: What was found.
-        possible: Sites integrated out that can be latents as they are.
+        possible: Sites integrated out that can be latents as they are; `None` = one of them grows with the number of
+            trials and never can.
     """
     notes = []
     if dependence.shared:
         names, one = ", ".join(map(repr, dependence.shared)), len(dependence.shared) == 1
         it = "it" if one else "them"
         plate = f"make {it} continuous, with .expand([d]).to_event(1) in place of a plate, and "
-        remedy = f"{'' if possible >= set(dependence.shared) else plate}name {it} among latents=[...]"
+        remedy = ""
+        if possible is not None:
+            as_is = possible >= set(dependence.shared)
+            remedy = f"; to have independent trials, {'' if as_is else plate}name {it} among latents=[...]"
         notes.append(
             f"{'Site' if one else 'Sites'} {names} {'is' if one else 'are'} integrated out but shared by all trials of "
-            f"a data set, {JOINT}; to have independent trials, {remedy}."
+            f"a data set, {JOINT}{remedy}."
         )
     elif dependence.correlation:
         notes.append(
