@@ -16,6 +16,7 @@ from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.configuration import program_config
 from pyro_arbuf.programs.inspect import inspect_program
 from pyro_arbuf.programs.program_batches import Bank, ProgramSource, draw_simulations
+from pyro_arbuf.programs.reports import describe_training
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.sources import simulator_of
@@ -314,3 +315,16 @@ def test_frequencies_of_a_series_lie_along_single_columns_and_reach_neighbouring
     frequencies = ArBufferModel(config).embedder.frequencies
     assert ((frequencies > 0).sum(-1) == 1).all() and (frequencies.abs().sum(0) > 0).all()
     assert frequencies[:, 0].max() * (1 / config.x_scale[0]) > 0.85 * math.pi
+
+
+def test_description_names_hidden_states_in_short():
+    simulator = found(programs.hidden_states)
+    text = describe_training(simulator, program_config(simulator, (0, LARGEST), **SIZES), 1.0, None, None)
+    assert "integrated out: state_0, ...\n" in text
+
+
+def test_nothing_is_noted_of_dependent_trials_where_there_are_no_latents():
+    simulator = found(programs.random_intercept, programs.inputs, [])
+    assert simulator.notes == ()
+    text = describe_training(simulator, program_config(simulator, (0, LARGEST), **SIZES), 1.0, None, None)
+    assert "trials: predicted together, in any order\n" in text

@@ -66,10 +66,7 @@ class Embedder(nn.Module):
         self.width, self.num_latents = width, config.num_latents
         top, count = math.log10(config.max_frequency), config.num_frequencies
         magnitudes = torch.logspace(math.log10(0.5), top, count).unsqueeze(-1)
-        directions = F.normalize(torch.randn(count, dim_x), dim=-1)
-        if config.sequential:  # each along one column: mixed with another, the trial's number would lose its phase
-            directions = F.one_hot(torch.arange(count) % dim_x, dim_x).to(magnitudes.dtype)
-        self.frequencies = nn.Parameter(magnitudes * directions)
+        self.frequencies = nn.Parameter(magnitudes * _directions(count, dim_x, config.sequential))
         num_features = dim_x + 2 * count
         self.x_in = nn.Linear(num_features, hidden_width)
         self.x_out = nn.Linear(hidden_width, width)
@@ -192,6 +189,16 @@ class Embedder(nn.Module):
     def target(self, embedded_x: Tensor) -> Tensor:
         """Target tokens `(*batch, M, d)` of embedded inputs `(*batch, M, d)`."""
         return embedded_x[..., : self.width] + self.role[TARGET]
+
+
+def _directions(count: int, dim_x: int, sequential: bool) -> Tensor:
+    """Directions `(count, D_x)` of the frequencies before training, random ones.
+
+    Those of a series are along one column each: mixed with another, the number of the trial would lose its phase.
+    """
+    if sequential:
+        return F.one_hot(torch.arange(count) % dim_x, dim_x).to(torch.get_default_dtype())
+    return F.normalize(torch.randn(count, dim_x), dim=-1)
 
 
 def _at_most(standardised: Tensor, y: Tensor) -> Tensor:

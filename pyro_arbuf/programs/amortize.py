@@ -58,9 +58,10 @@ def amortize(
 
     Before training it prints what will be trained: latents, sites integrated out, outcome, inputs, ranges.
 
-    The program samples its latents, then the outcome of n exchangeable trials at inputs x `(n, D_x)`; it needs no
-    density. One network then gives the posterior (`ArBufferPosterior`), the likelihood (`ArBufferMarginals` with the
-    latents given), predictions (`ArBufferJoint`) and the evidence (`log_evidence`).
+    The program samples its latents, then the outcome of n trials at inputs x `(n, D_x)`; it needs no density. Trials
+    are in a plate; or they are a series, one event of n of them, or a loop over the sites y_0 to y_(n-1). One network
+    then gives the posterior (`ArBufferPosterior`), the likelihood (`likelihood`), predictions (`ArBufferJoint`) and the
+    evidence (`log_evidence`).
 
     A prior of functions is a plain function with the parameters `batch_size`, `num_points` and `generator`, and further
     ones only with defaults. It returns x `(B, T)` or `(B, T, D_x)` and y `(B, T)` or `(B, T, D_y)`, T points of each of
@@ -69,9 +70,9 @@ def amortize(
     Args:
         program: The program, or the function.
         inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
-            constant 0).
+            constant 0; of a series it is the number of each trial, 0 to n - 1).
         latents: Sites whose posterior is wanted; others are integrated out. `None` = all continuous sites outside
-            plates.
+            plates and loops over trials; `[]` = none: predictions and evidence alone.
         outcome: The site of the outcome, a number or a vector per trial: real numbers, counts (Poisson,
             NegativeBinomial, Geometric, Binomial) or categories (Bernoulli, Categorical). Several sites of one plate,
             `("choice", "rt")`, are one vector outcome, each site predicted given those before it.

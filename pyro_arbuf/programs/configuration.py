@@ -142,7 +142,10 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
 
 
 def _series_sizes(simulator: Simulator, x_scale: Sequence[float]) -> dict[str, Any]:
-    """Sizes for a series whose inputs tell the order: frequencies up to pi over the spacing of the standardised index."""
+    """Sizes for a series whose inputs tell the order: frequencies up to pi over the spacing of the scaled index.
+
+    Those of one whose inputs do not are as for all.
+    """
     if simulator.trials != "series":
         return {}
     with seeded(0):

@@ -91,6 +91,8 @@ def program_notes(
     notes = []
     if runs.outcome.trials == "series":
         return () if bool(growing_columns(runs.inputs(max(num_trials))).any()) else (UNORDERED,)
+    if not runs.latents:  # nothing is given, so that all trials depend on each other
+        return tuple(_trial_notes(dependence._replace(shared=(), correlation=0.0), None))
     shared = _outside_trials(runs, traces, num_trials)
     for name in shared if all_continuous else ():
         for plate, size in fixed_plates(name, traces).items():

@@ -33,6 +33,7 @@ TRIALS = {
     "series": "a series, each depends on those before it: the likelihood is their joint density, in their order",
     "vector": "none, a data set is one observation",
 }
+NO_LATENTS = {False: "predicted together, in any order", True: "a series, each is predicted from those before it"}
 STILL_RISING = 0.01  # nats per target over the last third of a run
 
 
@@ -55,9 +56,9 @@ def describe_training(
     simulated = "new data sets in every step" if num_simulations is None else f"{num_simulations} fixed data sets"
     lines = {
         "latents": "; ".join(_describe_latent(latent) for latent in config.latents) or "none: data alone are predicted",
-        "integrated out": ", ".join(simulator.integrated_out) or "no site",
+        "integrated out": ", ".join(_in_short(simulator.integrated_out)) or "no site",
         "outcome": outcome,
-        "trials": TRIALS[simulator.trials],
+        "trials": TRIALS[simulator.trials] if config.latents else NO_LATENTS[config.sequential],
         "inputs": f"{columns}, constant" if constant else f"{columns} in {show_ranges(config.x_range)}",
         "simulated": simulator.mode_reason,
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
@@ -68,6 +69,13 @@ def describe_training(
     if config.dim_y is not None and config.dim_y > 1 and not config.chained:
         notes.append(INDEPENDENT)
     return "\n".join([f"amortize {config.prior}:", *(f"  {name}: {text}" for name, text in lines.items()), *notes])
+
+
+def _in_short(names: Sequence[str]) -> list[str]:
+    """Names of sites, those of a loop over trials, "z_0", "z_1", ..., by the first one alone."""
+    stems = [name.rpartition("_")[0] if name.rpartition("_")[2].isdecimal() else name for name in names]
+    found = dict.fromkeys(stems)
+    return [f"{stem}_0, ..." if stems.count(stem) > 1 else names[stems.index(stem)] for stem in found]
 
 
 def _describe_outcome(config: ModelConfig) -> str:
