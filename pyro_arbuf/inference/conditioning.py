@@ -86,9 +86,10 @@ def _flat_pairs(
     if nan not in ("raise", "drop"):
         raise ValueError(f"nan must be 'raise' or 'drop'; got {nan!r}")
     if (x is None) != (y is None):
+        without = "torch.arange(n)[:, None].float()" if model.config.sequential else "torch.zeros(n, 1)"
         raise ValueError(
             "x and y must be given together; got one of them; condition() without both is N = 0, and a program without "
-            "inputs has x = torch.zeros(n, 1)"
+            f"inputs has x = {without}"
         )
     if x is None:
         weight, dim_y = next(model.parameters()), model.config.dim_y
