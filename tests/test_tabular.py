@@ -1,0 +1,112 @@
+"""The prior of tables: what its docstrings say of columns, functions, noise and missing cells."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pyro_arbuf.priors.scm import NUM_ROOTS, draw_scm
+from pyro_arbuf.priors.table_columns import draw_causes, rescale_and_lose, unit_scale, write_down
+from pyro_arbuf.priors.table_functions import draw_relevance, smooth_function, stepped_function
+from pyro_arbuf.priors.tabular import tabular
+
+B, T, D = 64, 50, 5
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+@pytest.mark.parametrize("num_columns", [1, 7, 16])
+def test_tables_are_finite_but_for_cells_that_are_missing(generator, num_columns):
+    x, y = tabular(B, T, generator, num_columns)
+    assert x.shape == (B, T, num_columns) and y.shape == (B, T, 1) and x.dtype == y.dtype == torch.float32
+    assert y.isfinite().all() and not x.isinf().any()
+    assert 0 < x.isnan().flatten(1).any(1).float().mean() < 0.5
+
+
+def test_number_of_columns_is_drawn_between_1_and_16(generator):
+    drawn = [tabular(1, 2, generator)[0].shape[-1] for _ in range(200)]
+    assert set(drawn) == set(range(1, 17))
+
+
+def test_tables_are_drawn_from_the_generator_alone(generator):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = tabular(3, 20, generator)
+    assert torch.equal(torch.get_rng_state(), state)
+    second = tabular(3, 20, torch.Generator().manual_seed(3))
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one.nan_to_num(7.0), two.nan_to_num(7.0))
+
+
+def test_outcome_is_about_of_scale_1_and_its_location_says_nothing(generator):
+    _, y = tabular(400, T, generator)
+    assert 0.7 < y.std(1).log().mean().exp() < 1.4
+    assert y.mean(1).std() > 0.3 and y.std(1).log().std() > 0.2
+
+
+def test_noise_is_from_tiny_to_dominant(generator):
+    """Of stepped functions of one column, neighbours differ by the noise where no threshold lies between them."""
+    x, y = tabular(200, 300, generator, 1)
+    ordered = y.gather(1, x.nan_to_num(0.0).argsort(1))
+    difference = ordered.diff(dim=1).abs().median(1).values.squeeze(-1) / y.std(1).squeeze(-1)
+    assert difference.min() < 0.03 and difference.max() > 0.7
+
+
+def test_written_columns_are_monotone_functions_of_what_they_were(generator):
+    columns = write_down(draw_causes(B, T, D, generator), generator)
+    rank = columns.causes.argsort(1)
+    assert (columns.observed.gather(1, rank).diff(dim=1) > -1e-4).all()
+    assert (columns.observed[:, :, 0].sort(1).values.diff(dim=1) == 0).float().mean(1).gt(0.7).any()  # discrete ones
+    assert_close(unit_scale(columns.observed).square().mean(1).amax(), torch.tensor(1.0), rtol=1e-3, atol=0)
+
+
+def test_lost_cells_are_the_only_ones_that_change_but_for_the_unit(generator):
+    observed = unit_scale(torch.randn(B, T, D, generator=generator))
+    table = rescale_and_lose(observed, generator)
+    here = ~table.isnan()
+    for b in range(B):
+        for d in range(D):
+            kept = here[b, :, d]
+            pair = torch.stack([observed[b, kept, d], table[b, kept, d]])
+            assert torch.corrcoef(pair)[0, 1] > 1 - 1e-5
+
+
+def test_at_least_one_column_is_relevant_and_seldom_all(generator):
+    relevant = draw_relevance(2000, D, generator)
+    assert relevant.any(1).all() and 0.1 < relevant.all(1).float().mean() < 0.5
+
+
+@pytest.mark.parametrize("function", [smooth_function, stepped_function])
+def test_functions_ignore_irrelevant_columns(function, generator, monkeypatch):
+    only = torch.zeros(B, D, dtype=torch.bool)
+    only[:, 2] = True
+    monkeypatch.setattr("pyro_arbuf.priors.table_functions.draw_relevance", lambda *_: only)
+    causes = torch.randn(B, T, D, generator=generator)
+    other = torch.randn(B, T, D, generator=generator)
+    other[..., 2] = causes[..., 2]
+    first, second = (function(x, torch.Generator().manual_seed(5)) for x in (causes, other))
+    assert first.std(1).max() > 0.1
+    assert_close(first, second)
+
+
+def test_smooth_function_has_variance_1_over_functions(generator):
+    values = smooth_function(torch.randn(1, 20, D, generator=generator).expand(4000, -1, -1), generator)
+    without_trend = values[:, 0].std()
+    assert 0.9 < without_trend < 1.6
+
+
+def test_stepped_function_takes_few_values(generator):
+    values = stepped_function(torch.randn(B, 400, 1, generator=generator), generator)
+    assert min(len(table.unique()) for table in values) <= 4
+    assert max(len(table.unique()) for table in values) <= 1 + 12 * 4
+
+
+def test_causal_outcome_is_no_column_and_depends_on_some(generator):
+    roots = draw_causes(B, 400, NUM_ROOTS, generator)
+    columns, outcome = draw_scm(B, 400, 16, roots, generator)
+    table = torch.cat([columns, outcome], -1) - torch.cat([columns, outcome], -1).mean(1, keepdim=True)
+    correlation = (table.mT @ table / 400)[:, :16, 16].abs()
+    assert (correlation.amax(1) > 0.2).float().mean() > 0.7
+    assert (correlation > 1 - 1e-4).float().mean() < 0.01
