@@ -1,0 +1,138 @@
+"""Standardisation of a table by its context: statistics of rows that are observed, and the maps they give.
+
+    x   standardise, Yeo-Johnson, standardise, clip at 4        y   standardise
+
+A clipped or bent outcome would have no density, so y is mapped affinely. Statistics are of the context alone, so that
+nothing of a target enters another one's density; they skip missing cells. Knows nothing of networks.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_arbuf.network.visibility import context_mask
+
+CLIP = 4.0
+POWERS = (-1.0, 3.0)  # 1 changes nothing; p and 2 - p are mirror images
+NUM_POWERS = 17
+POWER_SD = 1.0  # of the normal law about 1 that keeps the power of few rows near 1
+
+
+class TableStatistics(NamedTuple):
+    """What the context of each of B tables says of its columns and of its outcome.
+
+    Attributes:
+        x_loc: `(B, 1, D)`, in the unit of the column.
+        x_scale: `(B, 1, D)`, likewise; 1 where a column is constant, and so becomes 0, or is missing.
+        power: `(B, 1, D)`, of the Yeo-Johnson map of the standardised column.
+        z_loc: `(B, 1, D)`, of the column so mapped.
+        z_scale: `(B, 1, D)`.
+        y_loc: `(B, 1, D_y)`, in the unit of the outcome; 0 where that is constant or there are fewer than 2 rows.
+        y_scale: `(B, 1, D_y)`; 1 where that is so.
+    """
+
+    x_loc: Tensor
+    x_scale: Tensor
+    power: Tensor
+    z_loc: Tensor
+    z_scale: Tensor
+    y_loc: Tensor
+    y_scale: Tensor
+
+    def map_x(self, x: Tensor) -> Tensor:
+        """Standardised inputs `(B, T, D)` of inputs: within [-4, 4], NaN where a cell is missing."""
+        missing = x.isnan()
+        bent = yeo_johnson((x.masked_fill(missing, 0.0) - self.x_loc) / self.x_scale, self.power)
+        return ((bent - self.z_loc) / self.z_scale).clamp(-CLIP, CLIP).masked_fill(missing, torch.nan)
+
+    def map_y(self, y: Tensor) -> Tensor:
+        """Standardised outcomes `(B, T, D_y)` of outcomes."""
+        return (y - self.y_loc) / self.y_scale
+
+    def restore_y(self, standardised: Tensor) -> Tensor:
+        """Outcomes of standardised ones: the inverse of `map_y`; the density of y is that of z over `y_scale`."""
+        return self.y_loc + self.y_scale * standardised
+
+
+def table_statistics(x: Tensor, y: Tensor, context_len: Tensor | None = None) -> TableStatistics:
+    """The statistics of contexts, in the dtype of `x`: give float64 where columns have a location far from 0.
+
+    Args:
+        x: `(B, N, D)` inputs, NaN where a cell is missing; N may be 0.
+        y: `(B, N, D_y)` outcomes.
+        context_len: `(B,)` int64, real rows per table, the padding behind them; `None` = all N.
+
+    Returns:
+        The statistics; differentiable in `x` and `y`.
+
+    Source:
+        Yeo and Johnson (2000), the power by maximum likelihood, with a weak normal law about 1 that matters for few
+        rows.
+    """
+    real = torch.ones(*x.shape[:2], 1, dtype=torch.bool, device=x.device)
+    if context_len is not None:
+        real = context_mask(context_len, x.shape[1]).unsqueeze(-1)
+    here = real & ~x.isnan()
+    x = x.masked_fill(~here, 0.0)  # NaN times a derivative of 0 is NaN
+    x_loc, x_scale = _moments(x, here)
+    z = ((x - x_loc) / x_scale).masked_fill(~here, 0.0)
+    power = _likeliest_power(z, here)
+    y_loc, y_scale = _moments(y, real.expand_as(y))
+    y_loc = torch.where(_varies(y, real.expand_as(y), y_loc), y_loc, torch.zeros_like(y_loc))
+    return TableStatistics(x_loc, x_scale, power, *_moments(yeo_johnson(z, power), here), y_loc, y_scale)
+
+
+def yeo_johnson(x: Tensor, power: Tensor) -> Tensor:
+    """The Yeo-Johnson map: increasing and smooth, the identity for power 1, a logarithm of 1 + x for power 0.
+
+    Args:
+        x: Standardised numbers.
+        power: Broadcasts against them.
+    """
+    above, below = torch.log1p(x.clamp(min=0)), torch.log1p((-x).clamp(min=0))
+    return torch.where(x < 0, -_box_cox(below, 2 - power), _box_cox(above, power))
+
+
+def _box_cox(length: Tensor, power: Tensor) -> Tensor:
+    """(exp(power length) - 1) / power, and its limit where the power is 0."""
+    small = power.abs() < 1e-5
+    safe = torch.where(small, torch.ones_like(power), power)
+    return torch.where(small, length * (1 + 0.5 * power * length), torch.expm1(safe * length) / safe)
+
+
+def _moments(values: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sd `(B, 1, D)` of values `(B, N, D)` that are there; the mean of none is 0, an sd of 0 becomes 1."""
+    count = here.sum(1, keepdim=True).to(values.dtype).clamp(min=1)
+    mean = values.masked_fill(~here, 0.0).sum(1, keepdim=True) / count
+    variance = (values - mean).masked_fill(~here, 0.0).square().sum(1, keepdim=True) / count
+    varies = _varies(values, here, mean)
+    return mean, torch.where(varies, variance, torch.ones_like(variance)).sqrt()
+
+
+def _varies(values: Tensor, here: Tensor, mean: Tensor) -> Tensor:
+    """Whether values that are there differ by more than rounding leaves between equal ones and their mean."""
+    distance = (values - mean).masked_fill(~here, 0.0).abs()
+    distance = torch.cat([distance, torch.zeros_like(mean)], 1).amax(1, keepdim=True)
+    return distance > 8 * torch.finfo(values.dtype).eps * mean.abs()
+
+
+def _likeliest_power(z: Tensor, here: Tensor) -> Tensor:
+    """Powers `(B, 1, D)` of standardised columns `(B, N, D)`: the best of a grid, refined by a parabola."""
+    grid = torch.linspace(*POWERS, NUM_POWERS, dtype=z.dtype, device=z.device)
+    count = here.sum(1).to(z.dtype)  # (B, D)
+    size = torch.where(z < 0, -torch.log1p((-z).clamp(min=0)), torch.log1p(z.clamp(min=0)))
+    stretch = size.sum(1)  # of missing cells 0
+    scores = []
+    for power in grid:
+        _, scale = _moments(yeo_johnson(z, power), here)
+        penalty = 0.5 * ((power - 1) / POWER_SD).square()
+        scores.append(-count * scale.squeeze(1).log() + (power - 1) * stretch - penalty)
+    score = torch.stack(scores)  # (grid, B, D)
+    best = score.argmax(0, keepdim=True).clamp(1, NUM_POWERS - 2)
+    below, middle, above = (score.gather(0, best + step) for step in (-1, 0, 1))
+    curvature = (2 * middle - below - above).clamp(min=1e-9)
+    shift = (0.5 * (above - below) / curvature).clamp(-1, 1)
+    power = grid[best] + shift * (grid[1] - grid[0])
+    varies = (z != 0).any(1).unsqueeze(0)
+    return torch.where(varies, power, torch.ones_like(power)).movedim(0, 1)
