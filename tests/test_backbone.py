@@ -245,3 +245,50 @@ def test_shared_targets_read_every_draws_buffer(backbone):
     features, _ = backbone.read(cache, buffer, None, targets, PREFIX_LEN)
     expected, _ = backbone.read(cache, buffer, None, targets.expand(-1, S, -1, -1), PREFIX_LEN)
     assert_close(features, expected, **EXACT)
+
+
+# Queries that grow with the number of keys ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scaled() -> Backbone:
+    torch.manual_seed(2)
+    return Backbone(WIDTH, 3, 2, 9, scaled=True).double().requires_grad_(False)
+
+
+@pytest.mark.parametrize("steps", [(1, 1, 1, 1), (1, 3), (4,)])
+def test_scaled_buffer_filled_in_steps_equals_one_pass(scaled, steps):
+    test_buffer_filled_in_steps_equals_one_pass(scaled, steps)
+
+
+@pytest.mark.parametrize("per_draw", [False, True])
+def test_scaled_queries_count_the_slots_that_they_read(scaled, per_draw):
+    cache, entering, targets = scaled.encode_context(_tokens(B, N)), _tokens(B, S, K), _tokens(B, S, M)
+    prefix_len = torch.randint(K + 1, (B, S, M)) if per_draw else torch.randint(K + 1, (B, M))
+    features, _ = scaled.read(cache, BufferCache(), entering, targets, prefix_len)
+    for b, s, m in itertools.product(range(B), range(S), range(M)):
+        length = int(prefix_len[b, s, m] if per_draw else prefix_len[b, m])
+        prefix = entering[b : b + 1, s : s + 1, :length] if length else None
+        alone, _ = scaled.read(
+            cache.select(slice(b, b + 1)), BufferCache(), prefix, targets[b : b + 1, s : s + 1, m : m + 1]
+        )
+        assert_close(features[b, s, m], alone[0, 0, 0], **EXACT)
+
+
+def test_scaled_queries_do_not_count_padding(scaled):
+    tokens, targets, lengths = _tokens(B, N), _tokens(B, S, M), torch.tensor([2, N])
+    cache = scaled.encode_context(tokens, lengths)
+    features, _ = scaled.read(cache, BufferCache(), _tokens(B, S, 1), targets, torch.zeros(M, dtype=torch.int64))
+    for b, n in enumerate(lengths.tolist()):
+        alone = scaled.encode_context(tokens[b : b + 1, :n])
+        expected, _ = scaled.read(alone, BufferCache(), None, targets[b : b + 1])
+        assert_close(features[b : b + 1], expected, **EXACT)
+
+
+def test_scaled_attention_is_that_of_a_longer_context_sharpened_by_the_ratio_of_logarithms(scaled):
+    block = scaled.blocks[0]
+    tokens = _tokens(B, N)
+    plain = block.q(tokens)
+    assert_close(block.q(tokens, torch.tensor([[64.0]])), plain, rtol=1e-6, atol=1e-6)
+    ratio = torch.log1p(torch.tensor(256.0)) / torch.log1p(torch.tensor(64.0))
+    assert_close(block.q(tokens, torch.tensor([[256.0]])), ratio.double() * plain, rtol=1e-6, atol=1e-6)

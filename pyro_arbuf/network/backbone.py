@@ -5,6 +5,8 @@ tokens are, and they see slots up to their own (R2). Training, density and decod
 Knows nothing of inputs, outcomes or heads.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,11 +15,20 @@ from pyro_arbuf.network.attention import attend
 from pyro_arbuf.network.cache import Buffer, ContextCache, JoinedBuffer, KeysValues
 from pyro_arbuf.network.visibility import buffer_prefix_len
 
+SHARP_FROM = 64  # keys that a query reads before scaling matters: there it starts as a factor of 1
+
 
 class Block(nn.Module):
-    """Pre-norm transformer block: the only one in the package."""
+    """Pre-norm transformer block: the only one in the package.
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int):
+    Args:
+        width: Token width d.
+        num_heads: Heads H.
+        mlp_width: Hidden width of the MLP.
+        scaled: Whether queries grow with the logarithm of the number of keys they read, by a learned factor per head.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, scaled: bool = False):
         super().__init__()
         self.num_heads = num_heads
         self.norm_attention = nn.LayerNorm(width, bias=False)
@@ -28,6 +39,7 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.up = nn.Linear(width, mlp_width)
         self.down = nn.Linear(mlp_width, width)
+        self.sharpness = nn.Parameter(torch.full((num_heads, 1, 1), 1 / math.log1p(SHARP_FROM))) if scaled else None
 
     def _heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)  # (*batch, H, T, h)
@@ -36,14 +48,32 @@ class Block(nn.Module):
         """Keys and values `(*batch, H, T, h)` of normalised tokens `(*batch, T, d)`."""
         return self._heads(self.key(normed)), self._heads(self.value(normed))
 
-    def q(self, normed: Tensor) -> Tensor:
-        """Queries `(*batch, H, T, h)` of normalised tokens `(*batch, T, d)`."""
-        return self._heads(self.query(normed))
+    def q(self, normed: Tensor, num_keys: Tensor | None = None) -> Tensor:
+        """Queries `(*batch, H, T, h)` of normalised tokens `(*batch, T, d)`.
+
+        Args:
+            normed: The tokens.
+            num_keys: Keys that each of them reads, broadcasting against `(*batch, T)`; used where queries are scaled.
+        """
+        queries = self._heads(self.query(normed))
+        if self.sharpness is None or num_keys is None:
+            return queries
+        length = torch.log1p(num_keys.to(queries.dtype)).unsqueeze(-1).unsqueeze(-3)  # (*batch, 1, T, 1)
+        return queries * (self.sharpness * length)
 
     def update(self, tokens: Tensor, attended: Tensor) -> Tensor:
         """Adds what was read, `(*batch, H, T, h)`, and the MLP of the result to tokens `(*batch, T, d)`."""
         tokens = tokens + self.out(attended.transpose(-2, -3).flatten(-2))
         return tokens + self.down(F.gelu(self.up(self.norm_mlp(tokens))))
+
+
+def make_blocks(width: int, num_layers: int, num_heads: int, mlp_width: int, scaled: bool = False) -> list[Block]:
+    """Blocks of a stack, whose branches start small."""
+    blocks = [Block(width, num_heads, mlp_width, scaled) for _ in range(num_layers)]
+    for block in blocks:
+        for branch in (block.out, block.down):
+            nn.init.normal_(branch.weight, std=(2 * num_layers * branch.in_features) ** -0.5)
+    return blocks
 
 
 class Backbone(nn.Module):
@@ -54,15 +84,16 @@ class Backbone(nn.Module):
         num_layers: Number of blocks L.
         num_heads: Number of heads H; divides `width`.
         mlp_width: Hidden width of the blocks' MLP.
+        scaled: Whether queries grow with the logarithm of the number of keys they read.
+
+    Source:
+        Scaled queries: Nakanishi (2025), scalable-softmax.
     """
 
-    def __init__(self, width: int, num_layers: int, num_heads: int, mlp_width: int):
+    def __init__(self, width: int, num_layers: int, num_heads: int, mlp_width: int, scaled: bool = False):
         super().__init__()
-        blocks = [Block(width, num_heads, mlp_width) for _ in range(num_layers)]
-        for block in blocks:
-            for branch in (block.out, block.down):
-                nn.init.normal_(branch.weight, std=(2 * num_layers * branch.in_features) ** -0.5)
-        self.blocks = nn.ModuleList(blocks)
+        self.scaled = scaled
+        self.blocks = nn.ModuleList(make_blocks(width, num_layers, num_heads, mlp_width, scaled))
 
     @property
     def _layers(self) -> list[Block]:
@@ -79,13 +110,14 @@ class Backbone(nn.Module):
             The keys and values of every layer.
         """
         keys, values, layers = [], [], self._layers
+        num_keys = self._num_keys(tokens, context_len, tokens.shape[-2])
         for block in layers:
             normed = block.norm_attention(tokens)
             kv = block.kv(normed)  # 2 x (B, H, N, h)
             keys.append(kv[0])
             values.append(kv[1])
             if block is not layers[-1]:  # nobody reads the context's own output of the last layer
-                attended = attend(block.q(normed).unsqueeze(1), kv, context_len=context_len)
+                attended = attend(block.q(normed, num_keys).unsqueeze(1), kv, context_len=context_len)
                 tokens = block.update(tokens, attended.squeeze(1))
         return ContextCache(tuple(keys), tuple(values), context_len)
 
@@ -112,7 +144,7 @@ class Backbone(nn.Module):
         """
         assert prefix_len is None or not isinstance(buffer, JoinedBuffer), "of a joined buffer every slot is read"
         num_new = 0 if buffer_tokens is None else buffer_tokens.shape[-2]
-        num_slots = buffer.num_slots + num_new
+        num_slots, num_context = buffer.num_slots + num_new, cache.keys[0].shape[-2]
         num_draws = max(buffer.num_draws, target_tokens.shape[1])
         if buffer_tokens is not None and num_new:
             num_draws = max(num_draws, buffer_tokens.shape[1])
@@ -134,8 +166,29 @@ class Backbone(nn.Module):
             if num_new and block is layers[-1]:  # of the last layer only the targets' output is wanted
                 tokens, normed = (t[..., num_new:, :].contiguous() for t in (tokens, normed))
                 query_len = prefix_len
+            num_keys = self._num_keys(tokens, cache.context_len, num_context, num_slots, query_len)
             slots = grown[layer] if num_new else buffer.stored(layer)
             context_kv, buffer_kv, context_len = buffer.sources(cache, layer, slots)
-            attended = attend(block.q(normed), context_kv, buffer_kv, query_len, context_len)  # (B, S, H, Q, h)
+            attended = attend(
+                block.q(normed, num_keys), context_kv, buffer_kv, query_len, context_len
+            )  # (B, S, H, Q, h)
             tokens = block.update(tokens, attended)
         return tokens, buffer.extended(grown) if num_new else buffer
+
+    def _num_keys(
+        self,
+        tokens: Tensor,
+        context_len: Tensor | None,
+        num_context: int,
+        num_slots: int = 0,
+        query_len: Tensor | None = None,
+    ) -> Tensor | None:
+        """Keys that tokens `(B, ..., T, d)` read, broadcasting against `(B, ..., T)`; padding does not count."""
+        if not self.scaled:
+            return None
+        own = tokens.new_tensor(float(num_context)) if context_len is None else context_len.to(tokens.dtype)
+        own = own.view(-1, *(1,) * (tokens.dim() - 2))
+        if query_len is None:
+            return own + num_slots
+        lead = (1,) * (tokens.dim() - 1 - query_len.dim())
+        return own + query_len.view(*query_len.shape[:-1], *lead, query_len.shape[-1])

@@ -45,6 +45,11 @@ class ModelConfig(UserUnits, Measured, Trained, Units, Architecture):
         self._check_architecture()
         dims = (self.dim_x, self.dim_y or 1)
         self._check_units(*dims)
+        if self.missing_x and self.x_loc is not None:
+            raise ValueError(
+                f"x_loc and x_scale must be None where inputs='rows', which have free columns; got x_loc {self.x_loc}; "
+                "standardise tables by their contexts"
+            )
         self._check_trained(*dims)
         self._check_measured()
         self._check_user_units(self.dim_x, [isinstance(kind, Real) for kind in self.kinds])
@@ -96,6 +101,15 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
     {"outcomes": (), "chained": False},
     {"dependent": False},
     {"user_x_loc": None, "user_x_scale": None, "user_y_loc": None, "user_y_scale": None, "user_dates": None},
+    {
+        "inputs": "features",
+        "column_width": 32,
+        "column_heads": 2,
+        "num_inducing": 16,
+        "num_cls": 2,
+        "row_layers": 2,
+        "scaled_queries": False,
+    },
 )
 
 

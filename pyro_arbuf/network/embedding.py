@@ -5,7 +5,8 @@
 with a(j) the position of slot j, an object of its own.
 
 E_x is an MLP with a linear skip over x and learned sines and cosines of it; E_y an MLP with a linear skip, of sines and
-cosines too where the configuration says so. A latent has a learned vector in place of E_x and an E_y of its own.
+cosines too where the configuration says so. A latent has a learned vector in place of E_x and an E_y of its own; a row
+of a table is embedded by what its context says of the columns, see `network/rows`.
 Knows nothing of attention or of distributions.
 
 Deviation: the paper's E_x and E_y are MLPs of three layers, with a skip from the first, of the bare numbers; sines and
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import standardisation
 from pyro_arbuf.network.outcomes import one_hot
+from pyro_arbuf.network.rows import RowEncoder
 
 CONTEXT, BUFFER, TARGET = range(3)
 MAX_Y_FREQUENCY = 16.0  # before training, radians per standard deviation of y
@@ -62,15 +64,11 @@ class Embedder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        dim_x, dim_y, width, hidden_width = config.dim_x, config.dim_y or 1, config.width, config.embedding_width
+        dim_y, width, hidden_width = config.dim_y or 1, config.width, config.embedding_width
         self.width, self.num_latents = width, config.num_latents
-        top, count = math.log10(config.max_frequency), config.num_frequencies
-        magnitudes = torch.logspace(math.log10(0.5), top, count).unsqueeze(-1)
-        self.frequencies = nn.Parameter(magnitudes * _directions(count, dim_x, config.sequential))
-        num_features = dim_x + 2 * count
-        self.x_in = nn.Linear(num_features, hidden_width)
-        self.x_out = nn.Linear(hidden_width, width)
-        self.x_skip = nn.Linear(num_features, width, bias=False)
+        self.rows = RowEncoder(config) if config.inputs == "rows" else None
+        if self.rows is None:
+            self._make_features(config)
         self.kinds, self.all_real = config.kinds, config.all_real
         y_features, num_categories = dim_y, sum(kind.num_categories for kind in config.kinds)
         self.y_frequencies = None
@@ -102,9 +100,40 @@ class Embedder(nn.Module):
             self.register_buffer("y_loc", loc, persistent=False)
             self.register_buffer("y_scale", scale, persistent=False)
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """E_x: `(*batch, T, d)` of inputs `(*batch, T, D_x)`; with latents one column more, on both sides."""
+    def _make_features(self, config: ModelConfig) -> None:
+        """The layers of an E_x of features."""
+        dim_x, count, width, hidden_width = config.dim_x, config.num_frequencies, config.width, config.embedding_width
+        magnitudes = torch.logspace(math.log10(0.5), math.log10(config.max_frequency), count).unsqueeze(-1)
+        self.frequencies = nn.Parameter(magnitudes * _directions(count, dim_x, config.sequential))
+        num_features = dim_x + 2 * count
+        self.x_in = nn.Linear(num_features, hidden_width)
+        self.x_out = nn.Linear(hidden_width, width)
+        self.x_skip = nn.Linear(num_features, width, bias=False)
+
+    def summary(self, x: Tensor, y: Tensor, context_len: Tensor | None = None) -> tuple[Tensor, ...] | None:
+        """What the inputs of a context and of its targets are embedded by: of tables, their columns; else nothing.
+
+        Args:
+            x: `(B, N, D_x)` inputs of the context.
+            y: `(B, N, D_y)` outcomes of the context.
+            context_len: `(B,)` int64, real pairs per task; `None` = all N.
+        """
+        if self.rows is None:
+            return None
+        with torch.autocast(x.device.type, enabled=False):
+            return self.rows.summary(x, y, context_len)
+
+    def inputs(self, x: Tensor, summary: Tensor | tuple[Tensor, ...] | None = None) -> Tensor:
+        """E_x: `(*batch, T, d)` of inputs `(*batch, T, D_x)`; with latents one column more, on both sides.
+
+        Args:
+            x: The inputs; of tables `(B, ..., T, D)`.
+            summary: What `summary` returned for the contexts of the B tasks.
+        """
         with torch.autocast(x.device.type, enabled=False):  # bf16 phases and outcomes are coarser than the noise
+            if self.rows is not None:
+                assert isinstance(summary, tuple), "rows are embedded by a summary of their context"
+                return self.rows(x, summary)
             if not self.num_latents:
                 return self._observed_inputs(x)
             location = x[..., -1:]

@@ -47,7 +47,8 @@ class Network(nn.Module):
         self.__dict__["config"] = config  # past the property, which cannot be set
         sizes = (config.width, config.head_width)
         self.embedder = embedder or Embedder(config)
-        self.backbone = backbone or Backbone(config.width, config.num_layers, config.num_heads, config.mlp_width)
+        layers = (config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries)
+        self.backbone = backbone or Backbone(config.width, *layers)
         self.head: Head = head or make_head(config)
         if config.latents:
             self.latent_head = GaussianMixtureHead(*sizes, 1, config.num_components)
@@ -74,17 +75,17 @@ class Network(nn.Module):
         """Encodes contexts; where one has no pair, the empty-context token stands in.
 
         Args:
-            x: `(B, N, D_x)`, zeros where padded.
+            x: `(B, N, D_x)`, zeros where padded; of tables `(B, N, D)`, 1 <= D <= D_x, NaN where a cell is missing.
             y: `(B, N, D_y)`, zeros where padded.
             context_len: `(B,)` int64, real pairs per task, the padding behind them; `None` = all N.
 
         Returns:
-            Keys and values of every layer, of max(N, 1) tokens.
+            Keys and values of every layer, of max(N, 1) tokens, and what targets are embedded by.
         """
-        empty = self.embedder.empty_context
+        empty, summary = self.embedder.empty_context, self.embedder.summary(x, y, context_len)
         if x.shape[1] == 0:
-            return self.backbone.encode_context(empty.expand(x.shape[0], 1, -1))
-        embedded_x = self.embedder.inputs(x)
+            return self.backbone.encode_context(empty.expand(x.shape[0], 1, -1))._replace(summary=summary)
+        embedded_x = self.embedder.inputs(x, summary)
         tokens = self.embedder.context(embedded_x, y)
         if self.config.latents:
             tokens = tokens + self.embedder.count(embedded_x, context_len)
@@ -92,13 +93,14 @@ class Network(nn.Module):
             first = torch.arange(x.shape[1], device=x.device) == 0
             tokens = torch.where(((context_len == 0)[:, None] & first)[..., None], empty, tokens)
             context_len = context_len.clamp(min=1)
-        return self.backbone.encode_context(tokens, context_len)
+        return self.backbone.encode_context(tokens, context_len)._replace(summary=summary)
 
     def embed_targets(self, cache: ContextCache, x: Tensor) -> Tensor:
-        """E_x of targets given their encoded context; here it uses nothing of the context.
+        """E_x of targets given their encoded context, of which it uses the `summary`, if there is one.
 
-        A network whose embedding does, e.g. of the other rows of a table, makes `encode` return a cache with a
-        `summary` and overrides this; the chain then embeds targets anew after every absorption.
+        Rows of tables are embedded by a summary of the columns of their context. A network whose embedding uses
+        something else makes `encode` return a cache with a `summary` of its own and overrides this. The chain embeds
+        targets anew after every absorption where there is a summary.
 
         Args:
             cache: The encoded context.
@@ -107,7 +109,7 @@ class Network(nn.Module):
         Returns:
             `(B, S or 1, M, d)`, what `predict` takes.
         """
-        return self.embedder.inputs(x)
+        return self.embedder.inputs(x, cache.summary)
 
     def predict(
         self,

@@ -39,6 +39,15 @@ class Architecture:
         num_components: Components C of the mixture.
         sequential: Whether targets have a natural order, which is then the default order.
         latents: Of a program, in the order of their locations; empty = none.
+        inputs: "features", embedded by themselves, or "rows" of tables, of 1 to D_x exchangeable columns in which cells
+            may be missing (NaN), embedded by what the context says of their columns.
+        column_width: Of rows, the token width of a cell.
+        column_heads: Of rows, the heads of blocks over cells.
+        num_inducing: Of rows, the tokens that sum up a column of the context.
+        num_cls: Of rows, the tokens that read all cells of a row.
+        row_layers: Of rows, the blocks over the cells of a row.
+        scaled_queries: Whether queries grow with the logarithm of the number of keys they read, so that the attention
+            to contexts longer than in training stays as sharp.
     """
 
     dim_x: int = 1
@@ -59,10 +68,18 @@ class Architecture:
     num_components: int = 20
     sequential: bool = False
     latents: tuple[Latent, ...] = ()
+    inputs: Literal["features", "rows"] = "features"
+    column_width: int = 32
+    column_heads: int = 2
+    num_inducing: int = 16
+    num_cls: int = 2
+    row_layers: int = 2
+    scaled_queries: bool = False
 
     def _check_architecture(self) -> None:
         sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
         sizes += ["head_width", "num_components"] + (["dim_y"] if self.dim_y is not None else [])
+        sizes += ["column_width", "column_heads", "num_inducing", "num_cls", "row_layers"]
         for name, least in (dict.fromkeys(sizes, 1) | {"num_frequencies": 0, "num_y_frequencies": 0}).items():
             value = getattr(self, name)
             if not _is_integer(value) or not least <= value:
@@ -71,7 +88,7 @@ class Architecture:
                 raise ValueError(f"{name} must be at most {LARGEST_SIZE}; got {value!r}")
         if not _is_number(self.max_frequency) or self.max_frequency <= 0:
             raise ValueError(f"max_frequency must be a positive number; got {self.max_frequency!r}")
-        for name in ("sequential", "chained"):
+        for name in ("sequential", "chained", "scaled_queries"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
         if not isinstance(self.outcomes, tuple) or len(self.outcomes) not in (0, self.dim_y or 1):
@@ -86,11 +103,32 @@ class Architecture:
             raise ValueError(f"latents must be a tuple of Latent; got {self.latents!r}")
         for latent in self.latents:
             _check_latent(latent)
+        self._check_rows()
         names = [latent.name for latent in self.latents]
         if len(set(names)) < len(names):
             raise ValueError(f"latents must have different names; got {names}")
         if self.num_latents > LARGEST_SIZE:
             raise ValueError(f"latents must hold at most {LARGEST_SIZE} numbers; got {self.num_latents}")
+
+    def _check_rows(self) -> None:
+        if self.inputs not in ("features", "rows"):
+            raise ValueError(f"inputs must be 'features' or 'rows'; got {self.inputs!r}")
+        if self.inputs == "features":
+            return
+        if self.latents or not self.all_real:
+            raise ValueError(
+                "inputs='rows' is for real outcomes without latents; got latents "
+                f"{[latent.name for latent in self.latents]} and outcomes {self.outcomes}"
+            )
+        if self.column_width % self.column_heads:
+            raise ValueError(
+                f"column_width must be a multiple of column_heads = {self.column_heads}; got {self.column_width}"
+            )
+
+    @property
+    def missing_x(self) -> bool:
+        """Whether inputs may be missing, NaN; their number of columns is then free, from 1 to D_x."""
+        return self.inputs == "rows"
 
     @functools.cached_property
     def kinds(self) -> tuple[Outcome, ...]:

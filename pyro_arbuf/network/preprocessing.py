@@ -14,8 +14,8 @@ from torch import Tensor
 from pyro_arbuf.network.visibility import context_mask
 
 CLIP = 4.0
-POWERS = (-1.0, 3.0)  # 1 changes nothing; p and 2 - p are mirror images
-NUM_POWERS = 17
+POWERS = (-0.95, 2.95)  # 1 changes nothing; p and 2 - p are mirror images; 0 and 2 are none of the grid
+NUM_POWERS = 13
 POWER_SD = 1.0  # of the normal law about 1 that keeps the power of few rows near 1
 
 
@@ -118,21 +118,26 @@ def _varies(values: Tensor, here: Tensor, mean: Tensor) -> Tensor:
 
 
 def _likeliest_power(z: Tensor, here: Tensor) -> Tensor:
-    """Powers `(B, 1, D)` of standardised columns `(B, N, D)`: the best of a grid, refined by a parabola."""
+    """Powers `(B, 1, D)` of standardised columns `(B, N, D)`, 0 in missing cells: the best of a grid, refined."""
     grid = torch.linspace(*POWERS, NUM_POWERS, dtype=z.dtype, device=z.device)
     count = here.sum(1).to(z.dtype)  # (B, D)
-    size = torch.where(z < 0, -torch.log1p((-z).clamp(min=0)), torch.log1p(z.clamp(min=0)))
-    stretch = size.sum(1)  # of missing cells 0
+    below = z < 0
+    sign = torch.where(below, -torch.ones_like(z), torch.ones_like(z))
+    length = torch.log1p(torch.where(below, -z, z))
+    size = sign * length
+    stretch, least = size.sum(1), torch.finfo(z.dtype).tiny
     scores = []
-    for power in grid:
-        _, scale = _moments(yeo_johnson(z, power), here)
-        penalty = 0.5 * ((power - 1) / POWER_SD).square()
-        scores.append(-count * scale.squeeze(1).log() + (power - 1) * stretch - penalty)
+    for step in (grid - 1).tolist():  # the Yeo-Johnson map once more, with one exponential
+        bent = sign * torch.expm1(length + step * size) / (1 + step * sign)
+        mean = bent.sum(1) / count.clamp(min=1)
+        variance = bent.square().sum(1) / count.clamp(min=1) - mean.square()
+        penalty = 0.5 * (step / POWER_SD) ** 2
+        scores.append(-0.5 * count * variance.clamp(min=least).log() + step * stretch - penalty)
     score = torch.stack(scores)  # (grid, B, D)
     best = score.argmax(0, keepdim=True).clamp(1, NUM_POWERS - 2)
-    below, middle, above = (score.gather(0, best + step) for step in (-1, 0, 1))
-    curvature = (2 * middle - below - above).clamp(min=1e-9)
-    shift = (0.5 * (above - below) / curvature).clamp(-1, 1)
+    before, middle, after = (score.gather(0, best + step) for step in (-1, 0, 1))
+    curvature = (2 * middle - before - after).clamp(min=1e-9)
+    shift = (0.5 * (after - before) / curvature).clamp(-1, 1)
     power = grid[best] + shift * (grid[1] - grid[0])
     varies = (z != 0).any(1).unsqueeze(0)
     return torch.where(varies, power, torch.ones_like(power)).movedim(0, 1)
