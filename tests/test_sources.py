@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor
 
 import pyro_arbuf
 from pyro_arbuf import cli
@@ -21,6 +22,7 @@ from pyro_arbuf.programs.program_batches import ProgramSource
 from pyro_arbuf.programs.sources import make_source
 from pyro_arbuf.training.loop import validate
 from pyro_arbuf.training.sources import PriorSource, check_finite
+from pyro_arbuf.training.tables import TableSource
 
 B, M = 2, 3
 STEPS = range(6)
@@ -28,19 +30,26 @@ SIZES = ("width", "num_layers", "num_heads", "mlp_width", "embedding_width", "nu
 SMALL = {name: getattr(tiny.CONFIG, name) for name in SIZES} | {"num_components": 3}
 
 
+Source = PriorSource | TableSource | ProgramSource
+
+
 @pytest.fixture(scope="module", params=RECIPES)
-def source(request: pytest.FixtureRequest) -> PriorSource | ProgramSource:
+def source(request: pytest.FixtureRequest) -> Source:
     return make_source(request.param, batch_size=B, num_targets=M, seed=1)
 
 
-def same(first: Batch, second: Batch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+def same(first: Iterable[Tensor], second: Iterable[Tensor]) -> bool:
+    """Whether all numbers are equal, and the same ones missing."""
+    return all(torch.equal(a.nan_to_num(1e9), b.nan_to_num(1e9)) for a, b in zip(first, second, strict=True))
 
 
-def check_batch(batch: Batch, source: PriorSource | ProgramSource) -> None:
-    """Shapes and prefix lengths of a batch are those of the configuration; nothing is NaN or infinite."""
+def check_batch(batch: Batch, source: Source) -> None:
+    """Shapes and prefix lengths of a batch are those of the configuration; nothing is NaN but what may be missing."""
     config = source.config
     dim_x, dim_y = config.dim_x + bool(config.latents), config.dim_y or 1  # inputs of programs have a location column
+    if config.missing_x:  # the number of columns is free
+        assert 1 <= batch.x_context.shape[-1] <= dim_x
+        dim_x = batch.x_context.shape[-1]
     size = len(batch.x_context)
     for x, y in (batch[0:2], batch[2:4], batch[4:6]):
         assert x.shape == (size, x.shape[1], dim_x) and y.shape == (size, x.shape[1], dim_y)
@@ -49,15 +58,15 @@ def check_batch(batch: Batch, source: PriorSource | ProgramSource) -> None:
     assert batch.x_context.shape[1] <= config.num_context[1] + config.num_latents and num_slots <= config.buffer_size
     assert batch.prefix_len.dtype == torch.int64 and batch.prefix_len.shape in ((num_targets,), (size, num_targets))
     assert num_targets > 0 and batch.prefix_len.min() >= 0 and batch.prefix_len.max() <= num_slots
-    check_finite(batch, "the batch")
+    check_finite(batch, "the batch", config.missing_x)
 
 
-def test_batches_fit_the_configuration(source: PriorSource | ProgramSource) -> None:
+def test_batches_fit_the_configuration(source: Source) -> None:
     for step in STEPS:
         check_batch(source.batch(step), source)
 
 
-def test_batch_is_a_function_of_settings_step_and_process_alone(source: PriorSource | ProgramSource) -> None:
+def test_batch_is_a_function_of_settings_step_and_process_alone(source: Source) -> None:
     for step in STEPS:
         torch.manual_seed(step)
         state = torch.get_rng_state()
@@ -68,7 +77,7 @@ def test_batch_is_a_function_of_settings_step_and_process_alone(source: PriorSou
 
 
 @pytest.mark.parametrize("change", ["step", "process", "seed"])
-def test_another_step_process_or_seed_draws_other_data(source: PriorSource | ProgramSource, change: str) -> None:
+def test_another_step_process_or_seed_draws_other_data(source: Source, change: str) -> None:
     other = dataclasses.replace(source, seed=2) if change == "seed" else source
     for step in STEPS:
         changed = other.batch(step + 10 * (change == "step"), process=int(change == "process"))
@@ -78,26 +87,26 @@ def test_another_step_process_or_seed_draws_other_data(source: PriorSource | Pro
         assert not same(source.batch(step), changed)
 
 
-def test_processes_have_equal_sizes(source: PriorSource | ProgramSource) -> None:
+def test_processes_have_equal_sizes(source: Source) -> None:
     for step in STEPS:
         assert len({tuple(part.shape for part in source.batch(step, process)) for process in range(3)}) == 1
 
 
-def test_validation_is_fixed_and_scores_the_buffer_s_own_pairs(source: PriorSource | ProgramSource) -> None:
+def test_validation_is_fixed_and_scores_the_buffer_s_own_pairs(source: Source) -> None:
     first, second = source.validation(), dataclasses.replace(source, seed=2).validation()
     assert len(first) > 0 and all(same(one, two) for one, two in zip(first, second, strict=True))
     for batch in first:
         check_batch(batch, source)
-        assert torch.equal(batch.x_target, batch.x_buffer) and torch.equal(batch.y_target, batch.y_buffer)
+        assert same(batch[4:6], batch[2:4])  # (x, y) of the targets and of the buffer
         assert batch.prefix_len.tolist() == list(range(batch.x_buffer.shape[1]))
 
 
-def test_settings_are_json_and_name_what_a_resumed_run_must_agree_with(source: PriorSource | ProgramSource) -> None:
+def test_settings_are_json_and_name_what_a_resumed_run_must_agree_with(source: Source) -> None:
     settings = json.loads(json.dumps(source.settings))
     assert settings == source.settings and settings.items() >= {"seed": 1, "batch_size": B, "num_targets": M}.items()
 
 
-def test_network_of_the_configuration_takes_its_batches(source: PriorSource | ProgramSource) -> None:
+def test_network_of_the_configuration_takes_its_batches(source: Source) -> None:
     model = ArBufferModel(dataclasses.replace(source.config, **SMALL))
     assert model.config.prior in RECIPES
     for step in STEPS:

@@ -19,8 +19,10 @@ from pyro_arbuf.priors.multisensory import draw_trials, multisensory_rho1, multi
 from pyro_arbuf.priors.psychometric import draw_intensities, psychometric
 from pyro_arbuf.priors.rescorla_wagner import draw_probabilities, rescorla_wagner
 from pyro_arbuf.priors.sawtooth import sawtooth
+from pyro_arbuf.priors.tabular import MAX_COLUMNS, tabular
 from pyro_arbuf.priors.two_moons import two_moons
 from pyro_arbuf.training.sources import Prior
+from pyro_arbuf.training.tables import TablePrior
 
 
 class PriorRecipe(NamedTuple):
@@ -32,6 +34,18 @@ class PriorRecipe(NamedTuple):
     """
 
     prior: Prior
+    config: ModelConfig
+
+
+class TableRecipe(NamedTuple):
+    """A model of a prior of tables, each of which is standardised by its context.
+
+    Attributes:
+        prior: Draws exchangeable rows of tables of a number of columns.
+        config: Sizes and ranges of its network, whose inputs are "rows"; the name of the prior is that of the row.
+    """
+
+    prior: TablePrior
     config: ModelConfig
 
 
@@ -53,14 +67,28 @@ class ProgramRecipe(NamedTuple):
     posterior_share: float | None = None
 
 
-Recipe = PriorRecipe | ProgramRecipe
+Recipe = PriorRecipe | TableRecipe | ProgramRecipe
 
 _GP = ModelConfig(num_layers=6, num_heads=2, x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128))
+
+_TABLES = ModelConfig(
+    inputs="rows",
+    dim_x=MAX_COLUMNS,
+    buffer_size=32,
+    num_layers=5,
+    scaled_queries=True,
+    num_frequencies=8,
+    max_frequency=12.0,
+    num_y_frequencies=16,
+    num_context=(8, 512),
+    num_targets=(1, 128),
+)
 
 RECIPES: dict[str, Recipe] = {
     "gp-1d": PriorRecipe(gp_1d, _GP),
     "gp-1d-noisy": PriorRecipe(gp_1d_noisy, _GP),
     "sawtooth": PriorRecipe(sawtooth, replace(_GP, y_range=(-0.5, 1.5), max_frequency=40.0)),
+    "tabular": TableRecipe(tabular, _TABLES),
     "gaussian": ProgramRecipe(gaussian, None, (0, 100)),
     "ddm": ProgramRecipe(ddm, draw_coherence, (0, 400), posterior_share=0.7),
     "multisensory-rho1": ProgramRecipe(multisensory_rho1, draw_trials, (0, 400), posterior_share=0.3),

@@ -1,21 +1,24 @@
 """From a row of the table of shipped models to what it trains on; from a network back to the program it is of.
 
-The only module that tells a prior of functions from a program.
+The only module that tells a prior of functions from one of tables and from a program.
 """
 
 import dataclasses
 
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe
+from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe, TableRecipe
 from pyro_arbuf.programs.configuration import check_program, outcome_names, program_config
 from pyro_arbuf.programs.program_batches import ProgramSource, make_bank
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.training.sources import PriorSource
+from pyro_arbuf.training.tables import TableSource
 
 BANK_SEED = 1
 
 
-def make_source(name: str, batch_size: int = 32, num_targets: int = 48, seed: int = 0) -> PriorSource | ProgramSource:
+def make_source(
+    name: str, batch_size: int = 32, num_targets: int = 48, seed: int = 0
+) -> PriorSource | TableSource | ProgramSource:
     """What a shipped model is trained on.
 
     Args:
@@ -36,6 +39,9 @@ def make_source(name: str, batch_size: int = 32, num_targets: int = 48, seed: in
     if isinstance(recipe, PriorRecipe):
         config = dataclasses.replace(recipe.config, prior=name)
         return PriorSource(recipe.prior, config, batch_size, num_targets, seed)
+    if isinstance(recipe, TableRecipe):
+        config = dataclasses.replace(recipe.config, prior=name)
+        return TableSource(recipe.prior, config, batch_size, num_targets, seed)
     simulations = simulator = simulator_of(name)
     config = program_config(simulator, recipe.num_context, name)
     if recipe.num_simulations is not None:

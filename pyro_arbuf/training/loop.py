@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from pyro_arbuf.files import remove_leftovers, sole_writer
+from pyro_arbuf.network.backbone import Block
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.network import Network
 from pyro_arbuf.progress import progress_bar
@@ -44,8 +45,9 @@ def learning_rate_factor(progress: float) -> float:
 def make_optimizers(
     model: Network, muon_learning_rate: float = 6e-3, adamw_learning_rate: float = 6e-3
 ) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the backbone, AdamW on everything else."""
-    matrices = [p for p in model.backbone.parameters() if p.dim() == 2]
+    """Muon on the matrices of the backbone and of other blocks, AdamW on everything else."""
+    stacks = [model.backbone, *(part for part in model.embedder.modules() if isinstance(part, Block))]
+    matrices = [p for stack in stacks for p in stack.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
@@ -175,7 +177,8 @@ class _Run:
             found.check_setup(self.path, setup)
         self.validation = self.source.validation()
         for batch in self.validation:
-            check_finite(batch, f"the validation set with {batch.x_context.shape[1]} context pairs")
+            what = f"the validation set with {batch.x_context.shape[1]} context pairs"
+            check_finite(batch, what, self.model.config.missing_x)
         self.state = RunState(setup, origin or dict(FROM_SCRATCH))
         if resume:
             self.state = RunState.load(self.path, self.model, self.optimizers)
@@ -236,7 +239,7 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * learning_rate_factor(done)
         batch = self.source.batch(self.state.step, self.accelerator.process_index)
-        check_finite(batch, f"the batch of step {self.state.step}")
+        check_finite(batch, f"the batch of step {self.state.step}", self.model.config.missing_x)
         loss = self.wrapped(batch.to(self.accelerator.device))
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), MAX_GRADIENT_NORM)

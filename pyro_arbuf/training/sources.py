@@ -176,10 +176,16 @@ def check_positive(**values: float | None) -> None:
             raise ValueError(f"{name} must be positive; got {value}")
 
 
-def check_finite(batch: Batch, what: str) -> None:
-    """Raises ValueError, naming the part and the share of data sets, if a batch holds NaN or infinite values."""
+def check_finite(batch: Batch, what: str, missing_x: bool = False) -> None:
+    """Raises ValueError, naming the part and the share of data sets, if a batch holds NaN or infinite values.
+
+    Args:
+        batch: The batch.
+        what: What it is, for the message.
+        missing_x: Whether inputs may be NaN.
+    """
     for name, value in zip(Batch._fields, batch, strict=True):
-        finite = torch.isfinite(value)
+        finite = ~value.isinf() if missing_x and name.startswith("x_") else torch.isfinite(value)
         if not bool(finite.all()):
             bad = int((~finite).flatten(1).any(1).sum())
             raise ValueError(
