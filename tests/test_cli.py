@@ -338,7 +338,10 @@ MISTAKES = {
     "no_state": (["train", "gp-1d", "--output", "o", "--steps", "1", "--resume"], "there is none at runs/o-"),
     "no_weights": (["train", "gp-1d", "--output", "o", "--steps", "1", "--from", "nowhere"], "known networks"),
     "unknown_model": (["evaluate", "nowhere"], "known networks"),
-    "prior_not_known": (["evaluate", "saved"], "--prior must be one of gp-1d, gp-1d-noisy, sawtooth, tabular, gaussian"),
+    "prior_not_known": (
+        ["evaluate", "saved"],
+        "--prior must be one of gp-1d, gp-1d-noisy, sawtooth, tabular, gaussian",
+    ),
     "no_latents": (["evaluate", "saved", "--prior", "gaussian"], "a model of the prior 'gaussian' must have dim_x = 1"),
     "from_other": (["train", "two-moons", "--output", "o", "--steps", "1", "--from", "saved"], "saved has dim_x = 1"),
 }
