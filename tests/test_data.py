@@ -139,6 +139,20 @@ def test_a_table_may_hold_a_date_beside_a_number(build_model: Callable[..., ArBu
     assert to_datatree(joint, num_samples=2)["constant_data"]["x"].dtype.kind == "f"
 
 
+def test_numbers_where_dates_are_spoken_are_refused_but_days_in_tensors_are_not(
+    build_model: Callable[..., ArBufferModel],
+) -> None:
+    net = build_model(dim_x=1, x_range=(-2.0, 2.0)).in_units(
+        x_range=(pd.Timestamp("1980-01-01"), pd.Timestamp("2030-01-01"))
+    )
+    with pytest.raises(ValueError, match="x must hold dates, as the network's units do; got numbers"):
+        net.condition(np.array([[1990], [1995]]), np.array([0.1, 0.2]))
+    days = torch.tensor([[7305.0]], dtype=torch.float64)
+    stamps = pd.DataFrame({"day": pd.to_datetime(["1990-01-01"])})
+    pairs = [net.condition(x, np.array([0.1])).x for x in (days, stamps)]
+    torch.testing.assert_close(*pairs)
+
+
 def test_missing_dates_and_numbers_are_missing() -> None:
     table = pd.DataFrame({"day": [DATES[0], pd.NaT], "count": pd.array([1, None], dtype="Int64")})
     numbers = read_table("x", table).numbers

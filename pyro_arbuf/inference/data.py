@@ -114,10 +114,16 @@ def x_tensor(name: str, x: object, model: Network) -> object:
     if table is None:
         return x
     known = model.config.user_dates or (False,) * model.config.dim_x
-    if any(date and not ok for date, ok in zip(table.dates, known, strict=False)):
+    wrong = [date for date, wanted in zip(table.dates, known, strict=False) if date != wanted]
+    if any(wrong):
         raise ValueError(
             f"{name} must hold numbers, as the network's units are not of dates; got dates; let the network take them "
             "by net = net.in_units(x=[x_obs, x_new]), or state x_range by two dates"
+        )
+    if wrong:
+        raise ValueError(
+            f"{name} must hold dates, as the network's units do; got numbers; convert them, e.g. by pd.to_datetime, or "
+            "give the days since 1970-01-01 as a torch tensor"
         )
     return _on_device(table, model)
 
