@@ -14,7 +14,8 @@ from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.data import y_tensor
 from pyro_arbuf.inference.layout import fold, unfold
 from pyro_arbuf.inference.outcome_sites import split_sites
-from pyro_arbuf.inference.trained_range import warn_outside
+from pyro_arbuf.inference.tables import check_columns
+from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_kinds,
@@ -106,18 +107,35 @@ class ArBufferDistribution(TorchDistribution):
         self.context = context
         self.nan: Literal["raise", "drop"] = nan
         self._validate_args = self._validate_args if validate_args is None else validate_args
-        checked = check_targets(x, context.model, self._validate_args)
-        self._at_latents = isinstance(checked, Locations)
-        own, inner = (checked.coded, checked) if isinstance(checked, Locations) else checked
-        self.x = own  # in the user's units
-        self._x = code(inner, context.model.config.latents)  # as the model takes it
-        self._units = None if self._at_latents else context.model.config.unit_map
+        self._at_latents = isinstance(x, Locations)
+        self._maps = None if self._at_latents else context.maps
+        self.x, self._x = self._inputs(x)
         dim_y = context.model.config.dim_y
         event_shape = self._x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
         batch_shape = broadcast_batches({"context": context.batch_shape, "x": self._x.shape[:-2]})
         # What differs; the rest repeats.
         self._own_shape = torch.broadcast_shapes(context.task_shape, self._x.shape[:-2])
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    def _inputs(self, x: object) -> tuple[Tensor, Tensor]:
+        """Checked inputs of targets in the user's units, and as the model takes them; warns outside the trained range.
+
+        Copies: the user's own may change under what is computed from it.
+        """
+        if isinstance(x, Locations):
+            return x.coded, x.coded
+        model, maps = self.context.model, self._maps
+        own = check_targets(x, model, self._validate_args)
+        if model.config.missing_x:
+            check_columns(own, x, self.context.num_columns, self.context.columns)
+        broadcast_batches({"context": self.context.batch_shape, "x": own.shape[:-2]})
+        own = own.clone()
+        inner = own if maps is None else maps.network_x(own, next(model.parameters()).dtype)
+        # The user's line is behind two more __init__ and the __call__ of Pyro's metaclass.
+        if self._validate_args:
+            warn_outside("x", inner, model.config, stacklevel=6)
+        warn_outside_counts("num_targets", own.shape[-2], model.config.num_targets, stacklevel=6)
+        return own, code(inner, model.config.latents)
 
     def __repr__(self) -> str:
         shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
@@ -178,17 +196,22 @@ class ArBufferDistribution(TorchDistribution):
                 hint = f"; the network has one outcome, so that one of the {y.shape[-1]} columns can be scored"
             raise ValueError(f"y must have shape (*batch, {', '.join(map(str, event))}); got {tuple(y.shape)}{hint}")
         values = check_y("y", y, self.context.model, finite=False, at_latents=self._at_latents)
+        broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
+        values = self._mapped(values)
         if self._validate_args and may_look_at(y):
             wrong = torch.isinf(values) if self.nan == "drop" else ~torch.isfinite(values)
             if bool(wrong.any()):
                 raise ValueError(
-                    f"y must be finite; got {int(wrong.sum())} NaN or infinite of {y.numel()} values; leave these "
+                    f"y must be finite; got {int(wrong.sum())} NaN or infinite of {values.numel()} values; leave these "
                     "targets out of x and y, or build the distribution with nan='drop', which removes NaN targets"
                 )
             if not self._at_latents:
                 check_kinds("y", values, self.context.model.config)
-        broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
         return values
+
+    def _mapped(self, y: Tensor) -> Tensor:
+        """Checked outcomes `(*batch, T, D_y)` of a user in the model's units and dtype."""
+        return y if self._maps is None else self._maps.network_y(y, self._x.dtype)
 
     def _check_outcomes(self, y: Tensor, stacklevel: int) -> Tensor:
         """What `_check_value` returns, of outcomes that are scored: warns where data leave the trained range."""
@@ -237,13 +260,13 @@ class ArBufferDistribution(TorchDistribution):
 
     def _in_user_units(self, y: Tensor) -> Tensor:
         """Numbers `(*batch, M, D_y)` of the network in the user's units: `(*batch, M)` for a scalar outcome."""
-        return self._squeeze(y if self._units is None else self._units.user_y(y))
+        return self._squeeze(y if self._maps is None else self._maps.user_y(y))
 
     def _user_density(self, density: Tensor, missing: Tensor | None) -> Tensor:
-        """Log densities `(*batch, D_y)` in the user's units, 0 where a target is missing: `missing` broadcasts."""
-        if self._units is None:
+        """Log densities `(*batch, M, D_y)` in the user's units, 0 where a target is missing: `missing` broadcasts."""
+        if self._maps is None:
             return density
-        density = self._units.user_density(density)
+        density = self._maps.user_density(density)
         return density if missing is None else density.masked_fill(missing, 0.0)
 
     def _squeeze(self, y: Tensor) -> Tensor:

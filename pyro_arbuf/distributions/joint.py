@@ -163,8 +163,9 @@ class ArBufferJoint(ArBufferDistribution):
         """Log density of every target given those before it in each order, `(*batch, R, M, D_y)` nats."""
         y = self._as_tensor(y)
         given, shape = self._given(y, stacklevel)
-        missing = None if given[-1] is None else given[-1][:, :, None, :, None]
-        return self._unfold_result(self._user_density(score_joint(*given), missing), shape, y.dtype)
+        missing = None if given[-1] is None else unfold(given[-1], shape, self.context.task_shape).unsqueeze(-1)
+        density = self._unfold_result(score_joint(*given), shape, y.dtype).movedim(-3, 0)  # (R, *batch, M, D_y)
+        return self._user_density(density, missing).movedim(0, -3)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Joint log density, the equal mixture over the orders, in one pass per block of targets.
@@ -282,8 +283,8 @@ class ArBufferJoint(ArBufferDistribution):
             shape, folded = self._fold_values(values)
             x_all, y_all, context_len = join_context(self.context, self._fold_x(shape), folded)
             densities = leave_one_out(self.context.model, x_all, y_all, self._num_targets, context_len)
-            densities = densities if self._units is None else densities - self._units.log_jacobian
-            return self._unfold_result(densities.unflatten(0, folded.shape[:2]), shape, y.dtype)
+            densities = self._unfold_result(densities.unflatten(0, folded.shape[:2]), shape, y.dtype)
+            return densities if self._maps is None else densities - self._maps.log_jacobian
 
     def condition(self, index: Tensor | Sequence[int], y: Tensor) -> "ArBufferJoint":
         """The joint of the other targets given the outcomes of some, whose pairs join the context, encoded anew.
@@ -303,13 +304,14 @@ class ArBufferJoint(ArBufferDistribution):
         """
         given = check_index(index, self._num_targets).to(self._x.device)
         values = check_y("y", y := self._as_tensor(y), self.context.model)
+        full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
+        values = self._mapped(values)
         if values.shape[-2] != len(given):
             raise ValueError(f"y must have shape (*batch, {len(given)}, ...) for this index; got {tuple(y.shape)}")
         if self._validate_args:
             warn_outside("y", values, self.context.model.config, stacklevel=3)
         rest = torch.ones(self._num_targets, dtype=torch.bool, device=self._x.device)
         rest[given] = False
-        full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
         shape = torch.broadcast_shapes(self._own_shape, values.shape[:-2])
         context = grow_context(self.context, self._x[..., given, :], values, shape).expand(full)
         warn_outside_counts("num_context", context.num_context, context.model.config.num_context, stacklevel=3)

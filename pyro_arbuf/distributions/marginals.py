@@ -143,7 +143,7 @@ class ArBufferMarginals(ArBufferDistribution):
     def variance(self) -> Tensor:
         """Variance of every target, units of y squared."""
         variance = self._mixture.variance
-        variance = variance if self._units is None else self._units.user_variance(variance)
+        variance = variance if self._maps is None else self._maps.user_variance(variance)
         return self._squeeze(variance).expand(self.batch_shape + self.event_shape)
 
     @inference_scope()

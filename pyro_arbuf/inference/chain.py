@@ -9,6 +9,7 @@ draws, densities that leave one out, and missing targets, which come last in the
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Size, Tensor
@@ -23,9 +24,11 @@ from pyro_arbuf.inference.layout import (
     join_context,
     unfold,
 )
+from pyro_arbuf.inference.tables import Maps, map_pairs
 from pyro_arbuf.network.cache import BufferCache
 from pyro_arbuf.network.network import Network
 from pyro_arbuf.network.predictives import Predictive
+from pyro_arbuf.network.preprocessing import TableStatistics
 
 
 @torch.no_grad()
@@ -202,6 +205,7 @@ def leave_one_out(
     num_left_out: int,
     context_len: Tensor | None = None,
     max_tokens: int = MAX_TOKENS,
+    fit: Callable[[Tensor, Tensor, Tensor | None], Maps | None] | None = None,
 ) -> Tensor:
     """Log density of each of the first pairs given all the others: the context is encoded anew without it.
 
@@ -214,23 +218,30 @@ def leave_one_out(
         num_left_out: How many pairs, from the first, are left out in turn; none of them padding.
         context_len: `(B,)` int64, real pairs per task, the padding behind them; `None` = all T.
         max_tokens: Bounds memory without gradients; changes nothing else.
+        fit: Makes the map from a user's numbers to the network's of the other pairs, `fit_map`; `None` = pairs are
+            in the network's units already, and so are densities.
 
     Returns:
         `(B, num_left_out)` nats, summed over the outcome's dimensions.
     """
     check_exchangeable(model)
-    num_tasks, num_pairs = x.shape[:2]
+    num_tasks, num_pairs, dtype = *x.shape[:2], next(model.parameters()).dtype
     others = torch.arange(num_pairs - 1, device=x.device)
     others = others + (others >= torch.arange(num_left_out, device=x.device)[:, None])  # (num_left_out, T - 1)
     pieces = cut((num_tasks, num_left_out), max_tokens // (4 * num_pairs))
     densities = []
     for tasks, left_out in pieces:
-        x_out, y_out = (t[tasks, left_out].flatten(0, 1)[:, None, None] for t in (x, y))  # (rows, 1, 1, .)
+        x_out, y_out = (t[tasks, left_out].flatten(0, 1)[:, None] for t in (x, y))  # (rows, 1, .)
         x_others, y_others = (t[tasks][:, others[left_out]].flatten(0, 1) for t in (x, y))  # (rows, T - 1, .)
         num_others = None if context_len is None else (context_len[tasks] - 1).repeat_interleave(len(others[left_out]))
+        maps = None if fit is None else fit(x_others, y_others, num_others)
+        x_others, y_others = map_pairs(maps, x_others, y_others, num_others, dtype)
+        x_out, y_out = map_pairs(maps, x_out, y_out, None, dtype)
         cache = model.encode(x_others, y_others, num_others)
-        predictive, _ = model.predict(cache, BufferCache(), None, model.embed_targets(cache, x_out))
-        densities.append(predictive.log_prob(y_out).sum(-1).view(-1, len(others[left_out])))
+        predictive, _ = model.predict(cache, BufferCache(), None, model.embed_targets(cache, x_out.unsqueeze(1)))
+        density = predictive.log_prob(y_out.unsqueeze(1)).sum(-1).squeeze(1)  # (rows, 1)
+        density = density if maps is None else density - maps.log_jacobian
+        densities.append(density.view(-1, len(others[left_out])))
     return pieces.join(densities)
 
 
@@ -257,7 +268,12 @@ def grow_context(context: Context, x: Tensor, y: Tensor, shape: Size) -> Context
     x_all, y_all = in_batch_order(x_all), in_batch_order(y_all)
     length = None if length is None else in_batch_order(length)
     tracked = context.tracked or x.requires_grad or y.requires_grad
-    return encode_pairs(context.model, x_all, y_all, length, shape, shape, context.latents, tracked)
+    statistics = context.statistics
+    if statistics is not None:
+        of_batch = (part.view(*batch, *part.shape[1:]).expand(*shape, *part.shape[1:]) for part in statistics)
+        statistics = TableStatistics(*(part.reshape(-1, *part.shape[-2:]) for part in of_batch))
+    given = (context.latents, tracked, statistics, context.columns)
+    return encode_pairs(context.model, x_all, y_all, length, shape, shape, *given)
 
 
 def predict_marginals(context: Context, x: Tensor) -> Predictive:

@@ -6,7 +6,7 @@ Knows nothing of how a model embeds or reads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from torch import Size, Tensor
@@ -14,6 +14,7 @@ from torch import Size, Tensor
 from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
 from pyro_arbuf.inference.data import y_tensor
 from pyro_arbuf.inference.missing import check_outcomes, drop_missing
+from pyro_arbuf.inference.tables import TableMap, fit_map, labels_of, map_pairs, warn_equal_outcomes
 from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
@@ -25,6 +26,22 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import code, latent_locations, pad_outcome
 from pyro_arbuf.network.network import Network
 from pyro_arbuf.network.visibility import context_mask
+
+
+class Pairs(NamedTuple):
+    """Checked observations, in the user's units.
+
+    Attributes:
+        x: `(B, N, D_x)`, batch flattened, zeros where padded.
+        y: `(B, N, D_y)`, likewise.
+        context_len: `(B,)` int64, pairs per task; `None` = N for all.
+        batch_shape: Of B elements.
+    """
+
+    x: Tensor
+    y: Tensor
+    context_len: Tensor | None
+    batch_shape: Size
 
 
 def make_context(
@@ -40,10 +57,13 @@ def make_context(
     outcomes = _stacked(y, model)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-    x, y, context_len, batch_shape = _flat_pairs(model, x, outcomes, nan)
-    if nan == "drop":
-        x, y, context_len = drop_missing(x, y, context_len)
-        tracked = tracked and x.shape[1] > 0  # where all is missing, nothing has a gradient
+    columns = labels_of(x) if config.missing_x else ()
+    x, y, context_len, batch_shape = check_pairs(model, x, outcomes, nan)
+    tracked = tracked and (nan == "raise" or x.shape[1] > 0)  # where all is missing, nothing has a gradient
+    if config.missing_x:
+        warn_equal_outcomes(y, context_len, stacklevel=4)
+    maps = fit_map(config, x, y, context_len)
+    x, y = map_pairs(maps, x, y, context_len, next(model.parameters()).dtype)
     numbers, names = check_latents(latents or {}, model)
     tracked = tracked or numbers.requires_grad
     shape = broadcast_batches({"x and y": batch_shape, "latents": numbers.shape[:-1]})
@@ -62,7 +82,21 @@ def make_context(
         if context_len is not None:
             context_len = context_len.view(batch_shape).expand(shape).flatten() + len(locations)
         batch_shape = shape
-    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked)
+    statistics = maps.statistics if isinstance(maps, TableMap) else None
+    return encode_pairs(
+        model, x, y, context_len, batch_shape, batch_shape, names, tracked, statistics, columns if x.shape[1] else ()
+    )
+
+
+def check_pairs(model: Network, x: Any, y: Any, nan: Literal["raise", "drop"] = "raise") -> Pairs:
+    """Checks observations of a user, see `make_context`, and leaves out those that may be missing."""
+    pairs = _flat_pairs(model, x, _stacked(y, model), nan)
+    if nan == "drop":
+        pairs = Pairs(*drop_missing(*pairs[:3]), pairs.batch_shape)
+    if model.config.missing_x and not pairs.x.shape[1]:
+        # Without rows, nothing is known of columns, and nothing has a gradient.
+        pairs = pairs._replace(x=pairs.x[..., :1].detach(), y=pairs.y.detach())
+    return pairs
 
 
 def _stacked(y: object, model: Network) -> Any:
@@ -77,12 +111,8 @@ def _flat_pairs(
     x: Tensor | Sequence[Tensor] | None,
     y: Tensor | Sequence[Tensor] | None,
     nan: Literal["raise", "drop"],
-) -> tuple[Tensor, Tensor, Tensor | None, Size]:
-    """Checks pairs of a user.
-
-    Returns:
-        Both as `(B, N, .)` in the network's units, the lengths where they are padded, and their batch shape, of B.
-    """
+) -> Pairs:
+    """Checks pairs of a user."""
     if nan not in ("raise", "drop"):
         raise ValueError(f"nan must be 'raise' or 'drop'; got {nan!r}")
     if (x is None) != (y is None):
@@ -97,11 +127,11 @@ def _flat_pairs(
         y = weight.new_zeros((0,) if dim_y is None else (0, dim_y))
     if _is_list(x) or _is_list(y):
         x, y, context_len = _pad(model, x, y, nan)
-        return x, y, context_len, Size([x.shape[0]])
+        return Pairs(x, y, context_len, Size([x.shape[0]]))
     x, y = check_x("x", x, model), check_outcomes("y", y, model, nan)
     batch_shape = _check_pair(x, y, model.config)
     x, y = (t.expand(*batch_shape, *t.shape[-2:]).reshape(batch_shape.numel(), *t.shape[-2:]) for t in (x, y))
-    return x, y, None, batch_shape
+    return Pairs(x, y, None, batch_shape)
 
 
 def _in_front(new: Tensor, pairs: Tensor, batch_shape: Size, shape: Size) -> Tensor:
@@ -140,6 +170,9 @@ def _pad(model: Network, x: object, y: object, nan: Literal["raise", "drop"]) ->
             raise ValueError(
                 f"x[{i}] and y[{i}] must have shapes (N, D_x) and (N[, D_y]) with the same N; got {shapes}"
             )
+    numbers = [a.shape[1] for a, _ in checked]
+    if len(set(numbers)) > 1:  # only of tables can they differ
+        raise ValueError(f"x must be a list of tables of the same number of columns; got {numbers} columns")
     lengths = torch.tensor([a.shape[0] for a, _ in checked], device=checked[0][0].device)
     pad = torch.nn.utils.rnn.pad_sequence
     x_padded = pad([a for a, _ in checked], batch_first=True)

@@ -13,9 +13,11 @@ import torch
 from torch import Size, Tensor, nn
 
 from pyro_arbuf.inference.fingerprint import Fingerprint, take_fingerprint
+from pyro_arbuf.inference.tables import Maps, make_map
 from pyro_arbuf.inference.validation import expanded_shape, inference_scope
 from pyro_arbuf.network.cache import ContextCache
 from pyro_arbuf.network.network import Network
+from pyro_arbuf.network.preprocessing import TableStatistics
 from pyro_arbuf.network.tracing import is_traced
 
 
@@ -30,7 +32,8 @@ class Context:
     Attributes:
         model: The model that made it.
         x: `(B, N, D_x)`, in the network's units, batch flattened, zeros where padded; of a model with latents with
-            their location column, the latents given among the rows that are no padding.
+            their location column, the latents given among the rows that are no padding; of tables standardised, NaN
+            where a cell is missing, and of one column where N = 0.
         y: `(B, N, D_y)`, in the network's units, batch flattened, zeros where padded.
         context_len: `(B,)` int64, pairs per task; `None` = N for all.
         task_shape: Batch shape of what is stored, B elements.
@@ -40,6 +43,9 @@ class Context:
         latents: Names of the latents that are given.
         tracked: Whether an input required gradients when it was made.
         graph: Node of the autograd graph of a live context; `None` = graph-free.
+        statistics: Of tables, of the observations that `condition` was given, `(B, 1, .)` each, float64: they stay
+            where others join the context later.
+        columns: Names of a table's columns, where it had some.
     """
 
     model: Network
@@ -53,6 +59,23 @@ class Context:
     latents: tuple[str, ...] = ()
     tracked: bool = False
     graph: torch.autograd.graph.Node | None = None
+    statistics: TableStatistics | None = None
+    columns: tuple[Any, ...] = ()
+
+    @property
+    def maps(self) -> Maps | None:
+        """The map between a user's numbers and the network's, which may be one per task; `None` = they are the same."""
+        return make_map(self.model.config, self.statistics, self.task_shape)
+
+    @property
+    def num_columns(self) -> int | None:
+        """Columns that targets have to have; `None` = any number, of tables without rows."""
+        config = self.model.config
+        return None if config.missing_x and not self.x.shape[1] else self.x.shape[-1]
+
+    def x_like(self, x: Tensor) -> Tensor:
+        """Inputs `(B, N, D)` of the pairs; where there are none, of the columns that other inputs `(*, D)` have."""
+        return self.x if self.x.shape[1] else self.x.new_zeros(len(self.x), 0, x.shape[-1])
 
     @property
     def num_context(self) -> int:
@@ -149,11 +172,18 @@ class Context:
                 "move the model first with net.to(...)"
             )
         length = None if self.context_len is None else self.context_len.to(x.device)
-        return encode_pairs(self.model, x, y, length, self.task_shape, self.batch_shape, self.latents, self.tracked)
+        moved = self.statistics
+        if moved is not None:
+            moved = TableStatistics(*(part.to(x.device) for part in moved))
+        shapes = (self.task_shape, self.batch_shape)
+        return encode_pairs(self.model, x, y, length, *shapes, self.latents, self.tracked, moved, self.columns)
 
     def _select(self, rows: Tensor) -> Context:
         """The contexts at flat row numbers, of the batch shape of `rows`."""
         flat = rows.flatten()
+        statistics = self.statistics
+        if statistics is not None:
+            statistics = TableStatistics(*(part[flat] for part in statistics))
         return dataclasses.replace(
             self,
             x=self.x[flat],
@@ -162,6 +192,7 @@ class Context:
             task_shape=rows.shape,
             batch_shape=rows.shape,
             cache=self.cache.select(flat),  # which has lengths of its own: an empty context is one token
+            statistics=statistics,
         )
 
     def __getstate__(self) -> dict[str, object]:
@@ -203,6 +234,8 @@ def encode_pairs(
     batch_shape: Size,
     latents: tuple[str, ...],
     tracked: bool,
+    statistics: TableStatistics | None = None,
+    columns: tuple[Any, ...] = (),
 ) -> Context:
     """Encodes checked pairs `(B, N, .)` of B tasks as a Context, live where gradients reach its keys."""
     with inference_scope():
@@ -212,7 +245,7 @@ def encode_pairs(
         cache, graph = cache._replace(keys=(first, *cache.keys[1:])), first.grad_fn
     checksum = take_fingerprint(constants(parts(model)))
     shapes = (task_shape, batch_shape)
-    return Context(model, x, y, context_len, *shapes, cache, checksum, latents, tracked, graph)
+    return Context(model, x, y, context_len, *shapes, cache, checksum, latents, tracked, graph, statistics, columns)
 
 
 def check_current(context: Context) -> None:

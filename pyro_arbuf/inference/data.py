@@ -115,6 +115,7 @@ def x_tensor(name: str, x: object, model: Network) -> object:
         return x
     known = model.config.user_dates or (False,) * model.config.dim_x
     wrong = [date for date, wanted in zip(table.dates, known, strict=False) if date != wanted]
+    wrong = [] if model.config.missing_x else wrong  # of tables, whose columns may be in any units
     if any(wrong):
         raise ValueError(
             f"{name} must hold numbers, as the network's units are not of dates; got dates; let the network take them "

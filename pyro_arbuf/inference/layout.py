@@ -154,7 +154,8 @@ def join_context(
         Inputs `(B * S, T + N, D_x)`, outcomes `(B * S, T + N, D_y)` and `(B * S,)` lengths, `None` = no padding.
     """
     num_draws = y.shape[1]
-    x_context, y_context = (t[tasks, None].expand(-1, num_draws, -1, -1) for t in (context.x, context.y))
+    pairs = context.x_like(x), context.y
+    x_context, y_context = (t[tasks, None].expand(-1, num_draws, -1, -1) for t in pairs)
     # In front, so that padding stays behind; the context has no positions.
     x = torch.cat([x.expand(-1, num_draws, -1, -1), x_context], 2).flatten(0, 1)
     y = torch.cat([y, y_context], 2).flatten(0, 1)

@@ -17,7 +17,7 @@ from pyro_arbuf.network.visibility import context_mask
 
 
 def check_outcomes(name: str, y: object, model: Network, nan: Literal["raise", "drop"]) -> Tensor:
-    """Checks observed outcomes as `check_y` does; with `nan="drop"`, NaN may be among them.
+    """Checks observed outcomes as `check_y` does, and returns what it does; with `nan="drop"`, NaN may be among them.
 
     Raises:
         ValueError: As `check_y`.

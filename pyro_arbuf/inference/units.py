@@ -55,6 +55,12 @@ def configure_units(config: ModelConfig, x: object, y: object, stated: Stated) -
             f"fitted to data; got {fitted[0]}; state x_loc, x_scale, y_loc or y_scale, each number of yours being "
             "loc + scale times the program's"
         )
+    inputs = [name for name in fitted if name != "y"]
+    if config.missing_x and inputs:
+        raise ValueError(
+            f"inputs of a network of tables need no units, as its contexts standardise them; got {inputs[0]}; leave it "
+            "out, or state x_loc and x_scale for contexts without rows"
+        )
     units = NO_UNITS | _x_units(config, x, stated) | _y_units(config, y, stated)
     return dataclasses.replace(config, **units)
 

@@ -15,9 +15,8 @@ import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.inference.data import column_hint, x_tensor, y_tensor
-from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.network.latents import Latent, Locations
+from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.network import Network
 from pyro_arbuf.network.tracing import is_traced
 
@@ -104,25 +103,45 @@ def _checked(name: str, value: object, model: Network, finite: bool) -> Tensor:
 
 
 def check_x(name: str, x: object, model: Network, finite: bool = True) -> Tensor:
-    """Checks inputs `(*batch, T, D_x)` of a user and returns them in the network's units and dtype."""
-    return _network_x(_user_x(name, x, model, finite), model)
+    """Checks inputs of a user.
+
+    Of tables, the number of columns is free from 1 to D_x, and NaN is a missing cell.
+
+    Returns:
+        `(*batch, T, D_x)`, still in the user's units: float64 where a map to the network's follows, else in the dtype
+        of the weights.
+    """
+    config, given, x = model.config, x, x_tensor(name, x, model)
+    if isinstance(x, Tensor):
+        _check_number_of_columns(name, x, given, config)
+    x = _checked(name, x, model, finite and not config.missing_x)
+    if finite and config.missing_x and may_look_at(x) and bool(x.isinf().any()):
+        raise ValueError(
+            f"{name} must hold finite numbers, or NaN where a cell is missing; got {int(x.isinf().sum())} infinite of "
+            f"{x.numel()} values; replace them"
+        )
+    return x.to(_dtype_before_maps(model))
 
 
-def _network_x(x: Tensor, model: Network) -> Tensor:
-    units, dtype = model.config.unit_map, next(model.parameters()).dtype
-    return x.to(dtype) if units is None else units.network_x(x, dtype)
-
-
-def _user_x(name: str, x: object, model: Network, finite: bool) -> Tensor:
-    """Checks inputs `(*batch, T, D_x)`; a tensor, in the user's units and dtype."""
-    dim_x, given, x = model.config.dim_x, x, x_tensor(name, x, model)
-    if isinstance(x, Tensor) and (x.dim() < 2 or x.shape[-1] != dim_x):
+def _check_number_of_columns(name: str, x: Tensor, given: object, config: ModelConfig) -> None:
+    dim_x, columns = config.dim_x, x.shape[-1] if x.dim() > 1 else 0
+    if config.missing_x and not 1 <= columns <= dim_x:
+        raise ValueError(
+            f"{name} must have shape (*batch, rows, columns); got {tuple(x.shape)}; the network takes 1 to {dim_x} "
+            f"columns{column_hint(name, given, dim_x if x.dim() > 1 else 1)}"
+        )
+    if not config.missing_x and columns != dim_x:
         have = "one input column" if dim_x == 1 else f"{dim_x} input columns"
         raise ValueError(
             f"{name} must have shape (*batch, points, {dim_x}); got {tuple(x.shape)}; the network has {have}"
             f"{column_hint(name, given, dim_x)}"
         )
-    return _checked(name, x, model, finite)
+
+
+def _dtype_before_maps(model: Network) -> torch.dtype:
+    """Of a user's numbers: float64 where they are mapped to the network's."""
+    config = model.config
+    return torch.float64 if config.missing_x or config.unit_map is not None else next(model.parameters()).dtype
 
 
 def check_sample_shape(sample_shape: object) -> Size:
@@ -172,10 +191,14 @@ def check_kinds(name: str, values: Tensor, config: ModelConfig) -> None:
 
 
 def check_y(name: str, y: object, model: Network, finite: bool = True, at_latents: bool = False) -> Tensor:
-    """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` of a user; returns `(*batch, T, D_y)` of the network.
+    """Checks outcomes `(*batch, T)` or `(*batch, T, D_y)` of a user.
 
-    D_y = 1 for scalars. Integers and booleans are taken where a dimension is discrete. `at_latents` says that they are
-    numbers of latents, which have no units.
+    Integers and booleans are taken where a dimension is discrete. `at_latents` says that they are numbers of latents,
+    which have no units.
+
+    Returns:
+        `(*batch, T, D_y)`, D_y = 1 for scalars, still in the user's units: float64 where a map to the network's
+        follows, else in the dtype of the weights.
     """
     config, dim_y, weight = model.config, model.config.dim_y, next(model.parameters())
     given, y = y, y_tensor(name, y, model)
@@ -190,9 +213,7 @@ def check_y(name: str, y: object, model: Network, finite: bool = True, at_latent
             f"{column_hint(name, given, dim_y)}"
         )
     y = _checked(name, y, model, finite)
-    y = y.unsqueeze(-1) if dim_y is None else y
-    units = None if at_latents else config.unit_map
-    y = y.to(weight.dtype) if units is None else units.network_y(y, weight.dtype)
+    y = (y.unsqueeze(-1) if dim_y is None else y).to(weight.dtype if at_latents else _dtype_before_maps(model))
     if finite:
         check_kinds(name, y, config)
     return y
@@ -238,22 +259,15 @@ def check_latents(latents: Mapping[str, object], model: Network) -> tuple[Tensor
     return torch.cat([part.expand(*shape, -1) for part in parts], -1), names
 
 
-def check_targets(x: object, model: Network, check_values: bool) -> tuple[Tensor, Tensor] | Locations:
-    """Checks target inputs `(*batch, M, D_x)`, M >= 1, and warns outside the trained ranges of x and M.
+def check_targets(x: object, model: Network, check_values: bool) -> Tensor:
+    """Checks target inputs `(*batch, M, D_x)`, M >= 1.
 
     Values are looked at only where validation is on: an exception would kill a chain.
 
     Returns:
-        Inputs as the user has them, and in the network's units and dtype; the same tensor where there are no units.
+        What `check_x` returns: the user's numbers.
     """
-    if isinstance(x, Locations):
-        return x
-    own = _user_x("x", x, model, check_values)
+    own = check_x("x", x, model, check_values)
     if own.shape[-2] == 0:
         raise ValueError(f"x must hold at least one target (M >= 1); got shape {tuple(own.shape)}")
-    inner = _network_x(own, model).clone()  # the user's own may change under what is computed from it
-    # The user's line is behind two __init__ and the __call__ of Pyro's metaclass.
-    if check_values:
-        warn_outside("x", inner, model.config, stacklevel=6)
-    warn_outside_counts("num_targets", inner.shape[-2], model.config.num_targets, stacklevel=6)
-    return (inner if model.config.unit_map is None else own.clone()), inner
+    return own

@@ -46,6 +46,11 @@ class TableStatistics(NamedTuple):
         bent = yeo_johnson((x.masked_fill(missing, 0.0) - self.x_loc) / self.x_scale, self.power)
         return ((bent - self.z_loc) / self.z_scale).clamp(-CLIP, CLIP).masked_fill(missing, torch.nan)
 
+    def restore_x(self, standardised: Tensor) -> Tensor:
+        """Inputs of standardised ones: the inverse of `map_x` but for its clipping."""
+        bent = self.z_loc + self.z_scale * standardised
+        return self.x_loc + self.x_scale * inverse_yeo_johnson(bent, self.power)
+
     def map_y(self, y: Tensor) -> Tensor:
         """Standardised outcomes `(B, T, D_y)` of outcomes."""
         return (y - self.y_loc) / self.y_scale
@@ -92,6 +97,21 @@ def yeo_johnson(x: Tensor, power: Tensor) -> Tensor:
     """
     above, below = torch.log1p(x.clamp(min=0)), torch.log1p((-x).clamp(min=0))
     return torch.where(x < 0, -_box_cox(below, 2 - power), _box_cox(above, power))
+
+
+def inverse_yeo_johnson(bent: Tensor, power: Tensor) -> Tensor:
+    """The inverse of `yeo_johnson`, of numbers in its range."""
+    above = torch.expm1(_inverse_box_cox(bent.clamp(min=0), power))
+    below = torch.expm1(_inverse_box_cox((-bent).clamp(min=0), 2 - power))
+    return torch.where(bent < 0, -below, above) + 0.0 * bent  # NaN stays
+
+
+def _inverse_box_cox(bent: Tensor, power: Tensor) -> Tensor:
+    """The length whose `_box_cox` is `bent`."""
+    small = power.abs() < 1e-5
+    safe = torch.where(small, torch.ones_like(power), power)
+    exact = torch.log1p((safe * bent).clamp(min=torch.finfo(bent.dtype).eps - 1)) / safe
+    return torch.where(small, bent * (1 - 0.5 * power * bent), exact)
 
 
 def _box_cox(length: Tensor, power: Tensor) -> Tensor:

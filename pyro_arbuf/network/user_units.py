@@ -129,7 +129,8 @@ def _as_map(loc: Numbers | None, scale: Numbers | None) -> tuple[Numbers, Number
 
 
 def _like(numbers: Numbers, value: Tensor) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64, device=value.device)
+    """The numbers of the columns that a value has: tables may have fewer than the network."""
+    return torch.tensor(numbers[: value.shape[-1]], dtype=torch.float64, device=value.device)
 
 
 def _inwards(value: Tensor, pair: tuple[Numbers, Numbers] | None, dtype: torch.dtype) -> Tensor:

@@ -219,10 +219,9 @@ def _double_use(site: Site) -> str | None:
     pairs_x, pairs_y = (t.view(*batch, 1, *t.shape[1:]) for t in (x, observed))  # (*batch, 1, N, .)
     if context.model.config.dim_y is None:
         y = y.unsqueeze(-1)
-    units = context.model.config.unit_map
-    y = y if units is None else units.network_y(y, pairs_y.dtype)
-    targets = d._x[..., : context.model.config.dim_x]
-    shared = (targets.unsqueeze(-2) == pairs_x).all(-1)  # (*batch, M, N)
+    y = y if d._maps is None else d._maps.network_y(y, pairs_y.dtype)
+    targets = d._x[..., : context.model.config.dim_x].unsqueeze(-2)
+    shared = ((targets == pairs_x) | (targets.isnan() & pairs_x.isnan())).all(-1)  # (*batch, M, N)
     # Outcomes that went through a transform and back differ by rounding.
     shared = shared & torch.isclose(y.to(pairs_y.dtype).unsqueeze(-2), pairs_y, atol=1e-6).all(-1)
     if length is not None:

@@ -165,31 +165,31 @@ def joint_groups(
         groups["joint_log_likelihood"] = {"y": label("y", density, names["y"][: len(batch)])}
     drawn = label("y", joint.sample(Size([num_samples])), names["y"], (1, num_samples))
     groups["predictions" if observed is None else "posterior_predictive"] = {"y": drawn}
-    x_context, y_context, length = _observations(context)
+    config, (x_context, y_context, length) = context.model.config, _observations(context, joint.x)
     if length is not None:
-        padding = ~context_mask(length, context.num_context).unsqueeze(-1)
+        padding = ~context_mask(length, context.num_context).view(*context.task_shape, -1, 1)
         x_context, y_context = x_context.masked_fill(padding, torch.nan), y_context.masked_fill(padding, torch.nan)
-    y_context = context.model.config.squeeze_outcome(y_context)
-    if length is None and context.model.config.kinds[0].num_categories and y_context.dim() == 2:
+    y_context = config.squeeze_outcome(y_context)
+    if length is None and config.kinds[0].num_categories and config.dim_y is None:
         y_context = y_context.long()  # as a scalar outcome is drawn and observed
-    constants = {"x": joint.x}
-    for name, value in (("x_context", x_context), ("y_context", y_context)):
-        constants[name] = value.view(*context.task_shape, *value.shape[1:])
+    constants = {"x": joint.x, "x_context": x_context, "y_context": y_context}
     event_dims = {"x": 2, "x_context": 2, "y_context": len(joint.event_shape)}
     groups["constant_data"] = {
         name: label(name, value.expand(*batch, *value.shape[value.dim() - event_dims[name] :]), names[name])
         for name, value in constants.items()
     }
     for name in ("x", "x_context"):
-        groups["constant_data"][name] = _with_dates(groups["constant_data"][name], context.model.config)
+        groups["constant_data"][name] = _with_dates(groups["constant_data"][name], config)
     return groups
 
 
-def _observations(context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What `context.observations` holds, in the user's units."""
+def _observations(context: Context, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `context.observations` holds, `(*batch, N, .)` in the user's units; without rows of as many columns."""
     x, y, length = context.observations
-    units = context.model.config.unit_map
-    return (x, y, length) if units is None else (units.user_x(x), units.user_y(y), length)
+    x = x if x.shape[1] else x.new_zeros(len(x), 0, like.shape[-1])
+    x, y = (part.view(*context.task_shape, *part.shape[1:]) for part in (x, y))
+    maps = context.maps
+    return (x, y, length) if maps is None else (maps.user_x(x), maps.user_y(y), length)
 
 
 def _with_dates(array: xr.DataArray, config: ModelConfig) -> xr.DataArray:

@@ -4,6 +4,7 @@ A chain factor p(y_k | y_<k) is not a leave-one-out density and never becomes on
 """
 
 import copy
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.inference.chain import check_exchangeable, leave_one_out
-from pyro_arbuf.inference.conditioning import make_context
+from pyro_arbuf.inference.conditioning import check_pairs, make_context
+from pyro_arbuf.inference.tables import fit_map
 from pyro_arbuf.inference.validation import inference_scope
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.visibility import context_mask
@@ -46,7 +48,8 @@ def exact_loo(net: ArBufferModel, x: Any, y: Any) -> Any:
 
     .. math:: \mathrm{elpd} = \sum_i \log p(y_i \mid x_i, (x, y)_{-i})
 
-    Nothing was fitted, so nothing is approximated: no PSIS and no k-hat.
+    Nothing was fitted, so nothing is approximated: no PSIS and no k-hat. A table is standardised anew by the rows
+    that are left, as `net.condition` of these rows does.
 
     Args:
         net: The model.
@@ -77,10 +80,9 @@ def exact_loo(net: ArBufferModel, x: Any, y: Any) -> Any:
         if len(shape) > 1 and shape[-2] < 2:
             raise ValueError(f"x must hold at least 2 pairs per context to leave one out; got {shape}")
     with torch.no_grad(), inference_scope():
-        context = make_context(net, x, y)
-        left_out = leave_one_out(net, context.x, context.y, context.num_context, context.context_len)
-        if net.config.unit_map is not None:
-            left_out = left_out - net.config.unit_map.log_jacobian
+        context, pairs = make_context(net, x, y), check_pairs(net, x, y)  # the former warns outside what was trained
+        fit = functools.partial(fit_map, net.config)
+        left_out = leave_one_out(net, pairs.x, pairs.y, context.num_context, pairs.context_len, fit=fit)
     real = torch.ones_like(left_out, dtype=torch.bool)
     if context.context_len is not None:
         real = context_mask(context.context_len, context.num_context)

@@ -1,0 +1,178 @@
+"""Tables of a user: the map between their numbers and those of a network of tables, and checks of their columns.
+
+A network of tables has rows standardised by their context (`network/preprocessing`). The map of a context is therefore
+one for each of its tasks: first the user's units, where there are any, then its statistics. Knows nothing of Contexts,
+nor of weights.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.preprocessing import TableStatistics, table_statistics
+from pyro_arbuf.network.tracing import is_traced
+from pyro_arbuf.network.user_units import UnitMap
+from pyro_arbuf.network.visibility import context_mask
+
+
+@dataclass(frozen=True, eq=False)
+class TableMap:
+    """Maps inputs and outcomes of tables in and out, in float64, and densities to the user's units.
+
+    It has the methods of `UnitMap`; what they take broadcasts against the tables, and so does what they return.
+
+    Attributes:
+        units: Between the user's numbers and those that the statistics are of; `None` = they are the same.
+        statistics: Of every table, `(*tables, 1, .)`, float64.
+    """
+
+    units: UnitMap | None
+    statistics: TableStatistics
+
+    def network_x(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Inputs `(*batch, T, D)` of a user as the network has them."""
+        return self.statistics.map_x(_in_units(self.units, x)).to(dtype)
+
+    def network_y(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        """Outcomes `(*batch, T, D_y)` of a user as the network has them."""
+        y = y.double() if self.units is None else self.units.network_y(y, torch.float64)
+        return self.statistics.map_y(y).to(dtype)
+
+    def user_x(self, x: Tensor) -> Tensor:
+        """Inputs of the network as the user has them, in float64: those beyond its clipping come back as its ends."""
+        x = self.statistics.restore_x(x.double())
+        return x if self.units is None else self.units.user_x(x)
+
+    def user_y(self, y: Tensor) -> Tensor:
+        """Outcomes `(*batch, T, D_y)` of the network as the user has them."""
+        own = self.statistics.restore_y(y.double())
+        return (own if self.units is None else self.units.user_y(own)).to(y.dtype)
+
+    def user_variance(self, variance: Tensor) -> Tensor:
+        """Variances `(*batch, T, D_y)` of the network in the user's units squared."""
+        own = variance.double() * self.statistics.y_scale.square()
+        return (own if self.units is None else self.units.user_variance(own)).to(variance.dtype)
+
+    def user_density(self, density: Tensor) -> Tensor:
+        """Log densities `(*batch, T, D_y)` of the network's outcome dimensions as those of the user's, nats."""
+        own = density.double() - self.statistics.y_scale.log()
+        return (own if self.units is None else self.units.user_density(own)).to(density.dtype)
+
+    @property
+    def log_jacobian(self) -> Tensor:
+        """Log density of an outcome in the network's units minus that in the user's, `(*tables, 1)` nats."""
+        own = self.statistics.y_scale.log().sum(-1)
+        return own if self.units is None else own + self.units.log_jacobian
+
+
+Maps = UnitMap | TableMap
+
+
+def _in_units(units: UnitMap | None, x: Tensor) -> Tensor:
+    return x.double() if units is None else units.network_x(x, torch.float64)
+
+
+def make_map(config: ModelConfig, statistics: TableStatistics | None, tables: Size) -> Maps | None:
+    """The map of a context whose tasks, of batch shape `tables`, have statistics `(B, 1, .)`; `None` = no map."""
+    if statistics is None:
+        return config.unit_map
+    return TableMap(config.unit_map, TableStatistics(*(part.view(*tables, *part.shape[1:]) for part in statistics)))
+
+
+def fit_map(config: ModelConfig, x: Tensor, y: Tensor, context_len: Tensor | None = None) -> Maps | None:
+    """The map that contexts give: of tables with their statistics, of others the user's units alone.
+
+    Args:
+        config: Of the network.
+        x: `(B, N, D)` inputs in the user's units, float64.
+        y: `(B, N, D_y)` outcomes, likewise.
+        context_len: `(B,)` int64, real rows per task; `None` = all N.
+    """
+    units = config.unit_map
+    if not config.missing_x:
+        return units
+    y = y.double() if units is None else units.network_y(y, torch.float64)
+    return TableMap(units, table_statistics(_in_units(units, x), y, context_len))
+
+
+def map_pairs(
+    maps: Maps | None, x: Tensor, y: Tensor, context_len: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Pairs `(B, N, .)` of a user as the network has them, zeros where padded."""
+    if maps is None:
+        return x.to(dtype), y.to(dtype)
+    x, y = maps.network_x(x, dtype), maps.network_y(y, dtype)
+    if context_len is None:
+        return x, y
+    padding = ~context_mask(context_len, x.shape[1]).unsqueeze(-1)
+    return x.masked_fill(padding, 0.0), y.masked_fill(padding, 0.0)
+
+
+def warn_equal_outcomes(y: Tensor, context_len: Tensor | None, stacklevel: int) -> None:
+    """Warns where a context has rows, `(B, N, D_y)`, whose outcomes are all equal, and so say nothing of a scale."""
+    if is_traced() or y.requires_grad or y.shape[1] == 0:
+        return
+    if context_len is None:
+        equal = y.amax(1) == y.amin(1)
+    else:
+        here = context_mask(context_len, y.shape[1]).unsqueeze(-1)
+        ends = y.masked_fill(~here, -torch.inf).amax(1), y.masked_fill(~here, torch.inf).amin(1)
+        equal = (ends[0] == ends[1]) & (context_len > 0).unsqueeze(-1)
+    if bool(equal.any()):
+        warnings.warn(
+            "y of a context has no two different values, so that it says nothing of their unit and is taken as it is: "
+            "densities are those for outcomes of about unit scale; give more rows, or state the unit by "
+            "net.in_units(y_loc=..., y_scale=...)",
+            stacklevel=stacklevel,
+        )
+
+
+def labels_of(x: object) -> tuple[Any, ...]:
+    """Names of the columns of a table; of a list of tables those of the first; else none.
+
+    Raises:
+        ValueError: If tables of a list have other columns, or in another order.
+    """
+    if isinstance(x, list | tuple):
+        found = [labels_of(each) for each in x]
+        for i, each in enumerate(found):
+            _check_labels(f"x[{i}]", each, found[0], "x[0]")
+        return found[0] if found else ()
+    columns = getattr(x, "columns", None)
+    return () if columns is None else tuple(columns)
+
+
+def check_columns(x: Tensor, given: object, number: int | None, labels: tuple[Any, ...]) -> None:
+    """Checks that targets have the columns of their context.
+
+    Args:
+        x: `(*batch, M, D)` inputs of the targets.
+        given: What the user gave for them, perhaps a table with names.
+        number: Columns of the context; `None` = it has no rows, and takes any.
+        labels: Their names; empty = not known.
+
+    Raises:
+        ValueError: If number, names or order differ.
+    """
+    if number is None:
+        return
+    _check_labels("x", labels_of(given), labels, "the context")
+    if x.shape[-1] != number:
+        named = f", {list(labels)}" if labels else ""
+        raise ValueError(
+            f"x must have the {number} columns of the context{named}; got {x.shape[-1]}; give targets the columns that "
+            "net.condition was given, in the same order"
+        )
+
+
+def _check_labels(name: str, labels: tuple[Any, ...], expected: tuple[Any, ...], where: str) -> None:
+    if not labels or not expected or labels == expected:
+        return
+    raise ValueError(
+        f"{name} must have the columns of {where} in the same order, {list(expected)}; got {list(labels)}; choose them "
+        f"by {name}[{list(expected)}]"
+    )

@@ -1,0 +1,406 @@
+"""Tables of a user: any columns, rows and units, standardised by their context inside; densities in the user's units."""
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pyro
+import pytest
+import tiny
+import torch
+from samples import draw
+from torch import Tensor
+from torch.testing import assert_close
+
+from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.distributions.marginals import ArBufferMarginals
+from pyro_arbuf.inference.context import Context, encode_pairs
+from pyro_arbuf.inference.orders import random_orders
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.preprocessing import TableStatistics, table_statistics
+from pyro_arbuf.workflow.check_model import check_model
+from pyro_arbuf.workflow.datatree import to_datatree
+from pyro_arbuf.workflow.loo import exact_loo
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+B, N, K, M, D, MAX_D = 2, 9, 4, 6, 3, 5
+ROWS = {"inputs": "rows", "dim_x": MAX_D, "column_width": 8, "num_inducing": 3, "num_context": (0, 40)}
+ORDERS = random_orders(M, 3)
+NAMES = ["size", "age", "rooms"]
+
+
+def rows_net(**fields: object) -> ArBufferModel:
+    """A network of tables whose blocks and head do something."""
+    net = tiny.tiny_model(**ROWS, max_frequency=4.0, **fields).double().requires_grad_(False)
+    for parameter in net.head.parameters():
+        parameter *= 2
+    for block in (*net.backbone.blocks, *net.embedder.rows.blocks, net.embedder.rows.spread):
+        block.out.weight *= 3
+    return net
+
+
+@pytest.fixture(scope="module", params=[None, 2], ids=["scalar", "vector"])
+def net(request: pytest.FixtureRequest) -> ArBufferModel:
+    return rows_net(dim_y=request.param)
+
+
+@pytest.fixture(scope="module")
+def scalar_net() -> ArBufferModel:
+    return rows_net()
+
+
+def inputs(*shape: int, seed: int) -> Tensor:
+    """Columns far from standard, `(*shape, D)`, with a few missing cells."""
+    x = draw(*shape, D, seed=seed)
+    x = torch.stack([1990 + 12 * x[..., 0], x[..., 1].exp() / 50, x[..., 2].round()], -1)
+    return x.masked_fill(draw(*shape, D, seed=seed + 50) > 1.4, torch.nan)
+
+
+def outcomes(net: ArBufferModel, *shape: int, seed: int) -> Tensor:
+    dim_y = net.config.dim_y or 1
+    y = draw(*shape, dim_y, seed=seed) * torch.tensor([4e4, 0.02])[:dim_y] + torch.tensor([2e5, -7.0])[:dim_y]
+    return net.config.squeeze_outcome(y)
+
+
+def full(net: ArBufferModel, y: Tensor) -> Tensor:
+    return y.unsqueeze(-1) if net.config.dim_y is None else y
+
+
+class Case:
+    """A user's table, and what training showed of it: the same, standardised by hand."""
+
+    def __init__(self, net: ArBufferModel, kind: str):
+        self.net = net
+        batch = () if kind in ("one", "none") else (B,)
+        self.x, self.y = inputs(*batch, M, seed=3), outcomes(net, *batch, M, seed=5)
+        x, y, length = inputs(B, N, seed=1), outcomes(net, B, N, seed=2), None
+        if kind == "ragged":
+            length = torch.tensor([N, N - 3])
+            self.context = net.condition([x[0], x[1, : N - 3]], [y[0], y[1, : N - 3]])
+        elif kind == "dropped":
+            gone = torch.zeros(B, N, dtype=torch.bool)
+            gone[0, [1, 4]] = gone[1, [0, N - 1]] = True
+            hidden = y.masked_fill(gone if net.config.dim_y is None else gone.unsqueeze(-1), torch.nan)
+            self.context = net.condition(x, hidden, nan="drop")
+            x, y = (part[~gone].view(B, N - 2, *part.shape[2:]) for part in (x, y))
+        elif kind == "none":
+            x, y = x[:1, :0, :1], y[:1, :0]
+            self.context = net.condition()
+        elif kind == "one":
+            x, y = x[:1], y[:1]
+            self.context = net.condition(x[0], y[0])
+        else:
+            self.context = net.condition(x, y)
+        self.statistics = table_statistics(x, full(net, y), length)
+        x, y = self.statistics.map_x(x), self.statistics.map_y(full(net, y))
+        if length is not None:
+            x[1, N - 3 :] = y[1, N - 3 :] = 0.0
+        shape = torch.Size(batch)
+        with torch.no_grad():
+            self.plain = encode_pairs(net, x, y, length, shape, shape, (), False)
+        self.by_hand = TableStatistics(*(part.view(*shape, *part.shape[1:]) for part in self.statistics))
+        self.standard_x = self.by_hand.map_x(self.x)
+        self.standard_y = net.config.squeeze_outcome(self.by_hand.map_y(full(net, self.y)))
+        self.jacobian = self.by_hand.y_scale.log().sum((-2, -1))  # of one target, `(*batch,)`
+
+
+KINDS = ("batch", "one", "ragged", "dropped", "none")
+QUERIES = {  # of a joint and a value: densities, and how many targets each of them counts
+    "log_prob": (lambda d, y: d.log_prob(y), M),
+    "orders": (lambda d, y: ArBufferJoint(d.context, d.x, ORDERS, 2).log_prob(y), M),
+    "factors": (lambda d, y: d.log_prob_factors(y), 1),
+    "exact": (lambda d, y: ArBufferJoint(d.context, d.x, buffer_size=1).log_prob(y), M),
+    "conditionals": (lambda d, y: d.log_prob_conditionals(y), 1),
+    "marginals": (lambda d, y: d.marginals().log_prob(y), M),
+    "marginal_factors": (lambda d, y: d.marginals().log_prob_factors(y), 1),
+    "pit": (lambda d, y: d.pit(y).flatten(len(d.batch_shape)), 0),
+}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_density_of_a_table_is_that_of_the_standardised_one_minus_the_jacobian(net, kind, query):
+    case, (ask, count) = Case(net, kind), QUERIES[query]
+    expected = ask(ArBufferJoint(case.plain, case.standard_x), case.standard_y)
+    jacobian = case.jacobian if expected.dim() == case.jacobian.dim() else case.jacobian.unsqueeze(-1)
+    got = ask(ArBufferJoint(case.context, case.x), case.y)
+    assert expected.isfinite().all() and (count == 0 or kind == "none" or jacobian.abs().min() > 1)
+    assert_close(got, expected - count * jacobian, **EXACT)
+
+
+def test_draws_moments_and_quantiles_come_back(net):
+    case = Case(net, "ragged")
+    own, plain = ArBufferJoint(case.context, case.x), ArBufferJoint(case.plain, case.standard_x)
+
+    def restored(y: Tensor) -> Tensor:
+        return net.config.squeeze_outcome(case.by_hand.restore_y(full(net, y)))
+
+    for ask in (lambda d: d.sample((5,)), lambda d: d.marginals().sample((5,)), lambda d: d.moments(4).mean):
+        torch.manual_seed(1)
+        expected = restored(ask(plain))
+        torch.manual_seed(1)
+        assert_close(ask(own), expected, **EXACT)
+    u = torch.rand(M, *own.event_shape[1:], dtype=torch.float64)
+    assert_close(own.marginals().icdf(u), restored(plain.marginals().icdf(u)), **EXACT)
+    assert_close(own.marginals().cdf(own.marginals().icdf(u)), u.expand(B, *u.shape), rtol=0, atol=1e-7)
+    if net.config.dim_y is None:
+        assert_close(own.marginals().mean, restored(plain.marginals().mean), **EXACT)
+        scale = case.by_hand.y_scale.squeeze(-1)
+        assert_close(own.marginals().variance, plain.marginals().variance * scale**2, **EXACT)
+
+
+def test_a_dropped_target_has_no_jacobian(net):
+    case = Case(net, "batch")
+    hidden, standard = case.y.clone(), case.standard_y.clone()
+    hidden[0, 2] = standard[0, 2] = torch.nan
+    for law in (ArBufferJoint, ArBufferMarginals):
+        own, plain = law(case.context, case.x, nan="drop"), law(case.plain, case.standard_x, nan="drop")
+        count = torch.tensor([M - 1, M])
+        assert_close(own.log_prob(hidden), plain.log_prob(standard) - count * case.jacobian, **EXACT)
+        factors = own.log_prob_factors(hidden)
+        assert factors[0, 2] == 0
+        assert_close(factors.sum(-1), own.log_prob(hidden), **EXACT)
+
+
+def loo_by_hand(net: ArBufferModel, x: Tensor, y: Tensor) -> Tensor:
+    """Every row scored by a context of the others."""
+    parts = []
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i]
+        law = ArBufferMarginals(net.condition(x[others], y[others]), x[i : i + 1])
+        parts.append(law.log_prob(y[i : i + 1]))
+    return torch.stack(parts)
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_exact_loo_conditions_on_the_rest_and_standardises_by_it(net, units):
+    net = net.in_units(y_loc=3.0, y_scale=50.0) if units else net
+    x, y = inputs(B, N, seed=1), outcomes(net, B, N, seed=2)
+    found = exact_loo(net, [x[0], x[1, :5]], [y[0], y[1, :5]])
+    expected = torch.cat([loo_by_hand(net, x[0], y[0]), loo_by_hand(net, x[1, :5], y[1, :5])])
+    assert_close(torch.as_tensor(found.elpd_i.values), expected, **EXACT)
+
+
+def test_statistics_stay_those_of_the_original_context(net):
+    case = Case(net, "ragged")
+    own, plain = ArBufferJoint(case.context, case.x), ArBufferJoint(case.plain, case.standard_x)
+    rest = [1, 2, 4, 5]
+    got = own.condition([0, 3], case.y[:, [0, 3]])
+    expected = plain.condition([0, 3], case.standard_y[:, [0, 3]]).log_prob(case.standard_y[:, rest])
+    assert_close(got.log_prob(case.y[:, rest]), expected - len(rest) * case.jacobian, **EXACT)
+    assert_close(got.condition([1], case.y[:, [2]]).context.statistics, case.context.statistics)
+
+
+def test_affine_changes_of_columns_change_nothing_and_of_y_the_jacobian_alone(net):
+    case = Case(net, "ragged")
+    loc, scale = torch.tensor([-4.0, 1e3, 0.1]), torch.tensor([1e-3, 7.0, 1e4])
+    x, y = inputs(B, N, seed=1), outcomes(net, B, N, seed=2)
+    xs, ys = [x[0], x[1, : N - 3]], [y[0], y[1, : N - 3]]
+    changed = net.condition([loc + scale * part for part in xs], [5 + 1e-3 * part for part in ys])
+    joint = ArBufferJoint(changed, loc + scale * case.x)
+    expected = ArBufferJoint(case.context, case.x).log_prob(case.y) - M * (net.config.dim_y or 1) * np.log(1e-3)
+    assert_close(joint.log_prob(5 + 1e-3 * case.y), expected, rtol=1e-7, atol=1e-7)
+
+
+def test_order_of_columns_changes_nothing(net):
+    case, order = Case(net, "batch"), [2, 0, 1]
+    context = net.condition(inputs(B, N, seed=1)[..., order], outcomes(net, B, N, seed=2))
+    got = ArBufferJoint(context, case.x[..., order], buffer_size=2).log_prob(case.y)
+    assert_close(got, ArBufferJoint(case.context, case.x, buffer_size=2).log_prob(case.y), rtol=0, atol=1e-8)
+
+
+def test_units_come_first_and_then_the_context_s(net):
+    case = Case(net, "ragged")
+    y_loc, y_scale = [2e5, -3.0][: net.config.dim_y or 1], [100.0, 0.5][: net.config.dim_y or 1]
+    units = net.in_units(y_loc=y_loc, y_scale=y_scale)
+    x, y = inputs(B, N, seed=1), outcomes(net, B, N, seed=2)
+    context = units.condition([x[0], x[1, : N - 3]], [y[0], y[1, : N - 3]])
+    own = ArBufferJoint(case.context, case.x)
+    joint = ArBufferJoint(context, case.x)  # where there are rows, they say what the units are
+    assert_close(joint.log_prob(case.y), own.log_prob(case.y), rtol=1e-7, atol=1e-7)
+    torch.manual_seed(1)
+    drawn = own.sample()
+    torch.manual_seed(1)
+    assert_close(joint.sample(), drawn, rtol=1e-7, atol=1e-7)
+    empty = ArBufferMarginals(units.condition(), case.x)
+    in_network = (full(net, case.y) - torch.tensor(y_loc)) / torch.tensor(y_scale)
+    plain = ArBufferMarginals(net.condition(), case.x).log_prob(net.config.squeeze_outcome(in_network))
+    assert_close(empty.log_prob(case.y), plain - M * np.log(y_scale).sum(), **EXACT)
+    stated = net.in_units(x_loc=1990.0, x_scale=12.0)
+    got = ArBufferMarginals(stated.condition(), case.x).log_prob(case.y)
+    assert_close(got, ArBufferMarginals(net.condition(), (case.x - 1990.0) / 12.0).log_prob(case.y), **EXACT)
+
+
+def test_a_context_without_rows_takes_any_number_of_columns(scalar_net):
+    for context in (scalar_net.condition(), scalar_net.condition(torch.zeros(0, 4).double(), torch.zeros(0).double())):
+        for number in (1, D, MAX_D):
+            x, y = draw(2 * K + 1, number, seed=3), draw(2 * K + 1, seed=4)
+            joint = ArBufferJoint(context, x)  # which absorbs twice
+            assert joint.log_prob(y).isfinite() and joint.sample().isfinite().all()
+            assert joint.log_prob_conditionals(y).isfinite().all()
+            grown = joint.condition([0, 1], y[:2])
+            assert grown.context.num_columns == number and grown.log_prob(y[2:]).isfinite()
+
+
+def same(net: ArBufferModel, context: Context, like: Context) -> None:
+    x, y = inputs(*like.batch_shape, M, seed=3), outcomes(net, *like.batch_shape, M, seed=5)
+    assert_close(ArBufferJoint(context, x).log_prob(y), ArBufferJoint(like, x).log_prob(y), **EXACT)
+
+
+def test_statistics_go_along_with_indexing_expanding_moving_and_pickling(scalar_net):
+    context = Case(scalar_net, "ragged").context
+    assert isinstance(context.statistics, TableStatistics) and context.statistics.y_scale.dtype == torch.float64
+    same(scalar_net, pickle.loads(pickle.dumps(context)), context)
+    same(scalar_net, context.to("cpu"), context)
+    x, y = inputs(B, N, seed=1), outcomes(scalar_net, B, N, seed=2)
+    alone = [scalar_net.condition(x[0], y[0]), scalar_net.condition(x[1, : N - 3], y[1, : N - 3])]
+    for b in range(B):
+        same(scalar_net, context[b], alone[b])
+        same(scalar_net, list(context)[b], alone[b])
+    repeated = context[torch.tensor([[1, 0, 1], [0, 0, 1]])]
+    values = ArBufferJoint(repeated, inputs(M, seed=3)).log_prob(outcomes(scalar_net, M, seed=5))
+    each = [ArBufferJoint(c, inputs(M, seed=3)).log_prob(outcomes(scalar_net, M, seed=5)) for c in alone]
+    assert_close(values, torch.stack(each)[torch.tensor([[1, 0, 1], [0, 0, 1]])], **EXACT)
+    wide = ArBufferJoint(context.expand(4, B), inputs(M, seed=3)).expand((3, 4, B))
+    assert_close(wide.log_prob(outcomes(scalar_net, M, seed=5)), torch.stack(each).expand(3, 4, B), **EXACT)
+    column = context[torch.arange(B)[:, None]]  # (B, 1), beside a batch of targets
+    grid = ArBufferJoint(column, inputs(3, M, seed=8))
+    y_grid = outcomes(scalar_net, M, seed=5)
+    rows = [ArBufferJoint(c, inputs(3, M, seed=8)).log_prob(y_grid) for c in alone]
+    assert_close(grid.log_prob(y_grid), torch.stack(rows), **EXACT)
+    grown = grid.condition([1], y_grid[[1]]).log_prob(y_grid[[0, 2, 3, 4, 5]])
+    others = [ArBufferJoint(c, inputs(3, M, seed=8)).condition([1], y_grid[[1]]) for c in alone]
+    assert_close(grown, torch.stack([d.log_prob(y_grid[[0, 2, 3, 4, 5]]) for d in others]), **EXACT)
+
+
+def test_a_frame_and_its_numbers_are_one_table_in_float32_too(scalar_net):
+    x, y = inputs(N, seed=1).numpy(), outcomes(scalar_net, N, seed=2).numpy()
+    frame = pd.DataFrame(x, columns=NAMES).assign(rooms=lambda t: t["rooms"].astype("Int64"), price=y)
+    new, value = pd.DataFrame(inputs(M, seed=3).numpy(), columns=NAMES), outcomes(scalar_net, M, seed=5)
+    context = scalar_net.condition(frame[NAMES], frame["price"])
+    assert context.columns == tuple(NAMES) and context.num_columns == D
+    exact = ArBufferJoint(context, new)
+    plain = ArBufferJoint(Case(scalar_net, "one").context, exact.x)
+    assert_close(exact.log_prob(value), plain.log_prob(value), **EXACT)
+    coarse = copy.deepcopy(scalar_net).float()
+    day = pd.to_datetime("2020-01-01") + pd.to_timedelta(np.arange(N), unit="h")
+    frame, later = frame.assign(size=day), new.assign(size=day[:M] + pd.to_timedelta(1, unit="D"))
+    nets = (scalar_net, coarse)
+    found = [ArBufferJoint(each.condition(frame[NAMES], frame["price"]), later).log_prob(value) for each in nets]
+    assert_close(found[1], found[0], rtol=1e-4, atol=1e-3)  # hours beside days since 1970, standardised in float64
+
+
+def test_gradients_of_a_live_context_reach_the_statistics(scalar_net):
+    x, y = inputs(5, seed=1).nan_to_num(2.0), outcomes(scalar_net, 5, seed=2) / 1e4
+    parts = [x, y, inputs(3, seed=3).nan_to_num(2.0), outcomes(scalar_net, 3, seed=5) / 1e4]
+    scale = torch.tensor([12.0, 0.02, 1.0]).double()
+
+    def density(x: Tensor, y: Tensor, x_target: Tensor, y_target: Tensor) -> Tensor:
+        context = scalar_net.condition(x * scale, y)
+        return ArBufferJoint(context, x_target * scale, buffer_size=2).log_prob(y_target)
+
+    given = [(part / scale if part.dim() == 2 else part).requires_grad_() for part in parts]
+    assert scalar_net.condition(*given[:2]).live
+    assert torch.autograd.gradcheck(density, given, eps=1e-6, atol=1e-5)
+
+
+def test_what_is_sampled_is_what_is_scored(scalar_net):
+    case, shift = Case(scalar_net, "one"), 0.2
+    joint = ArBufferJoint(case.context, case.x[:5], random_orders(5, 3), 2)
+    step = shift * case.by_hand.y_scale.squeeze()
+    torch.manual_seed(2)
+    draws = joint.sample((4000,))
+    ratio = (joint.log_prob(draws + step) - joint.log_prob(draws)).exp()  # of mean 1 under the law that is scored
+    assert abs(ratio.mean() - 1) < 5 * ratio.std() / 4000**0.5 and ratio.std() < 2
+
+
+def test_data_in_context_and_event_are_found(scalar_net):
+    x, y = inputs(N, seed=1), outcomes(scalar_net, N, seed=2)
+    context = scalar_net.condition(x, y)
+
+    def model(targets: Tensor, observed: Tensor) -> None:
+        pyro.sample("y", ArBufferJoint(context, targets), obs=observed)
+
+    assert x[:3].isnan().any()
+    assert any("count twice" in problem for problem in check_model(model, x[:3], y[:3]))
+    assert not check_model(model, inputs(3, seed=3), y[:3])
+
+
+def test_datatree_has_the_user_s_numbers(scalar_net):
+    x, y = inputs(N, seed=1), outcomes(scalar_net, N, seed=2)
+    tree = to_datatree(ArBufferJoint(scalar_net.condition(x, y), inputs(M, seed=3)), num_samples=3)
+    constants = tree["constant_data"]
+    assert_close(torch.as_tensor(constants["y_context"].values), y, **EXACT)
+    statistics = table_statistics(x[None], y[None, :, None])
+    inside = statistics.map_x(x[None])[0].abs() < 4
+    shown = torch.as_tensor(constants["x_context"].values)
+    assert_close(shown[inside], x[inside], rtol=1e-8, atol=1e-8)
+    assert torch.equal(shown.isnan(), x.isnan())
+    empty = to_datatree(ArBufferJoint(scalar_net.condition(), inputs(M, seed=3)), num_samples=3)
+    assert empty["constant_data"]["x"].shape == (M, D)
+
+
+GOOD = {"size": [50.0, 60, 70, 80], "age": [1.0, 5, 2, 9]}
+Y = pd.Series([1.0, 2, 4, 3])
+CITY = pd.DataFrame(GOOD).assign(city=["a", "b", "a", "c"])
+WRONG = {
+    "no_column": (lambda net: net.condition(pd.DataFrame(index=range(4)), Y), r"got \(0, 0\)|1 to 5"),
+    "series": (lambda net: net.condition(pd.Series(GOOD["size"]), Y), "to_frame"),
+    "text": (lambda net: net.condition(CITY, Y), "'city'.*numbers"),
+    "too_many": (lambda net: net.condition(draw(4, 6), Y), "1 to 5 columns"),
+    "too_many_targets": (lambda net: ArBufferJoint(net.condition(), draw(4, 6)), "1 to 5 columns"),
+    "infinite": (lambda net: net.condition(torch.full((4, 2), torch.inf), Y), "infinite"),
+    "infinite_target": (lambda net: ArBufferJoint(net.condition(), torch.full((4, 2), torch.inf)), "infinite"),
+    "fewer": (lambda net: ArBufferJoint(net.condition(pd.DataFrame(GOOD), Y), draw(2, 1)), "2 columns.*'size'.*got 1"),
+    "more": (lambda net: ArBufferMarginals(net.condition(draw(4, 2), Y), draw(2, 3)), "2 columns.*got 3"),
+    "other_names": (lambda net: ArBufferJoint(net.condition(pd.DataFrame(GOOD), Y), CITY[["size"]]), "'age'"),
+    "other_order": (
+        lambda net: ArBufferJoint(net.condition(pd.DataFrame(GOOD), Y), pd.DataFrame(GOOD)[["age", "size"]]),
+        "same order",
+    ),
+    "uneven_list": (lambda net: net.condition([draw(4, 2), draw(4, 3)], [Y, Y]), r"\[2, 3\]"),
+    "uneven_names": (lambda net: net.condition([pd.DataFrame(GOOD), CITY[["age", "size"]]], [Y, Y]), r"x\[1\]"),
+    "units_of_x": (lambda net: net.in_units(x=pd.DataFrame(GOOD)), "standardise them"),
+    "range_of_x": (lambda net: net.in_units(x_range=(0.0, 1.0)), "standardise them"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_tables_are_refused_with_what_is_wrong(scalar_net, case):
+    call, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        call(scalar_net)
+
+
+ODD: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str | None]] = {
+    "constant_column": (lambda x, y: (x.index_fill(1, torch.tensor([1]), 7.0), y), None),
+    "missing_column": (lambda x, y: (x.index_fill(1, torch.tensor([1]), torch.nan), y), None),
+    "all_missing": (lambda x, y: (torch.full_like(x, torch.nan), y), None),
+    "duplicated_rows": (lambda x, y: (x[[0, 0, 1, 1, 2]], y[[0, 0, 1, 1, 2]]), None),
+    "same_column_twice": (lambda x, y: (x[:, [0, 1, 0]], y), None),
+    "two_rows": (lambda x, y: (x[:2], y[:2]), None),
+    "one_row": (lambda x, y: (x[:1], y[:1]), "no two different values"),
+    "equal_outcomes": (lambda x, y: (x[:2], y[[0, 0]]), "no two different values"),
+    "many_rows": (lambda x, y: (x.repeat(6, 1), y.repeat(6)), "num_context lies outside"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_tables_have_finite_densities_and_warn_where_these_mean_little(scalar_net, case):
+    change, message = ODD[case]
+    x, y = change(inputs(N, seed=1), 5 + draw(N, seed=2))
+    target = inputs(M, seed=3).index_fill(0, torch.tensor([1]), torch.nan)  # a row without any cell among them
+    if message is None:
+        context = scalar_net.condition(x, y)
+    else:
+        with pytest.warns(UserWarning, match=message) as caught:
+            context = scalar_net.condition(x, y)
+        assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="num_context with absorbed")
+        joint = ArBufferJoint(context, target)
+    assert joint.log_prob(5 + draw(M, seed=4)).isfinite() and joint.sample((2,)).isfinite().all()
+    assert joint.marginals().mean.isfinite().all()
