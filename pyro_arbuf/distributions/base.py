@@ -196,7 +196,6 @@ class ArBufferDistribution(TorchDistribution):
                 hint = f"; the network has one outcome, so that one of the {y.shape[-1]} columns can be scored"
             raise ValueError(f"y must have shape (*batch, {', '.join(map(str, event))}); got {tuple(y.shape)}{hint}")
         values = check_y("y", y, self.context.model, finite=False, at_latents=self._at_latents)
-        broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
         values = self._mapped(values)
         if self._validate_args and may_look_at(y):
             wrong = torch.isinf(values) if self.nan == "drop" else ~torch.isfinite(values)
@@ -210,7 +209,8 @@ class ArBufferDistribution(TorchDistribution):
         return values
 
     def _mapped(self, y: Tensor) -> Tensor:
-        """Checked outcomes `(*batch, T, D_y)` of a user in the model's units and dtype."""
+        """Checked outcomes `(*batch, T, D_y)` of a user in the model's units and dtype; their batches must fit."""
+        broadcast_batches({"distribution": self.batch_shape, "y": y.shape[:-2]})
         return y if self._maps is None else self._maps.network_y(y, self._x.dtype)
 
     def _check_outcomes(self, y: Tensor, stacklevel: int) -> Tensor:

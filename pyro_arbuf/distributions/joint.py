@@ -303,15 +303,14 @@ class ArBufferJoint(ArBufferDistribution):
             RuntimeError: If the context is not current.
         """
         given = check_index(index, self._num_targets).to(self._x.device)
-        values = check_y("y", y := self._as_tensor(y), self.context.model)
-        full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
-        values = self._mapped(values)
+        values = self._mapped(check_y("y", y := self._as_tensor(y), self.context.model))
         if values.shape[-2] != len(given):
             raise ValueError(f"y must have shape (*batch, {len(given)}, ...) for this index; got {tuple(y.shape)}")
         if self._validate_args:
             warn_outside("y", values, self.context.model.config, stacklevel=3)
         rest = torch.ones(self._num_targets, dtype=torch.bool, device=self._x.device)
         rest[given] = False
+        full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
         shape = torch.broadcast_shapes(self._own_shape, values.shape[:-2])
         context = grow_context(self.context, self._x[..., given, :], values, shape).expand(full)
         warn_outside_counts("num_context", context.num_context, context.model.config.num_context, stacklevel=3)

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.inference.chain import check_exchangeable, leave_one_out
 from pyro_arbuf.inference.conditioning import check_pairs, make_context
+from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.tables import fit_map
 from pyro_arbuf.inference.validation import inference_scope
 from pyro_arbuf.model import ArBufferModel
@@ -80,9 +81,8 @@ def exact_loo(net: ArBufferModel, x: Any, y: Any) -> Any:
         if len(shape) > 1 and shape[-2] < 2:
             raise ValueError(f"x must hold at least 2 pairs per context to leave one out; got {shape}")
     with torch.no_grad(), inference_scope():
-        context, pairs = make_context(net, x, y), check_pairs(net, x, y)  # the former warns outside what was trained
-        fit = functools.partial(fit_map, net.config)
-        left_out = leave_one_out(net, pairs.x, pairs.y, context.num_context, pairs.context_len, fit=fit)
+        context = make_context(net, x, y)
+        left_out = _left_out_rows(net, x, y) if net.config.missing_x else _left_out_pairs(context)
     real = torch.ones_like(left_out, dtype=torch.bool)
     if context.context_len is not None:
         real = context_mask(context.context_len, context.num_context)
@@ -97,6 +97,19 @@ def exact_loo(net: ArBufferModel, x: Any, y: Any) -> Any:
         "n": len(pointwise),
     }
     return xarray.Dataset(values, coords)
+
+
+def _left_out_pairs(context: Context) -> Tensor:
+    """Log density of every pair given the others, `(B, N)` nats in the user's units."""
+    densities = leave_one_out(context.model, context.x, context.y, context.num_context, context.context_len)
+    return densities if context.maps is None else densities - context.maps.log_jacobian
+
+
+def _left_out_rows(net: ArBufferModel, x: Any, y: Any) -> Tensor:
+    """The same of tables, each of which is standardised anew by the rows that are left."""
+    pairs = check_pairs(net, x, y)
+    fit = functools.partial(fit_map, net.config)
+    return leave_one_out(net, pairs.x, pairs.y, pairs.x.shape[1], pairs.context_len, fit=fit)
 
 
 def to_elpd_data(loo: Any) -> Any:
