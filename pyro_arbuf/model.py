@@ -133,7 +133,9 @@ class ArBufferModel(Network):
         Args:
             x: `(*batch, N, D_x)` inputs, in the units of the network or, after `in_units`, of the user; or a list of B
                 tensors `(N_b, D_x)` of different lengths; `None` = no observation (N = 0). Tensors, NumPy arrays,
-                pandas tables and xarray arrays are taken, here and wherever inputs and outcomes are.
+                pandas tables and xarray arrays are taken, here and wherever inputs and outcomes are. Of a network of
+                tables `(*batch, N, D)`, 1 <= D <= D_x, in any units and NaN where a cell is missing; the context
+                standardises them and is what its targets are standardised by.
             y: `(*batch, N)` for a scalar outcome, `(*batch, N, D_y)` for a vector outcome; or a list of B such
                 tensors without batch. Of several sites, ("choice", "rt"), also a dict of them, each `(*batch, N)`.
             latents: Values `(*batch, *shape)` of some of `net.latents`, in their own supports, which are then given
@@ -145,8 +147,8 @@ class ArBufferModel(Network):
             A `Context` of batch shape `*batch`, or `(B,)` for lists. Permuting the N pairs changes nothing.
 
         Raises:
-            ValueError: If a shape, dtype or device is wrong, a value is infinite, or NaN and not dropped, or a latent
-                is unknown or outside its support.
+            ValueError: If a shape, dtype or device is wrong, a value is infinite, or NaN and neither dropped nor a
+                missing cell, or a latent is unknown or outside its support.
 
         Example:
             >>> import torch

@@ -5,7 +5,13 @@ import torch
 from scipy.stats import yeojohnson, yeojohnson_llf
 from torch.testing import assert_close
 
-from pyro_arbuf.network.preprocessing import POWER_SD, POWERS, table_statistics, yeo_johnson
+from pyro_arbuf.network.preprocessing import (
+    POWER_SD,
+    POWERS,
+    inverse_yeo_johnson,
+    table_statistics,
+    yeo_johnson,
+)
 
 B, N, D, D_Y, M = 3, 40, 5, 2, 7
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -28,6 +34,14 @@ def test_yeo_johnson_is_scipy_s_and_its_derivative_is_positive(power):
     assert_close(mapped.detach(), torch.from_numpy(yeojohnson(x.detach().numpy(), power)), rtol=1e-5, atol=1e-6)
     (slope,) = torch.autograd.grad(mapped.sum(), x)
     assert (slope > 0).all() and slope[20] == 1
+
+
+@pytest.mark.parametrize("power", [-0.95, 0.0, 1e-6, 0.5, 1.0, 2.0, 2.95])
+def test_inverse_gives_back_the_number_and_keeps_what_is_missing(power):
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64)
+    power = torch.tensor(power, dtype=torch.float64)
+    assert_close(inverse_yeo_johnson(yeo_johnson(x, power), power), x, rtol=1e-9, atol=1e-9)
+    assert inverse_yeo_johnson(torch.tensor(torch.nan), torch.tensor(1.5)).isnan()
 
 
 def test_power_is_the_most_likely_one(table):

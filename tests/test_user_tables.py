@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -342,6 +344,34 @@ def test_datatree_has_the_user_s_numbers(scalar_net):
     assert torch.equal(shown.isnan(), x.isnan())
     empty = to_datatree(ArBufferJoint(scalar_net.condition(), inputs(M, seed=3)), num_samples=3)
     assert empty["constant_data"]["x"].shape == (M, D)
+
+
+def test_traces_and_transforms_give_what_eager_code_gives(scalar_net):
+    x, y = inputs(B, N, seed=1)[0], outcomes(scalar_net, B, N, seed=2)[0]
+    target, value = inputs(B, M, seed=3)[0], outcomes(scalar_net, B, M, seed=5)[0]
+
+    def density(y: Tensor) -> Tensor:
+        return ArBufferJoint(scalar_net.condition(x, y, nan="drop"), target).log_prob(value)
+
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    traced = torch.jit.trace(density, (y,), check_trace=False)
+    hidden = y.clone()
+    hidden[3] = torch.nan
+    for each in (y, hidden):
+        assert_close(traced(each), density(each), **EXACT)
+    leaf = y.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(density(leaf), leaf)
+    assert_close(torch.func.grad(density)(y), expected, **EXACT)
+
+
+def test_code_of_the_page_runs_and_the_page_is_short(scalar_net):
+    page = (Path(__file__).parent.parent / "docs" / "tables.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {"net": copy.deepcopy(scalar_net).float()}
+    warnings.filterwarnings("ignore", message="num_context")
+    exec(compile(block, "docs/tables.md", "exec"), names)
+    assert names["total"].mean() > 1e5 and names["density"].isfinite()  # pyright: ignore
+    assert len(page.splitlines()) <= 40
 
 
 GOOD = {"size": [50.0, 60, 70, 80], "age": [1.0, 5, 2, 9]}

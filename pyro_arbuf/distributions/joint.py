@@ -51,7 +51,7 @@ class ArBufferJoint(ArBufferDistribution):
 
     Args:
         context: What `net.condition(x_obs, y_obs)` returns.
-        x: `(*batch, M, D_x)` target inputs, M >= 1.
+        x: `(*batch, M, D_x)` target inputs, M >= 1; of tables with the columns of the context.
         orders: `(R, M)` int64, `orders[r, k]` = index of the target placed k-th, shared across the batch; `None` = one
             fixed shuffled order, a function of M only (the targets as given where the model is sequential).
         buffer_size: Targets between two absorptions, 1..K; `None` = the model's K. 1 = exact autoregression.

@@ -31,7 +31,7 @@ class ArBufferMarginals(ArBufferDistribution):
 
     Args:
         context: What `net.condition(x_obs, y_obs)` returns.
-        x: `(*batch, M, D_x)` target inputs, M >= 1.
+        x: `(*batch, M, D_x)` target inputs, M >= 1; of tables with the columns of the context.
         nan: What a NaN outcome does: `"raise"` a ValueError (where validation is on and the value is data, not a
             function of latents; else NaN comes out), or `"drop"` the target, which here integrates it out.
         validate_args: Whether values are checked; `None` = Pyro's default.
