@@ -255,6 +255,7 @@ def same(net: ArBufferModel, context: Context, like: Context) -> None:
 def test_statistics_go_along_with_indexing_expanding_moving_and_pickling(scalar_net):
     context = Case(scalar_net, "ragged").context
     assert isinstance(context.statistics, TableStatistics) and context.statistics.y_scale.dtype == torch.float64
+    assert not context.x[1, N - 3 :].any() and not context.y[1, N - 3 :].any()  # padding is 0 whatever the map
     same(scalar_net, pickle.loads(pickle.dumps(context)), context)
     same(scalar_net, context.to("cpu"), context)
     x, y = inputs(B, N, seed=1), outcomes(scalar_net, B, N, seed=2)
