@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_arbuf.network.attention import attend
 from pyro_arbuf.network.cache import Buffer, ContextCache, JoinedBuffer, KeysValues
+from pyro_arbuf.network.lags import Turn, first_biases, joined_turns, turned
 from pyro_arbuf.network.visibility import buffer_prefix_len
 
 SHARP_FROM = 64  # keys that a query reads before scaling matters: there it starts as a factor of 1
@@ -26,9 +27,12 @@ class Block(nn.Module):
         num_heads: Heads H.
         mlp_width: Hidden width of the MLP.
         scaled: Whether queries grow with the logarithm of the number of keys they read, by a learned factor per head.
+        frequencies: `(h / 2,)` of the angles by which queries and keys of a series are turned; `None` = they are not.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int, scaled: bool = False):
+    def __init__(
+        self, width: int, num_heads: int, mlp_width: int, scaled: bool = False, frequencies: Tensor | None = None
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.norm_attention = nn.LayerNorm(width, bias=False)
@@ -40,22 +44,32 @@ class Block(nn.Module):
         self.up = nn.Linear(width, mlp_width)
         self.down = nn.Linear(mlp_width, width)
         self.sharpness = nn.Parameter(torch.full((num_heads, 1, 1), 1 / math.log1p(SHARP_FROM))) if scaled else None
+        self.query_bias = self.key_bias = None
+        if frequencies is not None:
+            biases = first_biases(num_heads, frequencies, width // num_heads)
+            self.query_bias, self.key_bias = (nn.Parameter(bias) for bias in biases)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)  # (*batch, H, T, h)
 
-    def kv(self, normed: Tensor) -> KeysValues:
-        """Keys and values `(*batch, H, T, h)` of normalised tokens `(*batch, T, d)`."""
-        return self._heads(self.key(normed)), self._heads(self.value(normed))
+    def kv(self, normed: Tensor, turn: Turn | None = None) -> KeysValues:
+        """Keys and values `(*batch, H, T, h)` of normalised tokens `(*batch, T, d)`; of a series with their angles."""
+        keys = self._heads(self.key(normed))
+        if turn is not None and self.key_bias is not None:
+            keys = turned(keys, self.key_bias, turn)
+        return keys, self._heads(self.value(normed))
 
-    def q(self, normed: Tensor, num_keys: Tensor | None = None) -> Tensor:
+    def q(self, normed: Tensor, num_keys: Tensor | None = None, turn: Turn | None = None) -> Tensor:
         """Queries `(*batch, H, T, h)` of normalised tokens `(*batch, T, d)`.
 
         Args:
             normed: The tokens.
             num_keys: Keys that each of them reads, broadcasting against `(*batch, T)`; used where queries are scaled.
+            turn: Their angles; `None` = they have no time.
         """
         queries = self._heads(self.query(normed))
+        if turn is not None and self.query_bias is not None:
+            queries = turned(queries, self.query_bias, turn)
         if self.sharpness is None or num_keys is None:
             return queries
         length = torch.log1p(num_keys.to(queries.dtype)).unsqueeze(-1).unsqueeze(-3)  # (*batch, 1, T, 1)
@@ -67,9 +81,16 @@ class Block(nn.Module):
         return tokens + self.down(F.gelu(self.up(self.norm_mlp(tokens))))
 
 
-def make_blocks(width: int, num_layers: int, num_heads: int, mlp_width: int, scaled: bool = False) -> list[Block]:
+def make_blocks(
+    width: int,
+    num_layers: int,
+    num_heads: int,
+    mlp_width: int,
+    scaled: bool = False,
+    frequencies: Tensor | None = None,
+) -> list[Block]:
     """Blocks of a stack, whose branches start small."""
-    blocks = [Block(width, num_heads, mlp_width, scaled) for _ in range(num_layers)]
+    blocks = [Block(width, num_heads, mlp_width, scaled, frequencies) for _ in range(num_layers)]
     for block in blocks:
         for branch in (block.out, block.down):
             nn.init.normal_(branch.weight, std=(2 * num_layers * branch.in_features) ** -0.5)
@@ -85,26 +106,38 @@ class Backbone(nn.Module):
         num_heads: Number of heads H; divides `width`.
         mlp_width: Hidden width of the blocks' MLP.
         scaled: Whether queries grow with the logarithm of the number of keys they read.
+        frequencies: Of the angles of a series, see `Block`.
 
     Source:
         Scaled queries: Nakanishi (2025), scalable-softmax.
     """
 
-    def __init__(self, width: int, num_layers: int, num_heads: int, mlp_width: int, scaled: bool = False):
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_width: int,
+        scaled: bool = False,
+        frequencies: Tensor | None = None,
+    ):
         super().__init__()
         self.scaled = scaled
-        self.blocks = nn.ModuleList(make_blocks(width, num_layers, num_heads, mlp_width, scaled))
+        self.blocks = nn.ModuleList(make_blocks(width, num_layers, num_heads, mlp_width, scaled, frequencies))
 
     @property
     def _layers(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def encode_context(self, tokens: Tensor, context_len: Tensor | None = None) -> ContextCache:
-        """Encodes the context once: every token reads every other, positions play no role.
+    def encode_context(
+        self, tokens: Tensor, context_len: Tensor | None = None, turn: Turn | None = None
+    ) -> ContextCache:
+        """Encodes the context once: every token reads every other, and where they stand plays no role.
 
         Args:
             tokens: `(B, N, d)` embedded context, N >= 1.
             context_len: `(B,)` int64, real tokens per task, the padding behind them; `None` = all N.
+            turn: Angles of the tokens of a series, of batch `(B,)`.
 
         Returns:
             The keys and values of every layer.
@@ -113,11 +146,11 @@ class Backbone(nn.Module):
         num_keys = self._num_keys(tokens, context_len, tokens.shape[-2])
         for block in layers:
             normed = block.norm_attention(tokens)
-            kv = block.kv(normed)  # 2 x (B, H, N, h)
+            kv = block.kv(normed, turn)  # 2 x (B, H, N, h)
             keys.append(kv[0])
             values.append(kv[1])
             if block is not layers[-1]:  # nobody reads the context's own output of the last layer
-                attended = attend(block.q(normed, num_keys).unsqueeze(1), kv, context_len=context_len)
+                attended = attend(block.q(normed, num_keys, turn).unsqueeze(1), kv, context_len=context_len)
                 tokens = block.update(tokens, attended.squeeze(1))
         return ContextCache(tuple(keys), tuple(values), context_len)
 
@@ -128,6 +161,8 @@ class Backbone(nn.Module):
         buffer_tokens: Tensor | None,
         target_tokens: Tensor,
         prefix_len: Tensor | None = None,
+        buffer_turn: Turn | None = None,
+        target_turn: Turn | None = None,
     ) -> tuple[Tensor, Buffer]:
         """Reads targets against the cached context and a prefix of the buffer, after appending tokens to the buffer.
 
@@ -138,6 +173,8 @@ class Backbone(nn.Module):
             target_tokens: `(B, S or 1, M, d)`.
             prefix_len: int64 `(M,)`, `(B, M)` or `(B, S, M)`, visible slots per target; `None` = every slot, the new
                 ones too.
+            buffer_turn: Angles of the tokens that enter, of a series; of batch `(B, S or 1)`.
+            target_turn: Angles of the targets, likewise.
 
         Returns:
             Target features `(B, S, M, d)` and the longer buffer.
@@ -157,21 +194,21 @@ class Backbone(nn.Module):
                 own = buffer_prefix_len(buffer.num_slots, num_new, tokens.device)
                 targets = own.new_full(target_tokens.shape[-2:-1], num_slots) if prefix_len is None else prefix_len
                 query_len = torch.cat([own.expand(*targets.shape[:-1], -1), targets], -1)
-        grown, layers = [], self._layers
+        grown, layers, turn = [], self._layers, joined_turns(buffer_turn if num_new else None, target_turn, num_draws)
         for layer, block in enumerate(layers):
             normed = block.norm_attention(tokens)
             if num_new:
                 # Contiguous: a strided input would become one small product per draw instead of one large one.
-                grown.append(buffer.append(layer, *block.kv(normed[..., :num_new, :].contiguous())))
+                entering = None if turn is None else turn.part(slice(num_new))
+                grown.append(buffer.append(layer, *block.kv(normed[..., :num_new, :].contiguous(), entering)))
             if num_new and block is layers[-1]:  # of the last layer only the targets' output is wanted
                 tokens, normed = (t[..., num_new:, :].contiguous() for t in (tokens, normed))
-                query_len = prefix_len
+                query_len, turn = prefix_len, None if turn is None else turn.part(slice(num_new, None))
             num_keys = self._num_keys(tokens, cache.context_len, num_context, num_slots, query_len)
             slots = grown[layer] if num_new else buffer.stored(layer)
             context_kv, buffer_kv, context_len = buffer.sources(cache, layer, slots)
-            attended = attend(
-                block.q(normed, num_keys), context_kv, buffer_kv, query_len, context_len
-            )  # (B, S, H, Q, h)
+            q = block.q(normed, num_keys, turn)
+            attended = attend(q, context_kv, buffer_kv, query_len, context_len)  # (B, S, H, Q, h)
             tokens = block.update(tokens, attended)
         return tokens, buffer.extended(grown) if num_new else buffer
 

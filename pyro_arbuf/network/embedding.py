@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.lags import Turn, turn_frequencies, turn_of
 from pyro_arbuf.network.latents import standardisation
 from pyro_arbuf.network.outcomes import one_hot
 from pyro_arbuf.network.rows import RowEncoder
@@ -61,6 +62,7 @@ class Embedder(nn.Module):
     x_scale: Tensor
     y_loc: Tensor  # (P + 1, D_y)
     y_scale: Tensor
+    turn_frequencies: Tensor
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -94,6 +96,10 @@ class Embedder(nn.Module):
         if self.standardised_x:
             self.register_buffer("x_loc", torch.tensor(config.x_loc), persistent=False)
             self.register_buffer("x_scale", torch.tensor(config.x_scale), persistent=False)
+        self.lag_column = config.lag_column
+        if self.lag_column is not None:
+            frequencies = turn_frequencies(config.max_frequency, config.width // config.num_heads)
+            self.register_buffer("turn_frequencies", frequencies, persistent=False)
         self.standardised_y = bool(config.latents) or (config.y_loc is not None and config.y_scale is not None)
         if self.standardised_y:
             loc, scale = standardisation(config.latents, dim_y, config.y_loc, config.y_scale)
@@ -134,16 +140,31 @@ class Embedder(nn.Module):
             if self.rows is not None:
                 assert isinstance(summary, tuple), "rows are embedded by a summary of their context"
                 return self.rows(x, summary)
-            if not self.num_latents:
-                return self._observed_inputs(x)
-            location = x[..., -1:]
+            location = x[..., -1:] if self.num_latents else None
+            observed = x if location is None else x[..., :-1]
+            if self.standardised_x:
+                observed = (observed - self.x_loc) / self.x_scale
+            embedded = self._observed_inputs(observed)
+            time = [] if self.lag_column is None else [observed[..., self.lag_column, None]]
+            if location is None:
+                return torch.cat([embedded, *time], -1) if time else embedded
             latent = F.pad(self.latent, (0, 0, 1, 0))[location.squeeze(-1).long()]
-            embedded = torch.where(location > 0, latent, self._observed_inputs(x[..., :-1]))
-            return torch.cat([embedded, location], -1)
+            return torch.cat([torch.where(location > 0, latent, embedded), *time, location], -1)
+
+    def turn(self, embedded_x: Tensor, timed: Tensor | None = None) -> Turn | None:
+        """Angles of embedded inputs `(*batch, T, .)` of a series, `None` where attention sees no lags.
+
+        Args:
+            embedded_x: Of which latents have no time.
+            timed: `(*batch, T)` bool, which others have one; `None` = all of them.
+        """
+        if self.lag_column is None:
+            return None
+        observed = self.location(embedded_x) == 0
+        observed = observed if timed is None else observed & timed
+        return turn_of(embedded_x[..., self.width], observed.to(embedded_x.dtype), self.turn_frequencies)
 
     def _observed_inputs(self, x: Tensor) -> Tensor:
-        if self.standardised_x:
-            x = (x - self.x_loc) / self.x_scale
         phase = x @ self.frequencies.mT  # (*batch, T, F)
         features = torch.cat([x, torch.sin(phase), torch.cos(phase)], -1)
         return self.x_out(F.gelu(self.x_in(features))) + self.x_skip(features)

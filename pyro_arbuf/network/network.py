@@ -47,7 +47,8 @@ class Network(nn.Module):
         self.__dict__["config"] = config  # past the property, which cannot be set
         sizes = (config.width, config.head_width)
         self.embedder = embedder or Embedder(config)
-        layers = (config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries)
+        frequencies = None if config.lag_column is None else self.embedder.turn_frequencies
+        layers = (config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries, frequencies)
         self.backbone = backbone or Backbone(config.width, *layers)
         self.head: Head = head or make_head(config)
         if config.latents:
@@ -86,14 +87,15 @@ class Network(nn.Module):
         if x.shape[1] == 0:
             return self.backbone.encode_context(empty.expand(x.shape[0], 1, -1))._replace(summary=summary)
         embedded_x = self.embedder.inputs(x, summary)
-        tokens = self.embedder.context(embedded_x, y)
+        tokens, timed = self.embedder.context(embedded_x, y), None
         if self.config.latents:
             tokens = tokens + self.embedder.count(embedded_x, context_len)
         if context_len is not None:
             first = torch.arange(x.shape[1], device=x.device) == 0
             tokens = torch.where(((context_len == 0)[:, None] & first)[..., None], empty, tokens)
-            context_len = context_len.clamp(min=1)
-        return self.backbone.encode_context(tokens, context_len)._replace(summary=summary)
+            timed, context_len = (context_len > 0)[:, None], context_len.clamp(min=1)
+        turn = self.embedder.turn(embedded_x, timed)
+        return self.backbone.encode_context(tokens, context_len, turn)._replace(summary=summary)
 
     def embed_targets(self, cache: ContextCache, x: Tensor) -> Tensor:
         """E_x of targets given their encoded context, of which it uses the `summary`, if there is one.
@@ -133,7 +135,8 @@ class Network(nn.Module):
         """
         entering = None if pairs is None else self.embedder.buffer(*pairs, buffer.num_slots)
         target_tokens = self.embedder.target(embedded_target)
-        features, buffer = self.backbone.read(cache, buffer, entering, target_tokens, prefix_len)
+        turns = (None if pairs is None else self.embedder.turn(pairs[0]), self.embedder.turn(embedded_target))
+        features, buffer = self.backbone.read(cache, buffer, entering, target_tokens, prefix_len, *turns)
         return self._predictive(features, embedded_target), buffer
 
     def _predictive(self, features: Tensor, embedded_target: Tensor) -> Predictive:

@@ -38,6 +38,8 @@ class Architecture:
         head_width: Hidden width of the head.
         num_components: Components C of the mixture.
         sequential: Whether targets have a natural order, which is then the default order.
+        lag_column: Column of the inputs that numbers the trials of a series, whose lags attention then sees: angles
+            turn with it, the fastest by pi from one trial to the next where that is `max_frequency`. `None` = none.
         latents: Of a program, in the order of their locations; empty = none.
         inputs: "features", embedded by themselves, or "rows" of tables, of 1 to D_x exchangeable columns in which cells
             may be missing (NaN), embedded by what the context says of their columns.
@@ -67,6 +69,7 @@ class Architecture:
     head_width: int = 128
     num_components: int = 20
     sequential: bool = False
+    lag_column: int | None = None
     latents: tuple[Latent, ...] = ()
     inputs: Literal["features", "rows"] = "features"
     column_width: int = 32
@@ -88,6 +91,12 @@ class Architecture:
                 raise ValueError(f"{name} must be at most {LARGEST_SIZE}; got {value!r}")
         if not _is_number(self.max_frequency) or self.max_frequency <= 0:
             raise ValueError(f"max_frequency must be a positive number; got {self.max_frequency!r}")
+        lag, columns = self.lag_column, 0 if self.inputs == "rows" else self.dim_x
+        if lag is not None and (not _is_integer(lag) or not 0 <= lag < columns or self.width < 2 * self.num_heads):
+            raise ValueError(
+                f"lag_column must be the number of an input column, below {columns}, in a network whose heads are at "
+                f"least 2 wide, or None; got {lag!r} with heads of {self.width / self.num_heads:g}"
+            )
         for name in ("sequential", "chained", "scaled_queries"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")

@@ -144,18 +144,20 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
 def _series_sizes(simulator: Simulator, x_scale: Sequence[float]) -> dict[str, Any]:
     """Sizes for a series whose inputs tell the order: frequencies up to pi over the spacing of the scaled index.
 
-    Those of one whose inputs do not are as for all.
+    Attention sees the lags of the column that grows by the smallest steps. A series whose inputs tell no order has the
+    sizes of all programs.
     """
     if simulator.trials != "series":
         return {}
     with seeded(0):
         x = simulator.inputs(16)
     spacing = x.diff(dim=0).median(0).values / torch.tensor(x_scale)
-    spacing = spacing[growing_columns(x)]
-    if not len(spacing):
+    growing = growing_columns(x)
+    if not bool(growing.any()):
         return {}
-    top = math.pi / spacing.min().item()
-    return SERIES_SIZES | {"max_frequency": max(SIZES["max_frequency"], rounded(top, top))}
+    column = int(torch.where(growing, spacing, torch.inf).argmin())
+    top = math.pi / spacing[column].item()
+    return SERIES_SIZES | {"max_frequency": rounded(top, top, 6), "lag_column": column}
 
 
 def _measure(simulator: Simulator, num_trials: int, ahead: int) -> dict[str, Any]:
