@@ -16,14 +16,18 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.filterwarnings(r"ignore:\s*ArviZ is undergoing:FutureWarning")
-def test_code_of_the_readme_runs():
+@pytest.mark.parametrize("num_samples", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_code_of_the_readme_runs(num_samples):
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
+    numbers = "num_samples=200, warmup_steps=100"
+    assert numbers in README.read_text()
+    text = README.read_text().replace(numbers, f"num_samples={num_samples}, warmup_steps={num_samples // 2}")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         torch.manual_seed(0)  # a block's data do not hang on the rounding of NUTS in the one before
         exec(compile(block, str(README), "exec"), names)
     assert names["curves"].shape == (1000, 12) and names["density"].shape == (1000,)
     assert names["degrees"].shape == (1000, 10) and 0 < names["degrees"].mean() < 18
-    assert names["replicated"].shape == (200, 12) and set(names["idata"].posterior) == {"offset"}
+    assert names["replicated"].shape == (num_samples, 12) and set(names["idata"].posterior) == {"offset"}
 
 
 def test_code_of_the_page_of_outcomes_runs():

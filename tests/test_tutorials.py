@@ -25,6 +25,7 @@ def test_tutorial_runs(path):
     assert "figure:" in run(path)
 
 
+@pytest.mark.slow
 def test_multisensory_tutorial_reads_human_data(tmp_path):
     path, generator = tmp_path / "reports.csv", np.random.default_rng(0)
     locations = generator.choice([-12.995, -6.5819, 0.0, 6.5819, 12.995], (375, 2))
