@@ -11,15 +11,16 @@ import series_programs as programs
 import torch
 from series_programs import SERIES
 
+from pyro_arbuf import amortize, refine
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.configuration import program_config
 from pyro_arbuf.programs.inspect import inspect_program
-from pyro_arbuf.programs.program_batches import Bank, ProgramSource, draw_simulations
+from pyro_arbuf.programs.program_batches import Bank, ProgramSource, draw_simulations, make_bank
 from pyro_arbuf.programs.reports import describe_training
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.simulator import Simulator
-from pyro_arbuf.programs.sources import simulator_of
+from pyro_arbuf.programs.sources import find_simulator, simulator_of
 from pyro_arbuf.random_state import seeded
 
 
@@ -33,6 +34,54 @@ def found(program, inputs=None, latents=None, outcome="y", **options):
 @pytest.fixture(scope="module")
 def series():
     return {name: found(program) for name, program in SERIES.items()}
+
+
+# Inputs that stand in an order
+
+
+def on_a_grid(x):
+    slope = pyro.sample("slope", dist.Normal(x.new_tensor(0.0), 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(slope * x[..., 0], 1.0))
+
+
+def test_contexts_of_inputs_on_a_grid_reach_all_of_it() -> None:
+    grid = found(on_a_grid, lambda n: torch.linspace(0, 1, n)[:, None])
+    config = program_config(grid, (0, 20), width=8, num_heads=2, buffer_size=4)
+    batches = [ProgramSource(grid, config, 4, 4).batch(step) for step in range(60)]
+    assert max(b.x_context[..., 0].max() for b in batches if b.x_context.shape[1] > 1) > 0.9
+    assert min(b.x_buffer[..., 0].min() for b in batches if b.x_buffer.shape[1] == 4) < 0.1
+    drawn, again = draw_simulations(grid, 3, 9), grid.draw(3, 9)
+    assert not torch.equal(drawn.x, again.x) and torch.equal(drawn.x.sort(1).values, again.x)
+
+
+def test_random_inputs_keep_the_order_in_which_they_were_drawn() -> None:
+    free = found(on_a_grid, lambda n: torch.rand(n, 1))
+    torch.manual_seed(0)
+    drawn = draw_simulations(free, 3, 9)
+    torch.manual_seed(0)
+    assert torch.equal(drawn.x, free.draw(3, 9).x)
+
+
+def test_data_sets_of_a_bank_have_inputs_of_their_own_where_a_run_shares_them() -> None:
+    def event(x):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        n = x.shape[-2]
+        distance = x - x.transpose(-1, -2)
+        covariance = torch.exp(-0.5 * (distance / scale[..., None, None]) ** 2) + 0.1 * torch.eye(n)
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(n), covariance))
+
+    shared = found(event, lambda n: torch.rand(n, 1))
+    bank = make_bank(shared, 40, 6, 0)
+    designs = {tuple(row.flatten().tolist()) for row in torch.cat([bank.drawn.x, bank.held_out.x])}
+    assert shared.mode == "datasets" and len(designs) == 5
+
+
+def test_frequencies_of_a_series_are_those_of_its_longest_data_set() -> None:
+    walk = found(programs.SERIES["event"], lambda n: torch.linspace(0, 1, n)[:, None])
+    config = program_config(walk, (0, 50), width=8, num_heads=2, buffer_size=4)
+    assert config.x_scale is not None and config.lag_column == 0
+    assert math.pi / config.max_frequency * config.x_scale[0] == pytest.approx(1 / 53, rel=1e-3)
 
 
 # What a program says
@@ -328,3 +377,36 @@ def test_nothing_is_noted_of_dependent_trials_where_there_are_no_latents():
     assert simulator.notes == ()
     text = describe_training(simulator, program_config(simulator, (0, LARGEST), **SIZES), 1.0, None, None)
     assert "trials: predicted together, in any order\n" in text
+
+
+# A few trials, and a network that was read from its folder
+
+TINY = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 8, "embedding_width": 8, "head_width": 8}
+TINY |= {"buffer_size": 4, "num_components": 2, "steps": 1, "report": False}
+
+
+def walk_in_time(x):
+    scale, time = pyro.sample("scale", dist.LogNormal(x.new_tensor(0.0), 0.3)), x[..., 0]
+    y = pyro.sample("y_0", dist.Normal(0 * scale, 1.0))
+    for i in range(1, x.shape[-2]):
+        step = time[..., i] - time[..., i - 1]
+        step = step if x.dim() == 2 else step.unsqueeze(-1)
+        y = pyro.sample(f"y_{i}", dist.Normal(y, scale * step.sqrt()))
+
+
+def test_a_short_series_is_refined_though_its_program_needs_times_that_grow() -> None:
+    net = amortize(walk_in_time, inputs=lambda n: 10 * torch.rand(n).sort().values[:, None], num_context=(0, 6), **TINY)
+    x, y = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0.1, 0.4, -0.2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a network of one step
+        refined = refine(walk_in_time, net.condition(x, y), 200, 10, seed=0)
+    assert math.isfinite(refined.log_evidence)
+
+
+def test_the_program_of_a_series_without_inputs_is_enough() -> None:
+    net = amortize(programs.markov_loop, num_context=(0, 6), **TINY)
+    net.simulator = None
+    assert find_simulator(net, programs.markov_loop).trials == "series"
+    irregular = dataclasses.replace(net.config, max_frequency=2 * net.config.max_frequency)
+    with pytest.raises(ValueError, match="does not say how to draw them"):
+        find_simulator(ArBufferModel(irregular), programs.markov_loop)

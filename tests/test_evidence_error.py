@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import gaussian_net
 import pyro
@@ -11,6 +12,7 @@ import torch
 from gaussian_net import FIELDS, X, Y
 from torch.testing import assert_close
 
+from pyro_arbuf import amortize
 from pyro_arbuf.priors.gaussian import exact_log_evidence
 from pyro_arbuf.programs.evidence import compare_evidence, log_evidence
 from pyro_arbuf.programs.evidence_error import measure_evidence_error
@@ -115,3 +117,23 @@ def test_exact_values_must_be_numbers(net, value):
 def test_wrong_arguments_are_refused(net, changed, message):
     with pytest.raises(ValueError, match=message):
         measure_evidence_error(net, **SIZES | changed)
+
+
+def test_a_network_without_latents_is_measured_against_exact_values():
+    def levels(x):
+        mu = pyro.sample("mu", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            pyro.sample("y", dist.Normal(mu, 1.0))
+
+    def exact_of_levels(x, y):
+        covariance = torch.eye(len(y)) + 1
+        return dist.MultivariateNormal(torch.zeros(len(y)), covariance).log_prob(y)
+
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 8, "embedding_width": 8, "head_width": 8}
+    net = amortize(levels, latents=[], num_context=(0, 6), steps=1, report=False, num_components=2, **sizes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = measure_evidence_error(net, 5, 3, exact=exact_of_levels, num_orders=R)
+    assert math.isfinite(got.rmse) and net.config.evidence_rmse == got.rmse
+    with pytest.raises(ValueError, match="must have latents"):
+        measure_evidence_error(net, 5, 3, num_orders=R)

@@ -120,7 +120,9 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     measured = _measure(simulator, num_context[1], ahead)
     num_latents = sum(latent.size for latent in simulator.latents)
     fields: dict[str, Any] = (
-        SIZES | {"buffer_size": max(16, num_latents)} | _series_sizes(simulator, measured["x_scale"])
+        SIZES
+        | {"buffer_size": max(16, num_latents)}
+        | _series_sizes(simulator, measured["x_scale"], num_context[1] + ahead)
     )
     fields |= sizes
     if fields["buffer_size"] < num_latents:
@@ -141,7 +143,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     )
 
 
-def _series_sizes(simulator: Simulator, x_scale: Sequence[float]) -> dict[str, Any]:
+def _series_sizes(simulator: Simulator, x_scale: Sequence[float], num_trials: int) -> dict[str, Any]:
     """Sizes for a series whose inputs tell the order: frequencies up to pi over the spacing of the scaled index.
 
     Attention sees the lags of the column that grows by the smallest steps. A series whose inputs tell no order has the
@@ -150,7 +152,7 @@ def _series_sizes(simulator: Simulator, x_scale: Sequence[float]) -> dict[str, A
     if simulator.trials != "series":
         return {}
     with seeded(0):
-        x = simulator.inputs(16)
+        x = simulator.inputs(max(num_trials, 2))
     spacing = x.diff(dim=0).median(0).values / torch.tensor(x_scale)
     growing = growing_columns(x)
     if not bool(growing.any()):

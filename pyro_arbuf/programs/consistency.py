@@ -51,9 +51,9 @@ def one_data_set(x: object, y: object, net: ArBufferModel, index: str = "") -> t
     (x, y), dim_y = to_tensors(x, y, net), net.config.dim_y
     if not isinstance(x, Tensor) or x.dim() != 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(
-            f"x{index} must be the inputs (n, D_x) of one data set, a tensor; got {got}; take one at a time"
-        )
+        flat = isinstance(x, Tensor) and x.dim() == 1 and net.config.dim_x == 1
+        remedy = f"use x{index}.unsqueeze(-1)" if flat else "take one at a time"
+        raise ValueError(f"x{index} must be the inputs (n, D_x) of one data set, a tensor; got {got}; {remedy}")
     shape = (len(x),) if dim_y is None else (len(x), dim_y)
     if not isinstance(y, Tensor) or y.shape != shape:
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__

@@ -131,7 +131,8 @@ def log_prob_orders(
     x, outcomes = to_tensors(x, y, net)
     if not isinstance(x, Tensor) or x.dim() < 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be a tensor (*batch, n, {net.config.dim_x}); got {got}")
+        remedy = "; use x.unsqueeze(-1)" if isinstance(x, Tensor) and x.dim() == 1 and net.config.dim_x == 1 else ""
+        raise ValueError(f"x must be a tensor (*batch, n, {net.config.dim_x}); got {got}{remedy}")
     check_x("x", x, net)  # whether or not Pyro's validation is on: an evidence of NaN is none
     check_y("y", outcomes, net)
     orders = None if net.config.sequential else random_orders(x.shape[-2], num_orders, seed)
@@ -176,7 +177,7 @@ def compare_evidence(
     """
     programs = {} if programs is None else programs
     _check_models(nets, programs)
-    x, y = one_data_set(x, y, next(iter(nets.values())))
+    data = {name: one_data_set(x, y, net) for name, net in nets.items()}  # sites may stand in another order
     check_count("num_draws", num_draws, MIN_DRAWS)
     check_count("num_orders", num_orders, 2)
     unmeasured = [n for n, net in nets.items() if net.config.evidence_rmse is None and n not in programs]
@@ -189,14 +190,15 @@ def compare_evidence(
     evidence, own, distrusted, per_order = {}, {}, {}, {}
     for name, net in nets.items():
         if name in programs:
-            sample = _importance_evidence(name, programs[name], net, x, y, num_draws, seed)
-            evidence[name] = Evidence(x.new_tensor(sample.log_evidence), x.new_tensor(sample.standard_error))
+            sample = _importance_evidence(name, programs[name], net, *data[name], num_draws, seed)
+            numbers = (sample.log_evidence, sample.standard_error)
+            evidence[name] = Evidence(*(data[name][0].new_tensor(number) for number in numbers))
             own[name] = sample.standard_error
             if sample.k_hat > MAX_K_HAT:
                 own[name], distrusted[name] = math.inf, round(sample.k_hat, 2)
         else:
             what = f"the log evidence of {name!r}"
-            evidence[name], in_orders = evidence_of(net, x, y, num_orders, None, seed, what, 4)
+            evidence[name], in_orders = evidence_of(net, *data[name], num_orders, None, seed, what, 4)
             per_order |= {} if in_orders is None else {name: in_orders}
             own[name] = math.inf if net.config.evidence_rmse is None else net.config.evidence_rmse
     values = {name: each.value.item() for name, each in evidence.items()}

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.evidence import log_evidence
+from pyro_arbuf.programs.program_batches import draw_designs
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, importance_sample
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import find_simulator
@@ -59,7 +60,7 @@ def measure_evidence_error(
     is saved.
 
     Args:
-        net: A network with latents.
+        net: A network with latents, or without where exact values are given.
         num_datasets: Data sets D, at least 5.
         num_trials: Trials of each; `None` = the largest trained number, where errors are largest.
         program: The program; `None` = the one the network was trained on.
@@ -84,13 +85,14 @@ def measure_evidence_error(
     check_count("num_trials", num_trials)
     check_count("num_orders", num_orders, 2)
     check_count("num_draws", num_draws, MIN_DRAWS)
-    simulator, plain = find_simulator(net, program), net.in_units()  # the program's units
+    simulator = find_simulator(net, program, needs_latents=exact is None)
+    plain = net.in_units()  # the program's units
     device, errors, k_hats = next(net.parameters()).device, [], []
     with seeded(seed), warnings.catch_warnings():
         # Draws from the prior are what it was trained on.
         warnings.filterwarnings("ignore", message=".*outside the trained range.*")
         warnings.filterwarnings("ignore", message=".*rests on few of its.*orders.*")
-        drawn = simulator.draw(num_datasets, num_trials)
+        drawn = draw_designs(simulator, num_datasets, num_trials)
         for x, y in tqdm(list(zip(drawn.x.to(device), drawn.y.to(device), strict=True)), desc="evidence", leave=False):
             y = net.config.squeeze_outcome(y)
             known, k_hat = _known_evidence(simulator, plain, x, y, exact, num_draws)

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import pad_outcome
-from pyro_arbuf.programs.simulator import Simulations, Simulator
+from pyro_arbuf.programs.same_law import Simulations, joined
+from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.training.sources import (
     EMPTY_CONTEXT_SHARE,
@@ -35,6 +36,7 @@ LIKELIHOOD_SHARE, SINGLE_LIKELIHOOD_SHARE = 0.4, 0.7  # of the other batches, li
 SOME_GIVEN_SHARE = 0.3  # of the posterior and data batches
 LIKELIHOOD_BATCH = 4  # times the batch size: such a context holds P tokens only
 VALIDATION_DATASETS = 128
+MOST_OF_A_DESIGN = 8  # data sets that share their inputs, where a program runs for many with the same ones
 
 
 class Bank(NamedTuple):
@@ -58,9 +60,16 @@ def make_bank(simulator: Simulator, num_simulations: int, num_trials: int, seed:
     if num_simulations < 2:
         raise ValueError(f"num_simulations must be at least 2, one of them held out; got {num_simulations}")
     with seeded(seed):
-        drawn = simulator.draw(num_simulations, num_trials)
+        drawn = draw_designs(simulator, num_simulations, num_trials)
     held_out = max(1, min(1000, num_simulations // 50))
     return Bank(*(Simulations(*(part[rows] for part in drawn)) for rows in (slice(held_out, None), slice(held_out))))
+
+
+def draw_designs(simulator: Simulator, num_datasets: int, num_trials: int) -> Simulations:
+    """Draws data sets whose inputs differ, also where those of one run share them: then in several runs."""
+    most = MOST_OF_A_DESIGN if simulator.mode == "datasets" else num_datasets
+    sizes = [len(part) for part in torch.arange(num_datasets).split(most)]
+    return joined([simulator.draw(size, num_trials) for size in sizes])
 
 
 def draw_simulations(source: Simulator | Bank, num_datasets: int, num_trials: int, series: bool = False) -> Simulations:
@@ -70,12 +79,16 @@ def draw_simulations(source: Simulator | Bank, num_datasets: int, num_trials: in
         source: The program, or the bank.
         num_datasets: Data sets B.
         num_trials: Trials n of each.
-        series: Whether trials of a bank are the first n; else they are random ones in random order.
+        series: Whether trials keep their order, and those of a bank are the first n; else those of a bank, and of a
+            program whose inputs stand in an order, come in random order: the first ones become the context.
     """
     if isinstance(source, Simulator):
-        return source.draw(num_datasets, num_trials)
-    rows = torch.randint(len(source.drawn.latents), (num_datasets,))
-    latents, x, y = (part[rows] for part in source.drawn)
+        latents, x, y = source.draw(num_datasets, num_trials)
+        if not source.has_ordered_inputs:
+            return Simulations(latents, x, y)
+    else:
+        rows = torch.randint(len(source.drawn.latents), (num_datasets,))
+        latents, x, y = (part[rows] for part in source.drawn)
     if series:
         x, y = x[:, :num_trials], y[:, :num_trials]
     elif x.shape[1] > 1:

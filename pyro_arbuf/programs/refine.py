@@ -151,15 +151,24 @@ def context_simulator(program: Program, context: Context) -> Simulator:
     if not callable(program):
         raise ValueError(f"program must be a Pyro program, a function of x; got {type(program).__name__}")
     x, _ = _observations(context)
+    series = context.model.config.sequential
 
     def inputs(num_trials: int) -> Tensor:
-        return x[torch.arange(num_trials) % len(x)].to(torch.get_default_device())
+        rows = _continued(x, num_trials) if series else x[torch.arange(num_trials) % len(x)]
+        return rows.to(torch.get_default_device())
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes are on what networks take for granted, and densities do not
         simulator = Simulator(program, inputs, context.model.latents, outcome_names(context.model.config))
     check_program(simulator, context.model.config)
     return simulator
+
+
+def _continued(x: Tensor, num_trials: int) -> Tensor:
+    """So many rows of inputs `(n, D_x)`, those after the last one by the last step: a program may need them to grow."""
+    step = x[-1] - x[-2] if len(x) > 1 else torch.ones_like(x[-1])
+    after = torch.arange(1, num_trials - len(x) + 1, dtype=x.dtype, device=x.device)
+    return torch.cat([x[:num_trials], x[-1] + after[:, None] * step])
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ def _summaries(drawn: Simulations, like: Simulations) -> tuple[Tensor, Tensor]:
     """Numbers `(B, .)` that tell a data set's latents and outcomes, without heavy tails."""
     pooled = like.y.flatten(0, 1)
     y_loc, theta_loc = pooled.median(0).values, like.latents.median(0).values
-    y_scale, theta_scale = (pooled - y_loc).abs().median(0).values, like.latents.std(0)
+    y_scale = (pooled - y_loc).abs().median(0).values
+    theta_scale = like.latents.std(0) if like.latents.shape[1] else like.latents.new_ones(0)  # torch warns of none
     y_scale = torch.where(y_scale > 0, y_scale, pooled.std(0))  # where most are equal, as choices and small counts are
     y = torch.asinh((drawn.y - y_loc) / y_scale.clamp(min=1e-12))  # (B, n, D_y)
     theta = torch.asinh((drawn.latents - theta_loc) / theta_scale.clamp(min=1e-12))

@@ -3,6 +3,7 @@
 Knows nothing of models.
 """
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.programs.inspect import inspect_program
+from pyro_arbuf.programs.notes import growing_columns
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.random_state import seeded
@@ -92,6 +94,14 @@ class Simulator:
     def outcomes(self) -> tuple[str, ...]:
         """Kind of every outcome dimension, "real", "count" or "categorical(3)"; empty = all real."""
         return self.outcome_sites.outcomes
+
+    @functools.cached_property
+    def has_ordered_inputs(self) -> bool:
+        """Whether inputs grow or fall from row to row, or are the same in every call, as on a grid."""
+        with seeded(0):
+            x, again = self.inputs(16), self.inputs(16)
+        fixed = torch.equal(x, again) and bool((x != x[0]).any())
+        return fixed or bool((growing_columns(x) | growing_columns(-x)).any())
 
     @property
     def simulated(self) -> int:

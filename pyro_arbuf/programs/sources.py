@@ -4,8 +4,12 @@ The only module that tells a prior of functions from one of tables and from a pr
 """
 
 import dataclasses
+import math
+from typing import cast
 
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.parts import Range
 from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe, TableRecipe
 from pyro_arbuf.programs.configuration import check_program, outcome_names, program_config
 from pyro_arbuf.programs.program_batches import ProgramSource, make_bank
@@ -66,7 +70,21 @@ def simulator_of(name: str) -> Simulator:
     return Simulator(programs[name].program, programs[name].inputs)
 
 
-def find_simulator(net: ArBufferModel, program: Program | Simulator | None = None) -> Simulator:
+def _has_no_inputs(config: ModelConfig) -> bool:
+    """Whether a network's program draws no inputs: x is a constant 0 then, and the trial's number in a series."""
+    if config.dim_x > 1 or not isinstance(config.x_range, tuple):
+        return False
+    if not config.sequential:
+        return config.x_range == (0.0, 0.0)
+    if config.lag_column != 0 or config.x_scale is None:
+        return False
+    spacing = math.pi / config.max_frequency * config.x_scale[0]
+    return math.isclose(spacing, 1.0, rel_tol=1e-3) and cast(Range, config.x_range)[0] <= 0
+
+
+def find_simulator(
+    net: ArBufferModel, program: Program | Simulator | None = None, needs_latents: bool = True
+) -> Simulator:
     """The simulator of a network: a given one, of a given program, of the one it was amortised from, or a shipped one.
 
     Raises:
@@ -74,14 +92,14 @@ def find_simulator(net: ArBufferModel, program: Program | Simulator | None = Non
             inputs it needs.
     """
     config = net.config
-    if not config.latents:
+    if needs_latents and not config.latents:
         raise ValueError("net must have latents; got a network without; amortize a program with latents")
     if isinstance(program, Simulator):
         simulator = program
     elif program is not None:
         known = [net.simulator.inputs] if isinstance(net.simulator, Simulator) else []
         known = [recipe.inputs for recipe in shipped_programs().values() if recipe.program is program] + known
-        if not known and (config.dim_x > 1 or config.x_range != (0.0, 0.0)):
+        if not known and not _has_no_inputs(config):
             raise ValueError(
                 f"the network was trained with inputs (dim_x = {config.dim_x}, x_range = {config.x_range}), and a "
                 "program alone does not say how to draw them; pass program=pyro_arbuf.Simulator(program, inputs)"
