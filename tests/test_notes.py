@@ -61,10 +61,19 @@ def without_density(x):
         pyro.sample("y", program_cases.SampleOnly(slope * x[..., 0] + intercept))
 
 
+def rare_fault(x):
+    """In 97 of 100 data sets, two values of the shared site are equal."""
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    bad = pyro.sample("bad", dist.Bernoulli(0.03), infer={"enumerate": "parallel"})
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(m + bad, 1.0))
+
+
 SHARED = {
     "intercept": (random_intercept, ["slope"]),
     "f": (latent_function, ["scale"]),
     "kind": (mixture_of_data_sets, None),
+    "bad": (rare_fault, None),
 }
 
 
@@ -76,7 +85,7 @@ def test_site_that_all_trials_share_is_named_if_it_is_integrated_out(site):
     assert "their likelihood is a joint density, by ArBufferJoint" in note and note.endswith(
         "among latents=[...]."
     ) == (site != "f")
-    assert ("make it continuous" in note) == (site == "kind")  # a discrete site cannot be named as it is
+    assert ("make it continuous" in note) == (site in ("kind", "bad"))  # a discrete site cannot be named as it is
 
 
 @pytest.mark.parametrize("program", [through_the_trials, without_density])

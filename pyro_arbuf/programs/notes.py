@@ -21,6 +21,7 @@ NUM_GROUPS = 8  # of data sets with the same latents and inputs
 GROUP_SIZE: dict[Mode, int] = {"inputs": 128, "datasets": 128, "loop": 16}
 LEAST_SPREAD = 0.3  # of ranks, as a share of that without ties: below, a few rare events would look like a correlation
 NUM_CHANGES = 8  # values of a site that are tried
+MOST_DRAWS = 200  # of a site, to find another value of it: enough for one of 3 data sets in 100
 JOINT = "which depend on each other given the latents: their likelihood is a joint density, by ArBufferJoint"
 UNORDERED = (
     "The trials are a series, but no column of the inputs grows from trial to trial, so that the network cannot tell "
@@ -156,11 +157,14 @@ def _matters(runs: ProgramRuns, name: str, shared: Sequence[str]) -> bool:
     for seed in range(NUM_CHANGES):
         with contextlib.suppress(*FAILURES):
             x = runs.inputs(NUM_TRIALS)
-            one, other = (program_sites(runs.run(x)) for _ in range(2))
-            if name not in one or name not in other:
+            one = program_sites(runs.run(x))
+            if name not in one:
                 return True
             fixed, found = {known: site["value"] for known, site in one.items()}, []
-            for value in (fixed[name], other[name]["value"]):
+            other = _another_value(runs, name, x, fixed[name])
+            if other is None:
+                return True
+            for value in (fixed[name], other):
                 with seeded(seed):
                     sites = program_sites(runs.run(x, given=fixed | {name: value}))
                 found.append(log_densities({known: site for known, site in sites.items() if known not in skipped}))
@@ -171,6 +175,17 @@ def _matters(runs: ProgramRuns, name: str, shared: Sequence[str]) -> bool:
             if any(not torch.equal(before[known], after[known]) for known in before):
                 return True
     return False
+
+
+def _another_value(runs: ProgramRuns, name: str, x: Tensor, value: Tensor) -> Tensor | None:
+    """A value of a site that differs from one of it, or that one where none was drawn; `None` = a run lacks the site."""
+    for _ in range(MOST_DRAWS):
+        sites = program_sites(runs.run(x))
+        if name not in sites:
+            return None
+        if not torch.equal(sites[name]["value"], value):
+            return sites[name]["value"]
+    return value
 
 
 class _Replicates(NamedTuple):
