@@ -88,6 +88,13 @@ def test_site_that_all_trials_share_is_named_if_it_is_integrated_out(site):
     assert ("make it continuous" in note) == (site in ("kind", "bad"))  # a discrete site cannot be named as it is
 
 
+def test_latent_function_is_integrated_out_where_no_latents_are_named():
+    with pytest.warns(UserWarning, match="Site 'f' is integrated out but shared by all trials"):
+        simulator = Simulator(latent_function, inputs)
+    assert [latent.name for latent in simulator.latents] == ["scale"] and simulator.integrated_out == ("f",)
+    assert simulator.trials == "exchangeable" and "among latents" not in simulator.notes[0]
+
+
 @pytest.mark.parametrize("program", [through_the_trials, without_density])
 def test_site_that_reaches_the_outcome_through_others_or_without_a_density_is_named(program):
     (note,) = notes(program, inputs, ["slope"])

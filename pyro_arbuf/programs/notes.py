@@ -12,7 +12,14 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_arbuf.programs.runs import FAILURES, Mode, ProgramRuns
-from pyro_arbuf.programs.sites import fixed_plates, is_of_trials, may_be_latent, other_sites, program_sites
+from pyro_arbuf.programs.sites import (
+    fixed_plates,
+    is_of_trials,
+    may_be_latent,
+    other_sites,
+    program_sites,
+    varies_in_shape,
+)
 from pyro_arbuf.programs.vectorization import NUM_TRIALS, log_densities
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.workflow.trace_sites import nodes
@@ -101,7 +108,7 @@ def program_notes(
                 f"Site {name!r} is inside the plate {plate!r} of fixed size {size}, so it is integrated out and has "
                 f"no posterior; to have one, draw it outside the plate with .expand([{size}]).to_event(1)."
             )
-    if any(len({nodes(trace)[name]["value"].shape for trace in traces if name in nodes(trace)}) > 1 for name in shared):
+    if any(varies_in_shape(name, traces) for name in shared):
         return (*notes, *_trial_notes(dependence, None))
     return (*notes, *_trial_notes(dependence, {name for name in shared if may_be_latent(name, traces)}))
 

@@ -111,7 +111,8 @@ def read_latents(names: Sequence[str] | None, outcome: Collection[str], traces: 
     """Reads latents, not yet standardised, from several runs.
 
     Args:
-        names: Of the sites, in order; `None` = all continuous sites outside plates, and outside loops over trials.
+        names: Of the sites, in order; `None` = all continuous sites outside plates, and outside loops over trials, but
+            those whose shape differs between runs, such as a latent function at all inputs.
         outcome: Names of the outcome's sites.
         traces: Of the runs.
 
@@ -120,10 +121,16 @@ def read_latents(names: Sequence[str] | None, outcome: Collection[str], traces: 
     """
     if names is None:
         names = continuous_latents({*outcome, *drawn_in_a_loop(traces)}, traces[0])
+        names = [name for name in names if not varies_in_shape(name, traces)] or names
     chosen = list(names)
     if len(set(chosen)) < len(chosen) or isinstance(names, str):
         raise ValueError(f"latents must be a list of different sites; got {names!r}")
     return tuple(read_latent(name, outcome, traces) for name in chosen)
+
+
+def varies_in_shape(name: str, traces: Sequence[Trace]) -> bool:
+    """Whether a site's values have several shapes in the runs that have it."""
+    return len({nodes(trace)[name]["value"].shape for trace in traces if name in nodes(trace)}) > 1
 
 
 def other_sites(names: Sequence[str], traces: Sequence[Trace]) -> tuple[str, ...]:
