@@ -48,6 +48,14 @@ def learner(x: Tensor) -> None:
         value = value + choice * rate * (reward - value)
 
 
+def two_before(x: Tensor) -> None:
+    """An AR(2) series; its first two trials are drawn however few there are."""
+    phi, sigma = latents_of_series(x)
+    y = [pyro.sample(f"y_{i}", dist.Normal(0 * phi, sigma)) for i in range(2)]
+    for i in range(2, x.shape[-2]):
+        y.append(pyro.sample(f"y_{i}", dist.Normal(0.5 * phi * (y[-1] + y[-2]), sigma)))
+
+
 def two_columns(x: Tensor) -> None:
     """A series of two numbers per trial."""
     level = pyro.sample("level", dist.Normal(x.new_tensor(0.0), 1.0))

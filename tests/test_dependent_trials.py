@@ -198,6 +198,13 @@ def test_loop_that_counts_data_sets_for_trials_is_not_run_for_many_at_once():
     assert simulator.draw(2, 9).y.shape == (2, 9, 1)
 
 
+@pytest.mark.parametrize("vectorized", [None, True])
+def test_loop_with_first_sites_of_its_own_is_run_for_many_at_once(vectorized):
+    simulator = found(programs.two_before, vectorized=vectorized)
+    assert simulator.mode == "inputs" and simulator.trials == "series"
+    assert simulator.draw(3, 1).y.shape == (3, 1, 1) and simulator.draw(3, 6).y.shape == (3, 6, 1)
+
+
 # Refusals
 
 

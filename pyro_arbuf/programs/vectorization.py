@@ -148,8 +148,11 @@ def _shape_fault(runs: ProgramRuns, trace: Trace, num_trials: int) -> str | None
         # In a plate the last batch dimension is that of the trials; those of series and single vectors are events.
         in_plate = not runs.outcome.single and runs.outcome.trials != "series"
         expected |= dict.fromkeys(site.names(num_trials), (*(lead[:-1] if in_plate else lead), *shape))
-        if site.loop and len(loop_sites(site.name, trace)) != num_trials:
-            return f"it drew {len(loop_sites(site.name, trace))} sites {site.name}_0, ... in place of {num_trials}"
+        count = len(loop_sites(site.name, trace)) if site.loop else num_trials
+        if count != num_trials:  # a single run may draw its first sites however few trials there are
+            alone = len(loop_sites(site.name, probe(runs.program, runs.inputs, num_trials)))
+            if count != alone:
+                return f"it drew {count} sites {site.name}_0, ... in place of {alone}"
     for name, shape in expected.items():
         got = tuple(nodes(trace)[name]["value"].shape) if name in nodes(trace) else "no such site"
         if got != shape:
