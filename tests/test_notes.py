@@ -7,6 +7,7 @@ import program_cases
 import pyro
 import pyro.distributions as dist
 import pytest
+import series_programs
 import torch
 from program_cases import inputs
 
@@ -177,7 +178,8 @@ def trial_before(x):
     """Each trial reads the inputs of the one before."""
     m = pyro.sample("m", dist.Normal(0.0, 1.0))
     with pyro.plate("trials", x.shape[-2]):
-        pyro.sample("y", dist.Normal((1 + m.abs()) * (x[..., 0] - x.roll(1, -2)[..., 0]), 0.1))
+        before = torch.cat([x[..., :1, 0], x[..., :-1, 0]], -1)
+        pyro.sample("y", dist.Normal((1 + m.abs()) * (x[..., 0] - before), 0.1))
 
 
 @pytest.mark.parametrize("program", [trend, trend_of_the_scale, trial_before])
@@ -189,6 +191,68 @@ def test_order_of_trials_that_matters_is_noted(program):
 def test_random_walk_depends_on_order_and_on_other_trials():
     found = notes(random_walk, inputs)
     assert [note[:30] for note in found] == ["The trials of a data set depen", "The trials are not exchangeabl"]
+
+
+def share_of_the_trials(x):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(b * torch.arange(x.shape[-2]) / x.shape[-2], 1.0))
+
+
+def share_of_the_loop(x):
+    b = pyro.sample("b", dist.Normal(x.new_tensor(0.0), 1.0))
+    for i in range(x.shape[-2]):
+        pyro.sample(f"y_{i}", dist.Normal(b * i / x.shape[-2], 1.0))
+
+
+def share_one_by_one(x):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    for i in range(len(x)):
+        pyro.sample(f"y_{i}", dist.Normal(b.item() * i / len(x), 1.0))
+
+
+def centred(x):
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        pyro.sample("y", dist.Normal(b * (x[..., 0] - x[..., 0].mean(-1, keepdim=True)), 1.0))
+
+
+@pytest.mark.parametrize("program", [share_of_the_trials, share_of_the_loop, share_one_by_one, centred])
+def test_law_that_depends_on_later_trials_or_their_number_is_noted(program):
+    note = notes(program, None if "loop" in program.__name__ or "one" in program.__name__ else inputs)[-1]
+    assert note.startswith("The law of a trial depends on the trials after it, on their inputs or on their number")
+    assert "one network learns a mixture of them; center or scale the inputs outside the program" in note
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome"),
+    [
+        (series_programs.markov_loop, "y"),
+        (series_programs.two_before, "y"),
+        (series_programs.gaussian_event, "y"),
+        (series_programs.hidden_states, "y"),
+        (series_programs.learner, ("choice", "reward")),
+    ],
+)
+def test_series_whose_trials_depend_on_those_before_alone_have_nothing_to_note(program, outcome):
+    assert notes(program, None, None, outcome) == ()
+
+
+def groups(x):
+    """Intercepts of three groups, in which the trials lie in turn."""
+    center = pyro.sample("center", dist.Normal(0.0, 1.0))
+    offsets = pyro.sample("offsets", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("trials", x.shape[-2]):
+        group = x[..., 1].long() if x.dim() == 2 else x[0, :, 1].long()
+        pyro.sample("y", dist.Normal(center + offsets[..., group], 1.0))
+
+
+def test_groups_of_trials_are_no_matter_of_later_ones():
+    def in_turn(num_trials):
+        return torch.stack([torch.rand(num_trials), torch.arange(num_trials) % 3.0], -1)
+
+    (note,) = notes(groups, in_turn, ["center"])
+    assert note.startswith("Site 'offsets' is integrated out but shared")
 
 
 def test_trend_over_a_column_of_x_is_no_matter_of_order():

@@ -26,6 +26,7 @@ from pyro_arbuf.workflow.trace_sites import nodes
 
 NUM_GROUPS = 8  # of data sets with the same latents and inputs
 GROUP_SIZE: dict[Mode, int] = {"inputs": 128, "datasets": 128, "loop": 16}
+LATER_SIZE: dict[Mode, int] = {"inputs": 1024, "datasets": 1024, "loop": 32}  # of those with more trials
 LEAST_SPREAD = 0.3  # of ranks, as a share of that without ties: below, a few rare events would look like a correlation
 NUM_CHANGES = 8  # values of a site that are tried
 MOST_DRAWS = 200  # of a site, to find another value of it: enough for one of 3 data sets in 100
@@ -35,20 +36,28 @@ UNORDERED = (
     "their order; unless it does not matter, add the number of the trial as a column: inputs that return "
     "torch.cat([torch.arange(n)[:, None], x], -1), of which the program may leave the first aside."
 )
+LATER = (
+    "The law of a trial depends on the trials after it, on their inputs or on their number: with as many trials again "
+    "behind them, the outcomes of the same trials had another law. Data sets of different sizes have different laws "
+    "then, and one network learns a mixture of them; center or scale the inputs outside the program, and use a column "
+    "of x in place of t / n."
+)
 
 
 class Dependence(NamedTuple):
-    """What makes trials depend on each other given the latents, where they are no series.
+    """What makes trials depend on each other given the latents, beyond what a series says.
 
     Attributes:
         shared: Sites that are integrated out and shared by all trials of a data set.
         correlation: Rank correlation of trials where there is no such site; 0 = none was found.
         order_matters: Whether the law of some trial depends on where it stands.
+        later_matters: Whether the law of some trial depends on those after it, their inputs or their number.
     """
 
     shared: tuple[str, ...] = ()
     correlation: float = 0.0
     order_matters: bool = False
+    later_matters: bool = False
 
     @property
     def found(self) -> bool:
@@ -59,19 +68,25 @@ class Dependence(NamedTuple):
 def find_dependence(runs: ProgramRuns, traces: Sequence[Trace], num_trials: Sequence[int], mode: Mode) -> Dependence:
     """Finds out whether trials of one plate depend on each other given the latents, or on their order.
 
+    Of these and of series, whether they depend on trials after them.
+
     Args:
         runs: The program.
         traces: Of single runs.
         num_trials: Of each of them.
         mode: How many data sets are run at once.
     """
-    if runs.outcome.trials != "independent":
+    if runs.outcome.single:
         return Dependence()
+    if runs.outcome.trials == "series":
+        with seeded(0):
+            return Dependence(later_matters=_differ(_with_more_trials(runs, mode)))
     shared = _outside_trials(runs, traces, num_trials)
     with seeded(0):
         common = tuple(name for name in shared if _matters(runs, name, shared))
         replicates = _replicates(runs, mode)
-    return Dependence(common, 0.0 if common else _correlation(replicates), _order_matters(replicates))
+        later = _differ(_with_more_trials(runs, mode))
+    return Dependence(common, 0.0 if common else _correlation(replicates), _differ(replicates), later)
 
 
 def _outside_trials(runs: ProgramRuns, traces: Sequence[Trace], num_trials: Sequence[int]) -> list[str]:
@@ -98,7 +113,8 @@ def program_notes(
     """
     notes = []
     if runs.outcome.trials == "series":
-        return () if bool(growing_columns(runs.inputs(max(num_trials))).any()) else (UNORDERED,)
+        ordered = bool(growing_columns(runs.inputs(max(num_trials))).any())
+        return (*_trial_notes(dependence, None), *(() if ordered else (UNORDERED,)))
     if not runs.latents:  # nothing is given, so that all trials depend on each other
         return tuple(_trial_notes(dependence._replace(shared=(), correlation=0.0), None))
     shared = _outside_trials(runs, traces, num_trials)
@@ -119,7 +135,7 @@ def growing_columns(x: Tensor) -> Tensor:
 
 
 def _trial_notes(dependence: Dependence, possible: Set[str] | None) -> list[str]:
-    """Notes on trials that depend on each other given the latents, or on their order.
+    """Notes on trials that depend on each other given the latents, on their order, or on those after them.
 
     Args:
         dependence: What was found.
@@ -152,7 +168,7 @@ def _trial_notes(dependence: Dependence, possible: Set[str] | None) -> list[str]
             "another law, but the network ignores the order of trials; give what tells trials apart, such as their "
             "index, as a column of x, or draw the trials as a series, one event of n of them."
         )
-    return notes
+    return [*notes, LATER] if dependence.later_matters else notes
 
 
 def _matters(runs: ProgramRuns, name: str, shared: Sequence[str]) -> bool:
@@ -199,28 +215,49 @@ class _Replicates(NamedTuple):
     """Outcomes `(R, n, D_y)` at the same latents, trial by trial at the same inputs.
 
     Attributes:
-        forward: With the inputs in their own order.
-        backward: With the inputs in reverse order, put back.
+        plain: With these inputs alone, in their own order.
+        changed: With the inputs in reverse order, put back, or with more trials behind them, left out.
     """
 
-    forward: Tensor
-    backward: Tensor
+    plain: Tensor
+    changed: Tensor
 
 
 def _replicates(runs: ProgramRuns, mode: Mode) -> list[_Replicates]:
-    """Several groups of data sets; those that fail are left out, as are data sets with numbers that are not finite."""
-    found, size = [], GROUP_SIZE[mode]
+    """Several groups of data sets in their own order and in reverse; those that fail are left out."""
+    found = []
     for _ in range(NUM_GROUPS):
         with contextlib.suppress(*FAILURES):
             x = runs.inputs(NUM_TRIALS)
-            trace = runs.run(x)
-            values = {s.name: nodes(trace)[s.name]["value"].expand(size, *s.shape) for s in runs.latents}
-            many = x.expand(size, *x.shape)
+            values, many = _repeated(runs, x, GROUP_SIZE[mode])
             pair = (runs.outcomes(values, many, mode), runs.outcomes(values, many.flip(1), mode).flip(1))
-            kept = [y[torch.isfinite(y).flatten(1).all(1)].double() for y in pair]
-            if min(map(len, kept)) >= size // 2:
-                found.append(_Replicates(*kept))
+            found += _finite(*pair)
     return found
+
+
+def _with_more_trials(runs: ProgramRuns, mode: Mode) -> list[_Replicates]:
+    """Several groups of data sets by themselves and with as many trials again; those that fail are left out."""
+    found = []
+    for _ in range(NUM_GROUPS):
+        with contextlib.suppress(Exception):  # a program need not run for so many trials
+            x = runs.inputs(2 * NUM_TRIALS)
+            values, many = _repeated(runs, x[:NUM_TRIALS], LATER_SIZE[mode])
+            longer = runs.outcomes(values, x.expand(len(many), *x.shape), mode)
+            found += _finite(runs.outcomes(values, many, mode), longer[:, :NUM_TRIALS])
+    return found
+
+
+def _repeated(runs: ProgramRuns, x: Tensor, size: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Latents of one run at inputs `(n, D_x)`, and these, for so many data sets."""
+    trace = runs.run(x)
+    values = {s.name: nodes(trace)[s.name]["value"].expand(size, *s.shape) for s in runs.latents}
+    return values, x.expand(size, *x.shape)
+
+
+def _finite(plain: Tensor, changed: Tensor) -> list[_Replicates]:
+    """The data sets without numbers that are not finite; none, if they are less than half of them."""
+    kept = [y[torch.isfinite(y).flatten(1).all(1)].double() for y in (plain, changed)]
+    return [_Replicates(*kept)] if min(map(len, kept)) >= len(plain) // 2 else []
 
 
 def _ranks(y: Tensor) -> Tensor:
@@ -250,12 +287,13 @@ def _correlation(replicates: Sequence[_Replicates]) -> float:
     return mean[mean.abs().argmax()].item()
 
 
-def _order_matters(replicates: Sequence[_Replicates]) -> bool:
-    """Whether some trial's outcomes have another law where the inputs are in reverse order."""
+def _differ(replicates: Sequence[_Replicates]) -> bool:
+    """Whether the outcomes of some trial, or those of all on average, have another law after the change."""
     squares = []
-    for forward, backward in replicates:
-        one, other = _ranks(torch.cat([forward, backward])).split([len(forward), len(backward)], 1)
-        error = one.var(1) / len(forward) + other.var(1) / len(backward)
+    for plain, changed in replicates:
+        ranks = _ranks(torch.cat([plain, changed]))
+        one, other = torch.cat([ranks, ranks.mean(2, keepdim=True)], 2).split([len(plain), len(changed)], 1)
+        error = one.var(1) / len(plain) + other.var(1) / len(changed)
         squares.append((one.mean(1) - other.mean(1)) ** 2 / error.clamp(min=1e-12))
     count = len(squares)
     return bool(squares) and bool((sum(squares) > count + 8 * (2 * count) ** 0.5).any())
