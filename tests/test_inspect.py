@@ -135,6 +135,23 @@ def test_program_that_needs_several_trials_is_vectorised_all_the_same() -> None:
     assert inspect_program(program, inputs, vectorized=True).mode == "inputs"
 
 
+@pytest.mark.parametrize("error", [ValueError("needs two"), AssertionError("needs two")])
+@pytest.mark.parametrize("vectorized", [None, False])
+def test_data_sets_of_one_trial_that_a_program_cannot_draw_are_explained(
+    error: Exception, vectorized: bool | None
+) -> None:
+    def program(x: Tensor) -> Tensor:
+        if x.shape[-2] < 2:
+            raise error
+        return line(x)
+
+    simulator = Simulator(program, inputs, vectorized=vectorized)
+    assert simulator.mode == ("loop" if vectorized is False else "inputs") and len(simulator.draw(3, 2).y) == 3
+    with pytest.raises(ValueError, match="must run for one row of x, as data sets of one trial are simulated; it") as e:
+        simulator.draw(3, 1)
+    assert e.match(f"it raised {type(error).__name__}: needs two; make it draw") and isinstance(e.value.__cause__, type(error))
+
+
 def test_one_observation_can_be_said_to_be_vectorised() -> None:
     simulator = Simulator(one_vector, vectorized=True)
     assert simulator.single and simulator.draw(4, 1).y.shape == (4, 1, 2)

@@ -26,6 +26,7 @@ FAILURES = (ValueError, RuntimeError, ArithmeticError)  # torch's LinAlgError is
 PLATE = "_datasets"
 MOST_FAILED, LEAST_SIMULATED = 0.01, 10_000  # a larger share stops; as many failures as of the second are always free
 MOST_TRIES = 10  # for one data set
+SEVERAL_TRIALS = 8  # of a run that says whether a program fails for one trial alone
 
 
 def run_program(
@@ -114,11 +115,34 @@ class ProgramRuns:
         """Data sets with inputs `(B, n, D_x)`, which must be the same for all in mode "datasets".
 
         Raises:
-            ValueError: If too many fail.
+            ValueError: If too many fail, or data sets of one trial all do.
         """
-        if mode == "loop":
-            return joined([self._simulate(each[None], mode, MOST_TRIES) for each in x])
-        return self._simulate(x, mode, MOST_TRIES)
+        try:
+            if mode == "loop":
+                return joined([self._simulate(each[None], mode, MOST_TRIES) for each in x])
+            return self._simulate(x, mode, MOST_TRIES)
+        except Exception:
+            error = self._error_of_one_trial() if x.shape[1] == 1 and not self.outcome.single else None
+            if error is None:
+                raise
+            raise ValueError(
+                "the program must run for one row of x, as data sets of one trial are simulated; it raised "
+                f"{type(error).__name__}: {first_line(error)}; make it draw the outcome of a single trial too"
+            ) from error
+
+    def _error_of_one_trial(self) -> Exception | None:
+        """What single runs of one trial raise, where they all do and a run of several does not; `None` = nothing."""
+        found = None
+        for num_trials in (SEVERAL_TRIALS, *(1,) * MOST_TRIES):
+            try:
+                self.run(self.inputs(num_trials))
+                failed = None
+            except Exception as error:  # whatever a program raises where it lacks trials, such as an AssertionError
+                failed = error
+            if (failed is None) == (num_trials == 1):
+                return None
+            found = failed
+        return found
 
     def _simulate(self, x: Tensor, mode: Mode, tries: int) -> Simulations:
         """Data sets of one run; where that raises, of one run for each half of them."""
