@@ -123,8 +123,38 @@ def test_hidden_states_of_a_loop_are_integrated_out():
     simulator = found(programs.hidden_states)
     assert [latent.name for latent in simulator.latents] == ["noise"]
     assert {"state_0", "state_4"} <= set(simulator.integrated_out) and "y_0" not in simulator.integrated_out
-    with pytest.raises(ValueError, match="are integrated out by simulation, which has no density"):
+    text = r"\['state_0, ...'\] are integrated out by simulation, which has no density; write the program without them$"
+    with pytest.raises(ValueError, match=text):
         simulator.log_joint({"noise": torch.ones(2)}, torch.arange(3.0)[:, None], torch.zeros(3))
+
+
+def level_and_states(x):
+    pyro.sample("noise", dist.LogNormal(0.0, 0.3))
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    for i in range(x.shape[-2]):
+        pyro.sample(f"y_{i}", dist.Normal(pyro.sample(f"state_{i}", dist.Normal(level, 1.0)), 1.0))
+
+
+def test_sites_that_can_be_latents_are_named_where_a_density_lacks_them():
+    simulator = found(level_and_states, latents=["noise"])
+    text = r"\['level', 'state_0, ...'\] are integrated out .*; name \['level'\] among latents=\[...\], and write the p"
+    with pytest.raises(ValueError, match=text):
+        simulator.log_joint({"noise": torch.ones(2)}, torch.arange(3.0)[:, None], torch.zeros(3))
+
+
+@pytest.mark.parametrize("first", ["bernoulli", "categorical"])
+def test_loop_may_begin_with_another_law_of_two_categories(first):
+    def program(x):
+        bias = pyro.sample("bias", dist.Normal(x.new_tensor(0.0), 1.0))
+        both = dist.Bernoulli(logits=bias), dist.Categorical(logits=torch.stack([0 * bias, bias], -1))
+        for i in range(x.shape[-2]):
+            pyro.sample(f"y_{i}", both[(i == 0) != (first == "bernoulli")])
+
+    simulator = found(program)
+    assert simulator.outcomes == ("categorical(2)",) and simulator.draw(3, 4).y.shape == (3, 4, 1)
+    bias, y = torch.tensor([0.3, -1.0]), torch.tensor([1, 0, 1])
+    expected = dist.Normal(0.0, 1.0).log_prob(bias) + 2 * bias - 3 * torch.nn.functional.softplus(bias)
+    torch.testing.assert_close(simulator.log_joint({"bias": bias}, torch.arange(3.0)[:, None], y), expected)
 
 
 def test_inputs_of_a_series_without_any_are_the_numbers_of_its_trials(series):
@@ -245,9 +275,23 @@ def more_classes(x):
         pyro.sample(f"y_{i}", dist.Categorical(logits=z * torch.ones(2 + i)))
 
 
+def loop_from_one(x):
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    for i in range(1, x.shape[-2] + 1):
+        pyro.sample(f"y_{i}", dist.Normal(0.0, 1.0))
+
+
+def choices_then_counts(x):
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    for i in range(x.shape[-2]):
+        pyro.sample(f"y_{i}", dist.Poisson(1.0) if i else dist.Bernoulli(0.5))
+
+
 REFUSED = {
     "ragged": (no_size, "y", "got events of shape (6,) for n = 3, (8,) for n = 4; draw one number or vector per row"),
     "short_loop": (short_loop, "y", "got ['y_0', 'y_1'] for n = 3; draw them by pyro.sample(f'y_{i}', ...) for i in"),
+    "from_one": (loop_from_one, "y", "must draw y_0 to y_(n-1), one site for each of n rows of x; got ['y_1', 'y_2', "),
+    "two_kinds": (choices_then_counts, "y", "got sites of different kinds, categorical(2) and count, by Bernoulli and"),
     "uneven_loop": (uneven_loop, "y", "must each be a number, or a vector of one size, outside plates; got values of"),
     "repeated": (
         repeated,

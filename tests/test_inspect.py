@@ -149,7 +149,9 @@ def test_data_sets_of_one_trial_that_a_program_cannot_draw_are_explained(
     assert simulator.mode == ("loop" if vectorized is False else "inputs") and len(simulator.draw(3, 2).y) == 3
     with pytest.raises(ValueError, match="must run for one row of x, as data sets of one trial are simulated; it") as e:
         simulator.draw(3, 1)
-    assert e.match(f"it raised {type(error).__name__}: needs two; make it draw") and isinstance(e.value.__cause__, type(error))
+    assert e.match(f"it raised {type(error).__name__}: needs two; make it draw") and isinstance(
+        e.value.__cause__, type(error)
+    )
 
 
 def test_one_observation_can_be_said_to_be_vectorised() -> None:

@@ -33,8 +33,11 @@ def kind_of(name: str, sites: Sequence[Site]) -> str:
         if all(bool((value >= 0).all()) for value in values):
             return "count"
         raise ValueError(_wrong_values(name, "whole numbers, some of them negative", "shift them to start at 0"))
-    if all(isinstance(support, type(constraints.boolean)) for support in supports):
+    binary = [isinstance(support, type(constraints.boolean)) for support in supports]
+    if all(binary):
         return "categorical(2)"
+    if any(binary):
+        return _kind_of_mixed(name, sites, binary)
     if all(hasattr(support, "lower_bound") for support in supports):
         return _kind_of_integers(name, sites[0], supports)
     got = f"{type(unwrapped(sites[0])).__name__}, of support {supports[0]}"
@@ -44,6 +47,17 @@ def kind_of(name: str, sites: Sequence[Site]) -> str:
     elif isinstance(unwrapped(sites[0]), td.Multinomial):
         remedy = "draw its counts as several sites, each by Binomial given those before it"
     raise ValueError(_wrong_values(name, got, remedy))
+
+
+def _kind_of_mixed(name: str, sites: Sequence[Site], binary: Sequence[bool]) -> str:
+    """Two categories, if the sites that are not binary by their support are so all the same."""
+    others = [site for site, is_binary in zip(sites, binary, strict=True) if not is_binary]
+    kind = kind_of(name, others)
+    if kind == "categorical(2)":
+        return kind
+    laws = list(dict.fromkeys(type(unwrapped(site)).__name__ for site in sites))
+    got = f"sites of different kinds, categorical(2) and {kind}, by {' and '.join(laws)}"
+    raise ValueError(_wrong_values(name, got, "draw all trials by one distribution"))
 
 
 def _kind_of_integers(name: str, site: Site, supports: Sequence[Any]) -> str:

@@ -201,7 +201,7 @@ def _matters(runs: ProgramRuns, name: str, shared: Sequence[str]) -> bool:
 
 
 def _another_value(runs: ProgramRuns, name: str, x: Tensor, value: Tensor) -> Tensor | None:
-    """A value of a site that differs from one of it, or that one where none was drawn; `None` = a run lacks the site."""
+    """Another value of a site than this one, or this one where none was drawn; `None` = a run lacks the site."""
     for _ in range(MOST_DRAWS):
         sites = program_sites(runs.run(x))
         if name not in sites:

@@ -172,7 +172,7 @@ def _read(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> tupl
     """Reads one site of the outcome, or a loop over trials."""
     if all(name in program_sites(trace) for trace in traces):
         return _read_site(name, [nodes(trace)[name] for trace in traces], num_trials)
-    if all(f"{name}_0" in program_sites(trace) for trace in traces):
+    if all(loop_sites(name, trace) for trace in traces):
         return _read_loop(name, traces, num_trials), "series"
     raise ValueError(
         f"outcome must be a sample site of every run of the program; got {name!r}; it has "
@@ -251,4 +251,5 @@ def loop_sites(name: str, trace: Trace) -> list[str]:
 
 
 def _dtype(sites: Sequence[Site]) -> torch.dtype | None:
-    return None if sites[0]["value"].is_floating_point() else sites[0]["value"].dtype
+    """Of values that are never floating; `None` = some are."""
+    return None if any(site["value"].is_floating_point() for site in sites) else sites[0]["value"].dtype

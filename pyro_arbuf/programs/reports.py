@@ -17,6 +17,7 @@ from pyro_arbuf.programs.calibration import Calibration, calibrate
 from pyro_arbuf.programs.configuration import describe_outcome
 from pyro_arbuf.programs.consistency import self_consistency, subset_gap
 from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.sites import in_short
 from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.random_state import seeded
 
@@ -56,7 +57,7 @@ def describe_training(
     simulated = "new data sets in every step" if num_simulations is None else f"{num_simulations} fixed data sets"
     lines = {
         "latents": "; ".join(_describe_latent(latent) for latent in config.latents) or "none: data alone are predicted",
-        "integrated out": ", ".join(_in_short(simulator.integrated_out)) or "no site",
+        "integrated out": ", ".join(in_short(simulator.integrated_out)) or "no site",
         "outcome": outcome,
         "trials": TRIALS[simulator.trials] if config.latents else NO_LATENTS[config.sequential],
         "inputs": f"{columns}, constant" if constant else f"{columns} in {show_ranges(config.x_range)}",
@@ -69,13 +70,6 @@ def describe_training(
     if config.dim_y is not None and config.dim_y > 1 and not config.chained:
         notes.append(INDEPENDENT)
     return "\n".join([f"amortize {config.prior}:", *(f"  {name}: {text}" for name, text in lines.items()), *notes])
-
-
-def _in_short(names: Sequence[str]) -> list[str]:
-    """Names of sites, those of a loop over trials, "z_0", "z_1", ..., by the first one alone."""
-    stems = [name.rpartition("_")[0] if name.rpartition("_")[2].isdecimal() else name for name in names]
-    found = dict.fromkeys(stems)
-    return [f"{stem}_0, ..." if stems.count(stem) > 1 else names[stems.index(stem)] for stem in found]
 
 
 def _describe_outcome(config: ModelConfig) -> str:

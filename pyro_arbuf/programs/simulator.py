@@ -15,8 +15,9 @@ from torch import Tensor
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.programs.inspect import inspect_program
 from pyro_arbuf.programs.notes import growing_columns
-from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns
+from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.same_law import Simulations
+from pyro_arbuf.programs.sites import drawn_in_a_loop, in_short, may_be_latent, varies_in_shape
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.workflow.trace_sites import nodes
 
@@ -36,7 +37,7 @@ class Simulator:
         inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
             constant 0; of a series it is the number of each trial, 0 to n - 1).
         latents: Sites whose posterior is wanted, in order; the others are integrated out by simulation. `None` = all
-            continuous sites outside plates and loops over trials; `[]` = none: predictions and evidence alone.
+            continuous sites of one shape outside plates and loops over trials; `[]` = none: predictions and evidence alone.
         outcome: The site of the outcome: a number or a vector per trial, real numbers, counts or categories, by its
             distribution. Several sites of one plate, `("choice", "rt")`, are the dimensions of one vector outcome, each
             predicted given those before it.
@@ -181,8 +182,8 @@ class Simulator:
         self._check_values(values, "joint density")
         if self.integrated_out:
             raise ValueError(
-                f"the density of the program needs all its sites; {list(self.integrated_out)} are integrated out by "
-                "simulation, which has no density; name them among latents=[...], or write the program without them"
+                f"the density of the program needs all its sites; {in_short(self.integrated_out)} are integrated out "
+                f"by simulation, which has no density; {self._remedy_of_integrated_out()}"
             )
         y = stack_sites(y, self.outcome)
         event = () if self.dim_y is None else (self.dim_y,)
@@ -191,6 +192,19 @@ class Simulator:
             want = f"({length if self.single else 'n'}, {self.dim_x}) and ({', '.join(map(str, (length, *event)))})"
             raise ValueError(f"x and y must have shapes {want}; got {tuple(x.shape)} and {tuple(y.shape)}")
         return self._log_density(values, x, y)
+
+    def _remedy_of_integrated_out(self) -> str:
+        """What to do where the density of all sites is needed: not all of them can be latents."""
+        with seeded(0):
+            traces = [probe(self.program, self.inputs, n) for n in ((1, 1) if self.single else (3, 4))]
+        loops = drawn_in_a_loop(traces)
+        possible = [name for name in self.integrated_out if name not in loops and may_be_latent(name, traces)]
+        possible = [name for name in possible if not varies_in_shape(name, traces)]
+        if not possible:
+            return "write the program without them"
+        if len(possible) == len(self.integrated_out):
+            return "name them among latents=[...], or write the program without them"
+        return f"name {possible} among latents=[...], and write the program without the others"
 
     @torch.no_grad()
     def _log_density(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor | None) -> Tensor:

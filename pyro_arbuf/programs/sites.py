@@ -81,6 +81,13 @@ def drawn_in_a_loop(traces: Sequence[Trace]) -> set[str]:
     return {f"{stem}_{number}" for each in found for stem in stems for number in each.get(stem, ())}
 
 
+def in_short(names: Sequence[str]) -> list[str]:
+    """Names of sites, those of a loop over trials, "z_0", "z_1", ..., by the first one alone."""
+    stems = [name.rpartition("_")[0] if name.rpartition("_")[2].isdecimal() else name for name in names]
+    found = dict.fromkeys(stems)
+    return [f"{stem}_0, ..." if stems.count(stem) > 1 else names[stems.index(stem)] for stem in found]
+
+
 def continuous_latents(outcome: Collection[str], trace: Trace) -> list[str]:
     """Names of all continuous sites outside plates but those of the outcome and of loops.
 
