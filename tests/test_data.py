@@ -153,6 +153,61 @@ def test_numbers_where_dates_are_spoken_are_refused_but_days_in_tensors_are_not(
     torch.testing.assert_close(*pairs)
 
 
+SQUARE = np.array([[1.0, 2.0], [3.0, 4.0]])
+
+
+def test_a_dimension_or_a_row_called_columns_makes_no_table(scalar_model: ArBufferModel) -> None:
+    array = xr.DataArray(SQUARE, dims=("rows", "columns"), coords={"columns": ["a", "b"]})
+    read = read_table("x", array)
+    np.testing.assert_array_equal(read.numbers, SQUARE)
+    assert read.labels == () and torch.equal(scalar_model.condition(array, SQUARE[0]).x[0], torch.tensor(SQUARE))
+    series = pd.Series(SQUARE[0], index=["rows", "columns"])
+    np.testing.assert_array_equal(read_table("y", series).numbers, SQUARE[0])
+
+
+def test_masked_numbers_and_dates_are_missing(scalar_model: ArBufferModel) -> None:
+    for values in (np.array([1.0, 1e20, 3.0]), np.array([1, 2, 3])):
+        masked = np.ma.array(values, mask=[0, 1, 0])
+        np.testing.assert_array_equal(read_table("y", masked).numbers, [1.0, np.nan, 3.0])
+    dates = np.ma.array(np.array(["1970-01-02", "2020-01-02"], dtype="datetime64[D]"), mask=[0, 1])
+    np.testing.assert_array_equal(read_table("x", dates).numbers, [1.0, np.nan])
+    context = scalar_model.condition(X[:3], np.ma.array([1.0, 1e20, 3.0], mask=[0, 1, 0]), nan="drop")
+    assert context.num_context == 2
+
+
+@pytest.mark.parametrize("utc", [True, False])
+def test_dates_beyond_nanoseconds_come_back(utc: bool, build_model: Callable[..., ArBufferModel]) -> None:
+    stamps = np.array(["1500-01-01", "1600-01-01", "2500-06-01"], dtype="datetime64[us]")
+    table = pd.DataFrame({"day": pd.to_datetime(pd.Series(stamps), utc=utc)})
+    numbers = read_table("x", table).numbers[:, 0]
+    np.testing.assert_array_equal(numbers, stamps.astype("datetime64[D]").astype(float))
+    np.testing.assert_array_equal(as_dates(numbers), stamps)
+    net = build_model(dim_x=1, x_range=(-2.0, 2.0)).in_units(x=table)
+    tree = to_datatree(ArBufferJoint(net.condition(table, Y[:3]), table), num_samples=2)
+    np.testing.assert_array_equal(tree["constant_data"]["x"].values[:, 0], stamps)
+
+
+def test_units_of_a_table_go_by_the_names_of_its_columns(build_model: Callable[..., ArBufferModel]) -> None:
+    net = build_model(dim_y=2, outcome=("rt", "confidence"))
+    table = pd.DataFrame({"confidence": 100 + Y.numpy(), "rt": 2 * Y.numpy() + 1})
+    by_site = {name: table[name] for name in table}
+    assert net.in_units(y=table).config == net.in_units(y=by_site).config
+    assert net.in_units(y=[table, table[["rt", "confidence"]]]).config.user_y_loc[1] > 90
+
+
+def test_a_list_of_dates_and_numbers_has_no_units(build_model: Callable[..., ArBufferModel]) -> None:
+    net = build_model(dim_x=1, x_range=(-2.0, 2.0))
+    dates, days = pd.DataFrame({"day": DATES}), torch.tensor([[18000.0], [20000.0]])
+    with pytest.raises(ValueError, match="x must be of one kind in each column, dates or numbers"):
+        net.in_units(x=[dates, pd.DataFrame({"day": [2020.0, 2021.0]})])
+    assert net.in_units(x=[days, dates, days]).config.user_dates == (True,)
+
+
+def test_units_are_stated_by_a_series_too(scalar_model: ArBufferModel) -> None:
+    means = frame(X).mean()
+    assert scalar_model.in_units(x_loc=means).config == scalar_model.in_units(x_loc=tuple(means)).config
+
+
 def test_missing_dates_and_numbers_are_missing() -> None:
     table = pd.DataFrame({"day": [DATES[0], pd.NaT], "count": pd.array([1, None], dtype="Int64")})
     numbers = read_table("x", table).numbers
@@ -177,6 +232,16 @@ REFUSED = {
     ),
     "categories": (lambda n: n.condition(X[:, :1], pd.Series(["a"] * N).astype("category")), "y must hold numbers or"),
     "table_as_y": (lambda n: n.condition(X[:, :1], frame(X)), r"y must be one column.*table\['a'\]"),
+    "table_in_a_list": (
+        lambda n: n.condition([X[:, :1]], [frame(X)[["a"]]]),
+        r"y\[0\] must be one column.*table\['a'\]",
+    ),
+    "table_for_units_of_one_outcome": (lambda n: n.in_units(y=frame(X)), r"y must be one column.*table\['a'\]"),
+    "one_number_as_y": (lambda n: n.condition(X[:1, :1], np.array(2.0)), r"y must have shape \(\*batch, points\)"),
+    "date_as_scale": (
+        lambda n: n.in_units(x_scale=pd.Timestamp("2020-01-01")),
+        "x_scale must be a number or a duration",
+    ),
     "dates_as_y": (lambda n: n.condition(X[:, :1], DATES), "y must hold numbers; got dates; dates can be inputs"),
     "missing_x": (lambda n: n.condition(np.full((N, 1), np.nan), Y), "x must be finite; got 5 NaN"),
     "missing_y": (lambda n: n.condition(X[:, :1], pd.Series([1, None, 2, 3, 4], dtype="Int64")), "y must be finite"),

@@ -42,7 +42,7 @@ def read_table(name: str, value: object) -> Table | None:
     """
     if isinstance(value, Tensor | list | tuple | Mapping | np.generic | str | type):
         return None
-    columns = getattr(value, "columns", None)
+    columns = columns_of(value)
     if columns is not None and hasattr(value, "to_numpy"):
         labels, parts = tuple(columns), _columns(value)
         read = [_numbers(f"column {label!r} of {name}", part) for label, part in zip(labels, parts, strict=True)]
@@ -54,6 +54,13 @@ def read_table(name: str, value: object) -> Table | None:
     return Table(numbers, (date,) * (numbers.shape[-1] if numbers.ndim > 1 else 1))
 
 
+def columns_of(value: object) -> Any:
+    """Names of a table's columns; `None` for what is no table: of xarray and a Series `columns` may be data."""
+    if hasattr(value, "dims") or getattr(value, "ndim", 2) != 2:
+        return None
+    return getattr(value, "columns", None)
+
+
 def _columns(table: Any) -> list[Any]:
     if hasattr(table, "iloc"):
         return [table.iloc[:, i] for i in range(len(table.columns))]  # names may be there twice
@@ -62,11 +69,14 @@ def _columns(table: Any) -> list[Any]:
 
 def _numbers(name: str, value: Any) -> tuple[np.ndarray, bool]:
     """Numbers of one column or array, and whether they are dates."""
+    if isinstance(value, np.ma.MaskedArray):
+        missing = np.array("NaT", value.dtype) if value.dtype.kind in "mM" else np.nan
+        value = (value if value.dtype.kind in "mM" else value.astype(np.float64)).filled(missing)
     dtype = value.dtype
     kind = getattr(dtype, "kind", "O")
     if kind in ("M", "m"):
         if getattr(dtype, "tz", None) is not None:
-            value = value.to_numpy(dtype="datetime64[ns]")  # in UTC
+            value = value.to_numpy(dtype="datetime64[us]")  # in UTC
         return days(np.asarray(value)), kind == "M"
     if kind not in NUMERIC:
         raise ValueError(
@@ -96,10 +106,10 @@ def day_of(value: object) -> tuple[float, bool] | None:
 
 
 def as_dates(numbers: np.ndarray) -> np.ndarray:
-    """Dates, datetime64 in nanoseconds, of days since 1970-01-01; NaT for NaN."""
+    """Dates, datetime64 in microseconds, of days since 1970-01-01; NaT for NaN."""
     missing = np.isnan(numbers)
     stamps = (np.where(missing, 0.0, numbers) * MICROSECONDS).round().astype(np.int64).astype("datetime64[us]")
-    return np.where(missing, np.datetime64("NaT"), stamps).astype("datetime64[ns]")
+    return np.where(missing, np.datetime64("NaT", "us"), stamps)
 
 
 def x_tensor(name: str, x: object, model: Network) -> object:
@@ -149,16 +159,26 @@ def y_tensor(name: str, y: object, model: Network) -> object:
         return y
     if any(table.dates):
         raise ValueError(f"{name} must hold numbers; got dates; dates can be inputs, x")
-    if table.labels and config.dim_y is None and not name.endswith("]"):
-        raise ValueError(
-            f"{name} must be one column, as the network has one outcome; got a table with the columns "
-            f"{list(table.labels)}; take one of them, e.g. table[{table.labels[0]!r}]"
-        )
-    sites = config.outcome
-    if isinstance(sites, tuple) and len(set(sites)) == len(sites) and sorted(map(str, table.labels)) == sorted(sites):
-        order = [[str(label) for label in table.labels].index(site) for site in sites]
-        table = table._replace(numbers=table.numbers[:, order])
-    return _on_device(table, model)
+    if table.labels and config.dim_y is None and not name.endswith(("']", '"]')):  # of a site: `stack_sites` says so
+        raise several_columns(name, table)
+    return _on_device(in_site_order(table, config.outcome), model)
+
+
+def several_columns(name: str, table: Table) -> ValueError:
+    """The error of a table given for one outcome."""
+    return ValueError(
+        f"{name} must be one column, as the network has one outcome; got a table with the columns "
+        f"{list(table.labels)}; take one of them, e.g. table[{table.labels[0]!r}]"
+    )
+
+
+def in_site_order(table: Table, sites: str | tuple[str, ...] | None) -> Table:
+    """A table whose columns stand in the order of the sites, where its names are those of the sites."""
+    names = [str(label) for label in table.labels]
+    if not isinstance(sites, tuple) or len(set(sites)) != len(sites) or sorted(names) != sorted(sites):
+        return table
+    order = [names.index(site) for site in sites]
+    return Table(table.numbers[:, order], tuple(table.dates[i] for i in order), tuple(table.labels[i] for i in order))
 
 
 def to_tensors(x: object, y: object, model: Network) -> tuple[Any, Any]:
@@ -176,7 +196,7 @@ def _each(convert: Any, name: str, value: object, model: Network) -> object:
 
 def column_hint(name: str, given: object, columns: int) -> str:
     """What helps where what is given has another number of columns than the network: at most a missing dimension."""
-    labels = getattr(given, "columns", None)
+    labels = columns_of(given)
     if labels is not None:
         return f"; the table has the columns {list(labels)}: choose {columns} of them by {name}[[...]]"
     number = getattr(given, "ndim", 0)
@@ -193,4 +213,4 @@ def column_hint(name: str, given: object, columns: int) -> str:
 
 
 def _on_device(table: Table, model: Network) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(table.numbers)).to(next(model.parameters()).device)
+    return torch.from_numpy(np.asarray(table.numbers, order="C")).to(next(model.parameters()).device)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from pyro_arbuf.inference.data import columns_of
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.preprocessing import TableStatistics, table_statistics
 from pyro_arbuf.network.tracing import is_traced
@@ -142,7 +143,7 @@ def labels_of(x: object) -> tuple[Any, ...]:
         for i, each in enumerate(found):
             _check_labels(f"x[{i}]", each, found[0], "x[0]")
         return found[0] if found else ()
-    columns = getattr(x, "columns", None)
+    columns = columns_of(x)
     return () if columns is None else tuple(columns)
 
 

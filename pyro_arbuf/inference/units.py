@@ -4,6 +4,7 @@ Knows nothing of how the map is applied, nor of modules and weights.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_arbuf.inference.data import day_of, read_table
+from pyro_arbuf.inference.data import Table, day_of, in_site_order, read_table, several_columns
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.network.config import ModelConfig
@@ -76,7 +77,7 @@ def _check_one_way(axis: str, data: object, **stated: object) -> None:
 def _x_units(config: ModelConfig, x: object, stated: Stated) -> dict[str, Any]:
     dim_x = config.dim_x
     if x is not None:
-        columns, dates = _pooled("x", x, dim_x, lambda part: part)
+        columns, dates = _pooled("x", x, dim_x, lambda _, part: part)
         lows, highs = (ends.tolist() for ends in torch.aminmax(columns, dim=0)) if len(columns) else ([], [])
         if len(columns) < 2 or not bool(columns.isfinite().all()):
             wrong = f"{len(columns)} rows" if len(columns) < 2 else "NaN or infinite values"
@@ -114,9 +115,8 @@ def _y_units(config: ModelConfig, y: object, stated: Stated) -> dict[str, Any]:
     if y is not None:
         if not any(real):
             raise ValueError("y must be a real number to have units; the network's outcomes are categories or counts")
-        columns, dates = _pooled(
-            "y", y, config.dim_y, lambda part: stack_sites(part, config.outcome), flat=config.dim_y is None
-        )
+        prepare = functools.partial(_outcomes, config)
+        columns, dates = _pooled("y", y, config.dim_y, prepare, flat=config.dim_y is None)
         if any(dates):
             raise ValueError("y must hold numbers; got dates; dates can be inputs, x")
         maps = [
@@ -153,6 +153,16 @@ def _by_moments(name: str, column: Tensor, config: ModelConfig, d: int) -> tuple
     return mean - scale * (config.y_loc[d] if config.y_loc else 0.0), scale
 
 
+def _outcomes(config: ModelConfig, name: str, part: Any) -> Any:
+    """Outcomes with their dimensions in the order of the network's sites, as `condition` takes them."""
+    table = None if isinstance(part, Mapping) else read_table(name, part)
+    if table is None:
+        return stack_sites(part, config.outcome)
+    if config.dim_y is None and len(table.labels) > 1:
+        raise several_columns(name, table)
+    return in_site_order(table, config.outcome)
+
+
 def _as_fields(axis: str, locs: Sequence[float], scales: Sequence[float]) -> dict[str, Any]:
     """Fields of the configuration; none where every number stays what it is."""
     if all(loc == 0 for loc in locs) and all(scale == 1 for scale in scales):
@@ -161,15 +171,22 @@ def _as_fields(axis: str, locs: Sequence[float], scales: Sequence[float]) -> dic
 
 
 def _pooled(
-    name: str, data: object, dim: int | None, prepare: Callable[[Any], Any], flat: bool = False
+    name: str, data: object, dim: int | None, prepare: Callable[[str, Any], Any], flat: bool = False
 ) -> tuple[Tensor, tuple[bool, ...]]:
     """All rows `(rows, D)` of data or of a list of them, float64 on the CPU, and which columns are dates."""
     pieces = data if isinstance(data, list | tuple) else [data]
     rows, dates = [], (False,) * (dim or 1)
+    known: tuple[bool, ...] | None = None  # of what says so; tensors do not
     for i, piece in enumerate(pieces):
         which = f"{name}[{i}]" if isinstance(data, list | tuple) else name
         numbers, found = _rows(which, piece, dim, prepare, flat)
         rows.append(numbers)
+        if known is not None and found != known and not isinstance(piece, Tensor):
+            raise ValueError(
+                f"{name} must be of one kind in each column, dates or numbers; got both in a list of data; convert the "
+                "numbers, e.g. by pd.to_datetime, or give days since 1970-01-01 as torch tensors"
+            )
+        known = known if isinstance(piece, Tensor) else found
         dates = tuple(a or b for a, b in zip(dates, found, strict=True))
     if not rows:
         raise ValueError(f"{name} must hold data; got an empty list")
@@ -177,12 +194,12 @@ def _pooled(
 
 
 def _rows(
-    name: str, piece: Any, dim: int | None, prepare: Callable[[Any], Any], flat: bool
+    name: str, piece: Any, dim: int | None, prepare: Callable[[str, Any], Any], flat: bool
 ) -> tuple[Tensor, tuple[bool, ...]]:
     columns = dim or 1
     if isinstance(piece, Mapping):
         piece = {site: _as_tensor(f"{name}[{site!r}]", value)[0] for site, value in piece.items()}
-    value, dates = _as_tensor(name, prepare(piece))
+    value, dates = _as_tensor(name, prepare(name, piece))
     if flat or (value.dim() == 1 and columns == 1):
         return value.reshape(-1, 1), dates[:1]
     if value.dim() < 2 or value.shape[-1] != columns:
@@ -201,13 +218,13 @@ def _as_tensor(name: str, value: Any) -> tuple[Tensor, tuple[bool, ...]]:
         if value.is_complex():
             raise ValueError(f"{name} must hold real numbers; got {value.dtype}")
         return value.double().cpu(), (False,) * (value.shape[-1] if value.dim() > 1 else 1)
-    table = read_table(name, value)
+    table = value if isinstance(value, Table) else read_table(name, value)
     if table is None:
         raise ValueError(
             f"{name} must be a tensor, an array or a table, or a list of them; got {type(value).__name__}; ranges and "
             "numbers are stated by x_range, x_loc, x_scale, y_loc and y_scale"
         )
-    return torch.from_numpy(np.ascontiguousarray(table.numbers)), table.dates
+    return torch.from_numpy(np.asarray(table.numbers, order="C")), table.dates
 
 
 def _stated_ranges(stated: Any, dim_x: int) -> tuple[list[Range | None], tuple[bool, ...]]:
@@ -231,11 +248,13 @@ def _stated_ranges(stated: Any, dim_x: int) -> tuple[list[Range | None], tuple[b
 
 def _stated_numbers(name: str, stated: Any, dim: int, default: float) -> tuple[list[float], tuple[bool, ...]]:
     """A stated number for every dimension, `default` where none is, and which of them are dates."""
-    several = isinstance(stated, tuple | list | np.ndarray) or (isinstance(stated, Tensor) and stated.dim() > 0)
-    each = list(stated) if several and getattr(stated, "ndim", 1) else [stated] * dim
+    several = isinstance(stated, tuple | list) or (getattr(stated, "ndim", 0) > 0 and hasattr(stated, "__array__"))
+    each = list(stated) if several else [stated] * dim
     if len(each) != dim:
         raise ValueError(f"{name} must be one number, or {dim} of them; got {len(each)}")
     numbers = [(default, False) if value is None else _number(name, value) for value in each]
+    if name.endswith("scale") and any(date for _, date in numbers):
+        raise ValueError(f"{name} must be a number or a duration, e.g. pd.Timedelta; got the date {stated!r}")
     if name.endswith("scale") and not all(value > 0 for value, _ in numbers):
         raise ValueError(f"{name} must be positive; got {stated!r}")
     return [value for value, _ in numbers], tuple(date and name == "x_loc" for _, date in numbers)

@@ -35,6 +35,7 @@ from pyro_arbuf.workflow.trace_sites import (
 
 Draws = Mapping[str, Tensor]
 Groups = dict[str, dict[str, xr.DataArray]]
+NANOSECOND_DAYS = 106_751.0  # from 1970 to the last whole days that nanoseconds of 64 bits hold, both ways
 GROUPS = (
     "posterior",
     "sample_stats",
@@ -194,7 +195,10 @@ def _observations(context: Context, like: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def _with_dates(array: xr.DataArray, config: ModelConfig) -> xr.DataArray:
     """Inputs as dates where all of their columns are; where only some are, dates stay days since 1970-01-01."""
-    return array.copy(data=as_dates(array.values)) if config.user_dates and all(config.user_dates) else array
+    if not (config.user_dates and all(config.user_dates)):
+        return array
+    dates, fits = as_dates(array.values), not bool((np.abs(array.values) > NANOSECOND_DAYS).any())
+    return array.copy(data=dates.astype("datetime64[ns]") if fits else dates)
 
 
 def label(
