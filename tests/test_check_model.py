@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Callable
 
+import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -557,3 +559,19 @@ def test_model_that_fails_for_some_draws_of_its_prior_is_right(error: type[Excep
 
     assert_clean(model)
     assert len(runs) > 2
+
+
+@pytest.mark.parametrize("as_given", [pd.Series, np.asarray])
+@BOTH
+def test_arrays_and_series_are_observed_as_tensors_are(
+    distribution: Callable, as_given: Callable, scalar_model: ArBufferModel
+) -> None:
+    def program(y: object, context: Context) -> None:
+        level = pyro.sample("level", STANDARD)
+        pyro.sample("y", distribution(context, X + level[..., None, None]), obs=y)
+
+    for context, number in ((scalar_model.condition(X_CONTEXT, Y_CONTEXT), 0), (scalar_model.condition(X, Y), 1)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ModelCheckWarning)
+            given, tensors = (check_model(program, each, context) for each in (as_given(Y.numpy()), Y))
+        assert given == tensors and len(given) <= number

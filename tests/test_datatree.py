@@ -4,6 +4,7 @@ from functools import partial
 
 import ar1
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -459,3 +460,18 @@ def test_choices_stand_in_the_data_as_they_were_given(build_model, dtype):
     tree = to_datatree(ArBufferJoint(net.condition(), draw(M, 2)), observed=y, num_samples=3)
     assert tree["observed_data/y"].dtype == y.numpy().dtype
     assert tree["posterior_predictive/y"].dtype == np.int64
+
+
+@pytest.mark.parametrize("as_given", [pd.Series, np.asarray])
+@pytest.mark.parametrize("distribution", [ArBufferJoint, ArBufferMarginals])
+def test_arrays_and_series_observed_make_the_tree_of_tensors(distribution, as_given, scalar_model, draws, task):
+    x, y = task.x_context[0], task.y_context[0, :, 0]
+
+    def program(y=None):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+        return pyro.sample("y", distribution(scalar_model.condition(), x + level[..., None, None]), obs=y)
+
+    trees = [to_datatree(draws, program, each, seed=0) for each in (as_given(y.numpy()), y)]
+    for group in ("observed_data", "posterior_predictive"):
+        xr.testing.assert_equal(trees[0][group].to_dataset(), trees[1][group].to_dataset())
+    assert set(trees[0].groups) == set(trees[1].groups)

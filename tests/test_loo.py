@@ -4,6 +4,8 @@ import math
 from functools import partial
 
 import ar1
+import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -212,3 +214,17 @@ def test_conditionals_of_a_missing_outcome_are_refused(scalar_model, draw_task, 
 
     with pytest.raises(ValueError, match="NaN"):
         loo_conditionals(missing, level, y)
+
+
+@pytest.mark.parametrize("as_given", [pd.Series, np.asarray])
+def test_conditionals_of_arrays_and_series_are_those_of_tensors(as_given, scalar_model, draw_task):
+    task = draw_task(scalar_model)
+    x, y = task.x_context[0], task.y_context[0, :, 0]
+
+    def program(y):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+        pyro.sample("y", ArBufferJoint(scalar_model.condition(), x + level[..., None, None]), obs=y)
+
+    draws = {"level": torch.linspace(-1, 1, S, dtype=y.dtype)}
+    given, tensors = (loo_conditionals(program, draws, each) for each in (as_given(y.numpy()), y))
+    torch.testing.assert_close(given, tensors)

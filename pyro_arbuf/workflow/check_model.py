@@ -20,7 +20,7 @@ from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.random_state import restored_random_state
 from pyro_arbuf.workflow.at_once import MixedDrawsError, dimensions, is_computed, run_at_once
-from pyro_arbuf.workflow.trace_sites import Site, elementwise, layers, nodes, sample_sites, unwrapped
+from pyro_arbuf.workflow.trace_sites import Site, elementwise, layers, nodes, sample_sites, unwrapped, with_tensors
 
 TOLERANCE = 1e-3  # nats, and relative: above what encoding with and without gradients differs by, below what harms HMC
 
@@ -91,11 +91,11 @@ def check_model(model: Callable, *args: object, **kwargs: object) -> list[str]:
         raise ValueError(f"model must be a Pyro model, a callable; got {type(model).__name__}")
     store = pyro.get_param_store()
     with restored_random_state(), store.scope(store.get_state()), torch.enable_grad():
-        first = poutine.trace(model).get_trace(*args, **kwargs)
+        first = with_tensors(poutine.trace(model).get_trace(*args, **kwargs))
         for site in nodes(first).values():
             if site["type"] == "sample" and not site["is_observed"]:  # as in HMC: what depends on latents is live
                 site["value"] = site["value"].detach().requires_grad_(site["value"].is_floating_point())
-        second = poutine.trace(poutine.replay(model, trace=first)).get_trace(*args, **kwargs)
+        second = with_tensors(poutine.trace(poutine.replay(model, trace=first)).get_trace(*args, **kwargs))
         found = dict(_findings(first, second))
         if not any(CHANGES in text for text in found) and (mixed := _mixed_draws(model, first, args, kwargs)):
             found[mixed] = ModelCheckWarning

@@ -91,7 +91,7 @@ def replayed_traces(model: Callable, draws: Mapping[str, Tensor], args: tuple, k
     for draw in progress_bar(range(num_draws), desc="densities", delay=2, leave=False, disable=None):
         given = {name: values[draw].detach() for name, values in draws.items()}
         with torch.no_grad(), _LatentsMessenger(given):
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
+            trace = with_tensors(poutine.trace(model).get_trace(*args, **kwargs))
         if draw == 0:
             _check_latents(trace, draws)
         yield trace
@@ -150,6 +150,14 @@ def layers(site: Site) -> list[Any]:
 def unwrapped(site: Site) -> Any:
     """The distribution inside all masks, events and transforms of a site."""
     return layers(site)[-1]
+
+
+def with_tensors(trace: Trace) -> Trace:
+    """The trace, arrays and tables that our distributions observe put in as the tensors that they are scored as."""
+    for site in nodes(trace).values():
+        if site["type"] == "sample" and site["is_observed"] and isinstance(fn := unwrapped(site), ArBufferDistribution):
+            site["value"] = fn._as_tensor(site["value"])
+    return trace
 
 
 def innermost(site: Site) -> tuple[ArBufferDistribution, Tensor, Tensor]:
