@@ -378,6 +378,14 @@ def test_code_of_the_page_runs_and_the_page_is_short(scalar_net):
 GOOD = {"size": [50.0, 60, 70, 80], "age": [1.0, 5, 2, 9]}
 Y = pd.Series([1.0, 2, 4, 3])
 CITY = pd.DataFrame(GOOD).assign(city=["a", "b", "a", "c"])
+DAYS = pd.DataFrame({"day": pd.date_range("2020-01-01", periods=4)})
+
+
+def torch_days(net: ArBufferModel) -> Tensor:
+    """The days of `DAYS` as a tensor, which may stand beside dates."""
+    return net.condition(DAYS, Y).maps.user_x(net.condition(DAYS, Y).x)[0]
+
+
 WRONG = {
     "no_column": (lambda net: net.condition(pd.DataFrame(index=range(4)), Y), r"got \(0, 0\)|1 to 5"),
     "series": (lambda net: net.condition(pd.Series(GOOD["size"]), Y), "to_frame"),
@@ -395,6 +403,18 @@ WRONG = {
     ),
     "uneven_list": (lambda net: net.condition([draw(4, 2), draw(4, 3)], [Y, Y]), r"\[2, 3\]"),
     "uneven_names": (lambda net: net.condition([pd.DataFrame(GOOD), CITY[["age", "size"]]], [Y, Y]), r"x\[1\]"),
+    "dates_then_numbers": (
+        lambda net: ArBufferJoint(net.condition(DAYS, Y), pd.DataFrame({"day": [2020.0, 2021.0]})),
+        r"x\[..., 0\] must hold dates, as the context does; got numbers",
+    ),
+    "numbers_then_dates": (
+        lambda net: ArBufferJoint(net.condition(torch_days(net).numpy(), Y).expand((2,)), DAYS),
+        r"x\[..., 0\] must hold numbers, as the context does; got dates",
+    ),
+    "dates_and_numbers_in_a_list": (
+        lambda net: net.condition([torch_days(net), DAYS, DAYS.assign(day=1.0)], [Y, Y, Y]),
+        r"x\[2\]\[..., 0\] must hold numbers|x\[2\]\[..., 0\] must hold dates",
+    ),
     "units_of_x": (lambda net: net.in_units(x=pd.DataFrame(GOOD)), "standardise them"),
     "range_of_x": (lambda net: net.in_units(x_range=(0.0, 1.0)), "standardise them"),
 }
@@ -405,6 +425,46 @@ def test_wrong_tables_are_refused_with_what_is_wrong(scalar_net, case):
     call, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
         call(scalar_net)
+
+
+def test_days_in_tensors_go_with_dates(scalar_net):
+    context = scalar_net.condition(DAYS, Y)
+    days = torch_days(scalar_net)
+    for given in (context, scalar_net.condition(days, Y), context.expand((3,))[0]):
+        tables = [ArBufferMarginals(given, each).log_prob(Y) for each in (DAYS, days)]
+        assert_close(tables[0], tables[1], **EXACT)
+
+
+def test_densities_of_a_network_in_float32_are_float32():
+    net = rows_net().float()
+    x, y = draw(N, 2, seed=1).float(), draw(N, seed=2).float()
+    joint = ArBufferJoint(net.condition(x, y), x[:M])
+    assert joint.log_prob(y[:M]).dtype == joint.log_prob_conditionals(y[:M]).dtype == torch.float32
+
+
+def test_outcomes_far_from_zero_are_warned_of_in_float32():
+    net, x, y = rows_net(), draw(N, 2, seed=1), 1.7e9 + 10 * draw(N, seed=2)
+    net.condition(x, y)
+    with pytest.warns(UserWarning, match="float32 cannot tell outcomes apart.*subtract the location") as caught:
+        net.float().condition(x, y)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="float32 cannot tell outcomes apart"):
+        net.float().in_units(y_loc=1.7e9, y_scale=1e5).condition(x, y)
+
+
+def test_outcomes_outside_the_trained_range_are_told_of_in_words_of_a_table():
+    net = rows_net(y_range=(-3.0, 3.0)).in_units(y_loc=2.0, y_scale=50.0)
+    x, y = draw(N, 2, seed=1), 100 * draw(N, seed=2)
+    joint = ArBufferJoint(net.condition(x, y), x[:M])
+    with pytest.warns(UserWarning, match=r"range \[-3.0, 3.0\] of numbers that their context standardises") as caught:
+        joint.log_prob(y[:M] + 1e4)
+    assert "x=[" not in str(caught[0].message) and "net.in_units(y_loc=..., y_scale=...)" in str(caught[0].message)
+
+
+def test_left_out_rows_whose_rest_has_equal_outcomes_are_warned_of(scalar_net):
+    with pytest.warns(UserWarning, match="no two different values") as caught:
+        exact_loo(scalar_net, draw(4, 2, seed=1), torch.tensor([1.0, 1.0, 1.0, 2.0], dtype=torch.float64))
+    assert len(caught) == 1 and caught[0].filename == __file__
 
 
 ODD: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str | None]] = {

@@ -127,7 +127,7 @@ class ArBufferDistribution(TorchDistribution):
         model, maps = self.context.model, self._maps
         own = check_targets(x, model, self._validate_args)
         if model.config.missing_x:
-            check_columns(own, x, self.context.num_columns, self.context.columns)
+            check_columns(own, x, self.context.num_columns, self.context.columns, self.context.dates)
         broadcast_batches({"context": self.context.batch_shape, "x": own.shape[:-2]})
         own = own.clone()
         inner = own if maps is None else maps.network_x(own, next(model.parameters()).dtype)

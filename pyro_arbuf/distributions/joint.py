@@ -284,7 +284,7 @@ class ArBufferJoint(ArBufferDistribution):
             x_all, y_all, context_len = join_context(self.context, self._fold_x(shape), folded)
             densities = leave_one_out(self.context.model, x_all, y_all, self._num_targets, context_len)
             densities = self._unfold_result(densities.unflatten(0, folded.shape[:2]), shape, y.dtype)
-            return densities if self._maps is None else densities - self._maps.log_jacobian
+            return densities if self._maps is None else (densities - self._maps.log_jacobian).to(densities.dtype)
 
     def condition(self, index: Tensor | Sequence[int], y: Tensor) -> "ArBufferJoint":
         """The joint of the other targets given the outcomes of some, whose pairs join the context, encoded anew.

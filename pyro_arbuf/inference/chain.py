@@ -240,7 +240,7 @@ def leave_one_out(
         cache = model.encode(x_others, y_others, num_others)
         predictive, _ = model.predict(cache, BufferCache(), None, model.embed_targets(cache, x_out.unsqueeze(1)))
         density = predictive.log_prob(y_out.unsqueeze(1)).sum(-1).squeeze(1)  # (rows, 1)
-        density = density if maps is None else density - maps.log_jacobian
+        density = density if maps is None else (density - maps.log_jacobian).to(density.dtype)
         densities.append(density.view(-1, len(others[left_out])))
     return pieces.join(densities)
 
@@ -272,7 +272,7 @@ def grow_context(context: Context, x: Tensor, y: Tensor, shape: Size) -> Context
     if statistics is not None:
         of_batch = (part.view(*batch, *part.shape[1:]).expand(*shape, *part.shape[1:]) for part in statistics)
         statistics = TableStatistics(*(part.reshape(-1, *part.shape[-2:]) for part in of_batch))
-    given = (context.latents, tracked, statistics, context.columns)
+    given = (context.latents, tracked, statistics, context.columns, context.dates)
     return encode_pairs(context.model, x_all, y_all, length, shape, shape, *given)
 
 

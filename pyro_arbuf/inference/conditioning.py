@@ -14,7 +14,15 @@ from torch import Size, Tensor
 from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
 from pyro_arbuf.inference.data import y_tensor
 from pyro_arbuf.inference.missing import check_outcomes, drop_missing
-from pyro_arbuf.inference.tables import TableMap, fit_map, labels_of, map_pairs, warn_equal_outcomes
+from pyro_arbuf.inference.tables import (
+    TableMap,
+    date_columns,
+    fit_map,
+    labels_of,
+    map_pairs,
+    warn_coarse_outcomes,
+    warn_equal_outcomes,
+)
 from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
@@ -57,13 +65,15 @@ def make_context(
     outcomes = _stacked(y, model)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-    columns = labels_of(x) if config.missing_x else ()
+    columns = (labels_of(x), date_columns(x)) if config.missing_x else ()
     x, y, context_len, batch_shape = check_pairs(model, x, outcomes, nan)
     tracked = tracked and (nan == "raise" or x.shape[1] > 0)  # where all is missing, nothing has a gradient
     if config.missing_x:
         warn_equal_outcomes(y, context_len, stacklevel=4)
-    maps = fit_map(config, x, y, context_len)
-    x, y = map_pairs(maps, x, y, context_len, next(model.parameters()).dtype)
+    maps, dtype = fit_map(config, x, y, context_len), next(model.parameters()).dtype
+    if config.missing_x:
+        warn_coarse_outcomes(maps, y.shape[-1], dtype, stacklevel=4)
+    x, y = map_pairs(maps, x, y, context_len, dtype)
     numbers, names = check_latents(latents or {}, model)
     tracked = tracked or numbers.requires_grad
     shape = broadcast_batches({"x and y": batch_shape, "latents": numbers.shape[:-1]})
@@ -83,9 +93,8 @@ def make_context(
             context_len = context_len.view(batch_shape).expand(shape).flatten() + len(locations)
         batch_shape = shape
     statistics = maps.statistics if isinstance(maps, TableMap) else None
-    return encode_pairs(
-        model, x, y, context_len, batch_shape, batch_shape, names, tracked, statistics, columns if x.shape[1] else ()
-    )
+    known = (statistics, *columns) if x.shape[1] else (statistics,)
+    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked, *known)
 
 
 def check_pairs(model: Network, x: Any, y: Any, nan: Literal["raise", "drop"] = "raise") -> Pairs:

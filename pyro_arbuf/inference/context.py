@@ -46,6 +46,7 @@ class Context:
         statistics: Of tables, of the observations that `condition` was given, `(B, 1, .)` each, float64: they stay
             where others join the context later.
         columns: Names of a table's columns, where it had some.
+        dates: Whether each column held dates, where something said so.
     """
 
     model: Network
@@ -61,6 +62,7 @@ class Context:
     graph: torch.autograd.graph.Node | None = None
     statistics: TableStatistics | None = None
     columns: tuple[Any, ...] = ()
+    dates: tuple[bool, ...] = ()
 
     @property
     def maps(self) -> Maps | None:
@@ -176,7 +178,8 @@ class Context:
         if moved is not None:
             moved = TableStatistics(*(part.to(x.device) for part in moved))
         shapes = (self.task_shape, self.batch_shape)
-        return encode_pairs(self.model, x, y, length, *shapes, self.latents, self.tracked, moved, self.columns)
+        given = (self.latents, self.tracked, moved, self.columns, self.dates)
+        return encode_pairs(self.model, x, y, length, *shapes, *given)
 
     def _select(self, rows: Tensor) -> Context:
         """The contexts at flat row numbers, of the batch shape of `rows`."""
@@ -236,6 +239,7 @@ def encode_pairs(
     tracked: bool,
     statistics: TableStatistics | None = None,
     columns: tuple[Any, ...] = (),
+    dates: tuple[bool, ...] = (),
 ) -> Context:
     """Encodes checked pairs `(B, N, .)` of B tasks as a Context, live where gradients reach its keys."""
     with inference_scope():
@@ -245,7 +249,8 @@ def encode_pairs(
         cache, graph = cache._replace(keys=(first, *cache.keys[1:])), first.grad_fn
     checksum = take_fingerprint(constants(parts(model)))
     shapes = (task_shape, batch_shape)
-    return Context(model, x, y, context_len, *shapes, cache, checksum, latents, tracked, graph, statistics, columns)
+    known = (statistics, columns, dates)
+    return Context(model, x, y, context_len, *shapes, cache, checksum, latents, tracked, graph, *known)
 
 
 def check_current(context: Context) -> None:

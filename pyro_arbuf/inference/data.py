@@ -61,6 +61,16 @@ def columns_of(value: object) -> Any:
     return getattr(value, "columns", None)
 
 
+def dates_of(value: object) -> tuple[bool, ...]:
+    """Whether each column of a table or an array holds dates, by its dtype; empty where nothing says so: of tensors."""
+    if isinstance(value, Tensor | list | tuple | Mapping | np.generic | str | type):
+        return ()
+    if columns_of(value) is not None:
+        return tuple(getattr(part.dtype, "kind", "O") == "M" for part in _columns(value))
+    kind, shape = getattr(getattr(value, "dtype", None), "kind", None), getattr(value, "shape", ())
+    return (kind == "M",) * shape[-1] if kind is not None and len(shape) > 1 else ()
+
+
 def _columns(table: Any) -> list[Any]:
     if hasattr(table, "iloc"):
         return [table.iloc[:, i] for i in range(len(table.columns))]  # names may be there twice

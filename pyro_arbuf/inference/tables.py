@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.inference.data import columns_of
+from pyro_arbuf.inference.data import columns_of, dates_of
 from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.latents import FINEST
 from pyro_arbuf.network.preprocessing import TableStatistics, table_statistics
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.user_units import UnitMap
@@ -132,6 +133,21 @@ def warn_equal_outcomes(y: Tensor, context_len: Tensor | None, stacklevel: int) 
         )
 
 
+def warn_coarse_outcomes(maps: Maps | None, dim_y: int, dtype: torch.dtype, stacklevel: int) -> None:
+    """Warns where float32 cannot tell the outcomes of a table apart: its scale is small beside its location."""
+    if not isinstance(maps, TableMap) or is_traced() or maps.statistics.y_scale.requires_grad:
+        return
+    standard = maps.statistics.y_scale.new_zeros(1, 1, dim_y)
+    middle = maps.user_y(standard)
+    if dtype == torch.float32 and bool((maps.user_y(standard + 1) - middle < FINEST * middle.abs()).any()):
+        warnings.warn(
+            f"the scale of y of a context should be at least {FINEST:g} of its location, or float32 cannot tell "
+            "outcomes apart: draws come in steps; subtract the location from y before it is given: densities are "
+            "unchanged; or use net.double()",
+            stacklevel=stacklevel,
+        )
+
+
 def labels_of(x: object) -> tuple[Any, ...]:
     """Names of the columns of a table; of a list of tables those of the first; else none.
 
@@ -147,7 +163,25 @@ def labels_of(x: object) -> tuple[Any, ...]:
     return () if columns is None else tuple(columns)
 
 
-def check_columns(x: Tensor, given: object, number: int | None, labels: tuple[Any, ...]) -> None:
+def date_columns(x: object) -> tuple[bool, ...]:
+    """Which columns of a table or of a list of tables hold dates; empty where nothing says so.
+
+    Raises:
+        ValueError: If tables of a list differ.
+    """
+    if not isinstance(x, list | tuple):
+        return dates_of(x)
+    first: tuple[bool, ...] = ()
+    for i, each in enumerate(x):
+        found = dates_of(each)
+        _check_dates(f"x[{i}]", found, first, "a table before it")
+        first = first or found
+    return first
+
+
+def check_columns(
+    x: Tensor, given: object, number: int | None, labels: tuple[Any, ...], dates: tuple[bool, ...] = ()
+) -> None:
     """Checks that targets have the columns of their context.
 
     Args:
@@ -155,9 +189,10 @@ def check_columns(x: Tensor, given: object, number: int | None, labels: tuple[An
         given: What the user gave for them, perhaps a table with names.
         number: Columns of the context; `None` = it has no rows, and takes any.
         labels: Their names; empty = not known.
+        dates: Which of them hold dates; empty = not known.
 
     Raises:
-        ValueError: If number, names or order differ.
+        ValueError: If number, names, order or kinds differ.
     """
     if number is None:
         return
@@ -168,6 +203,18 @@ def check_columns(x: Tensor, given: object, number: int | None, labels: tuple[An
             f"x must have the {number} columns of the context{named}; got {x.shape[-1]}; give targets the columns that "
             "net.condition was given, in the same order"
         )
+    _check_dates("x", dates_of(given), dates, "the context")
+
+
+def _check_dates(name: str, dates: tuple[bool, ...], expected: tuple[bool, ...], where: str) -> None:
+    if not dates or not expected or len(dates) != len(expected) or dates == expected:
+        return
+    column = next(i for i, (own, other) in enumerate(zip(dates, expected, strict=True)) if own != other)
+    have, want = ("dates", "numbers") if dates[column] else ("numbers", "dates")
+    raise ValueError(
+        f"{name}[..., {column}] must hold {want}, as {where} does; got {have}; convert one of them, e.g. by "
+        "pd.to_datetime, or give days since 1970-01-01 as torch tensors"
+    )
 
 
 def _check_labels(name: str, labels: tuple[Any, ...], expected: tuple[Any, ...], where: str) -> None:

@@ -60,6 +60,8 @@ def pairs_of(trained: Range | tuple[Range, ...], dim: int) -> list[Range]:
 
 def _in_user_units(name: str, column: int, pair: Range, config: ModelConfig) -> str:
     """A trained range as the user has it; days as dates."""
+    if config.missing_x:
+        return f"{list(pair)} of numbers that their context standardises"
     units = config.unit_map
     maps = None if units is None else units.x if name == "x" else units.y
     if units is None or maps is None:
@@ -75,6 +77,11 @@ def _in_user_units(name: str, column: int, pair: Range, config: ModelConfig) -> 
 def _remedy(name: str, column: int, config: ModelConfig) -> str:
     if name == "y" and config.kinds[column].support.is_discrete:
         return "the network has seen no such outcomes in training, and discrete ones have no units to change"
+    if config.missing_x:
+        return (
+            "give the context rows with such numbers; where it has none, state the unit by "
+            f"net.in_units({name}_loc=..., {name}_scale=...)"
+        )
     if config.latents:
         return (
             "where the data are in other units than the program's, let the network take them by "

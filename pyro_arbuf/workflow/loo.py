@@ -4,7 +4,6 @@ A chain factor p(y_k | y_<k) is not a leave-one-out density and never becomes on
 """
 
 import copy
-import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -18,7 +17,7 @@ from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.inference.chain import check_exchangeable, leave_one_out
 from pyro_arbuf.inference.conditioning import check_pairs, make_context
 from pyro_arbuf.inference.context import Context
-from pyro_arbuf.inference.tables import fit_map
+from pyro_arbuf.inference.tables import Maps, fit_map, warn_equal_outcomes
 from pyro_arbuf.inference.validation import inference_scope
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.visibility import context_mask
@@ -108,7 +107,11 @@ def _left_out_pairs(context: Context) -> Tensor:
 def _left_out_rows(net: ArBufferModel, x: Any, y: Any) -> Tensor:
     """The same of tables, each of which is standardised anew by the rows that are left."""
     pairs = check_pairs(net, x, y)
-    fit = functools.partial(fit_map, net.config)
+
+    def fit(x_rest: Tensor, y_rest: Tensor, length: Tensor | None) -> Maps | None:
+        warn_equal_outcomes(y_rest, length, stacklevel=6)
+        return fit_map(net.config, x_rest, y_rest, length)
+
     return leave_one_out(net, pairs.x, pairs.y, pairs.x.shape[1], pairs.context_len, fit=fit)
 
 
