@@ -128,9 +128,10 @@ class ArBufferDistribution(TorchDistribution):
         own = check_targets(x, model, self._validate_args)
         if model.config.missing_x:
             check_columns(own, x, self.context.num_columns, self.context.columns, self.context.dates)
-        broadcast_batches({"context": self.context.batch_shape, "x": own.shape[:-2]})
-        own = own.clone()
-        inner = own if maps is None else maps.network_x(own, next(model.parameters()).dtype)
+        own = inner = own.clone()
+        if maps is not None:
+            broadcast_batches({"context": self.context.batch_shape, "x": own.shape[:-2]})  # before maps broadcast
+            inner = maps.network_x(own, next(model.parameters()).dtype)
         # The user's line is behind two more __init__ and the __call__ of Pyro's metaclass.
         if self._validate_args:
             warn_outside("x", inner, model.config, stacklevel=6)

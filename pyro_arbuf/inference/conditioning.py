@@ -70,10 +70,11 @@ def make_context(
     tracked = tracked and (nan == "raise" or x.shape[1] > 0)  # where all is missing, nothing has a gradient
     if config.missing_x:
         warn_equal_outcomes(y, context_len, stacklevel=4)
-    maps, dtype = fit_map(config, x, y, context_len), next(model.parameters()).dtype
-    if config.missing_x:
+    maps = fit_map(config, x, y, context_len)
+    if maps is not None:
+        dtype = next(model.parameters()).dtype
         warn_coarse_outcomes(maps, y.shape[-1], dtype, stacklevel=4)
-    x, y = map_pairs(maps, x, y, context_len, dtype)
+        x, y = map_pairs(maps, x, y, context_len, dtype)
     numbers, names = check_latents(latents or {}, model)
     tracked = tracked or numbers.requires_grad
     shape = broadcast_batches({"x and y": batch_shape, "latents": numbers.shape[:-1]})

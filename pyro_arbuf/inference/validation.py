@@ -78,12 +78,12 @@ def check_tensor(name: str, value: object, model: Network, finite: bool = True) 
     Raises:
         ValueError: Naming the argument, the rule and what was got.
     """
-    return _checked(name, value, model, finite).to(next(model.parameters()).dtype)
-
-
-def _checked(name: str, value: object, model: Network, finite: bool) -> Tensor:
-    """What `check_tensor` checks, in the user's dtype."""
     weight = next(model.parameters())
+    return _checked(name, value, weight, finite).to(weight.dtype)
+
+
+def _checked(name: str, value: object, weight: Tensor, finite: bool) -> Tensor:
+    """What `check_tensor` checks, in the user's dtype; `weight` is one of the model's."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor; got {type(value).__name__}; use torch.as_tensor({name})")
     if not value.is_floating_point():
@@ -111,16 +111,16 @@ def check_x(name: str, x: object, model: Network, finite: bool = True) -> Tensor
         `(*batch, T, D_x)`, still in the user's units: float64 where a map to the network's follows, else in the dtype
         of the weights.
     """
-    config, given, x = model.config, x, x_tensor(name, x, model)
+    config, weight, given, x = model.config, next(model.parameters()), x, x_tensor(name, x, model)
     if isinstance(x, Tensor):
         _check_number_of_columns(name, x, given, config)
-    x = _checked(name, x, model, finite and not config.missing_x)
+    x = _checked(name, x, weight, finite and not config.missing_x)
     if finite and config.missing_x and may_look_at(x) and bool(x.isinf().any()):
         raise ValueError(
             f"{name} must hold finite numbers, or NaN where a cell is missing; got {int(x.isinf().sum())} infinite of "
             f"{x.numel()} values; replace them"
         )
-    return x.to(_dtype_before_maps(model))
+    return x.to(_dtype_before_maps(config, weight))
 
 
 def _check_number_of_columns(name: str, x: Tensor, given: object, config: ModelConfig) -> None:
@@ -138,10 +138,9 @@ def _check_number_of_columns(name: str, x: Tensor, given: object, config: ModelC
         )
 
 
-def _dtype_before_maps(model: Network) -> torch.dtype:
+def _dtype_before_maps(config: ModelConfig, weight: Tensor) -> torch.dtype:
     """Of a user's numbers: float64 where they are mapped to the network's."""
-    config = model.config
-    return torch.float64 if config.missing_x or config.unit_map is not None else next(model.parameters()).dtype
+    return torch.float64 if config.missing_x or config.unit_map is not None else weight.dtype
 
 
 def check_sample_shape(sample_shape: object) -> Size:
@@ -212,8 +211,8 @@ def check_y(name: str, y: object, model: Network, finite: bool = True, at_latent
             f"{name} must have shape (*batch, points, {dim_y}); got {tuple(y.shape)}; the network has {have}"
             f"{column_hint(name, given, dim_y)}"
         )
-    y = _checked(name, y, model, finite)
-    y = (y.unsqueeze(-1) if dim_y is None else y).to(weight.dtype if at_latents else _dtype_before_maps(model))
+    y = _checked(name, y, weight, finite)
+    y = (y.unsqueeze(-1) if dim_y is None else y).to(weight.dtype if at_latents else _dtype_before_maps(config, weight))
     if finite:
         check_kinds(name, y, config)
     return y
