@@ -37,7 +37,8 @@ class Simulator:
         inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
             constant 0; of a series it is the number of each trial, 0 to n - 1).
         latents: Sites whose posterior is wanted, in order; the others are integrated out by simulation. `None` = all
-            continuous sites of one shape outside plates and loops over trials; `[]` = none: predictions and evidence alone.
+            continuous sites of one shape outside plates and loops over trials; `[]` = none: predictions and evidence
+            alone.
         outcome: The site of the outcome: a number or a vector per trial, real numbers, counts or categories, by its
             distribution. Several sites of one plate, `("choice", "rt")`, are the dimensions of one vector outcome, each
             predicted given those before it.
