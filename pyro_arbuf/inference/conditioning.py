@@ -65,7 +65,7 @@ def make_context(
     outcomes = _stacked(y, model)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-    columns = (labels_of(x), date_columns(x)) if config.missing_x else ()
+    columns = (labels_of(x), date_columns(x)) if config.missing_x else ((), ())
     x, y, context_len, batch_shape = check_pairs(model, x, outcomes, nan)
     tracked = tracked and (nan == "raise" or x.shape[1] > 0)  # where all is missing, nothing has a gradient
     if config.missing_x:
@@ -94,8 +94,9 @@ def make_context(
             context_len = context_len.view(batch_shape).expand(shape).flatten() + len(locations)
         batch_shape = shape
     statistics = maps.statistics if isinstance(maps, TableMap) else None
-    known = (statistics, *columns) if x.shape[1] else (statistics,)
-    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked, *known)
+    labels, dates = columns if x.shape[1] else ((), ())
+    sizes = (context_len, batch_shape, batch_shape)
+    return encode_pairs(model, x, y, *sizes, names, tracked, statistics, labels, dates)
 
 
 def check_pairs(model: Network, x: Any, y: Any, nan: Literal["raise", "drop"] = "raise") -> Pairs:

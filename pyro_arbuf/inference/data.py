@@ -80,8 +80,10 @@ def _columns(table: Any) -> list[Any]:
 def _numbers(name: str, value: Any) -> tuple[np.ndarray, bool]:
     """Numbers of one column or array, and whether they are dates."""
     if isinstance(value, np.ma.MaskedArray):
-        missing = np.array("NaT", value.dtype) if value.dtype.kind in "mM" else np.nan
-        value = (value if value.dtype.kind in "mM" else value.astype(np.float64)).filled(missing)
+        if value.dtype.kind in "mM":
+            value = np.where(value.mask, np.array("NaT", value.dtype), value.data)
+        else:
+            value = np.where(value.mask, np.nan, value.data.astype(np.float64))
     dtype = value.dtype
     kind = getattr(dtype, "kind", "O")
     if kind in ("M", "m"):
