@@ -447,11 +447,12 @@ def walk_in_time(x):
 
 def test_a_short_series_is_refined_though_its_program_needs_times_that_grow() -> None:
     net = amortize(walk_in_time, inputs=lambda n: 10 * torch.rand(n).sort().values[:, None], num_context=(0, 6), **TINY)
-    x, y = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0.1, 0.4, -0.2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a network of one step
-        refined = refine(walk_in_time, net.condition(x, y), 200, 10, seed=0)
-    assert math.isfinite(refined.log_evidence)
+    for n in (1, 3, 9):  # fewer and more than the runs that look at a program
+        x, y = torch.linspace(1, 4, n).square()[:, None], torch.linspace(-0.2, 0.4, n)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a network of one step
+            refined = refine(walk_in_time, net.condition(x, y), 200, 10, seed=0)
+        assert math.isfinite(refined.log_evidence)
 
 
 def test_the_program_of_a_series_without_inputs_is_enough() -> None:
