@@ -19,7 +19,14 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.programs.configuration import describe_outcome
 from pyro_arbuf.programs.consistency import subset_gap
-from pyro_arbuf.programs.reports import STILL_RISING, rise_at_the_end, show_ranges
+from pyro_arbuf.programs.reports import (
+    STILL_RISING,
+    rise_at_the_end,
+    show_ranges,
+    to_go_on,
+    training_limits,
+    what_was_reached,
+)
 from pyro_arbuf.programs.scales import (
     check_resolution,
     middle_and_scale,
@@ -252,15 +259,13 @@ def describe_prior(probed: Probed, minutes: float | None, steps: int | None) -> 
     """
     config = probed.config
     words = describe_outcome(config.dim_y, config.outcomes)
-    limits = [f"{limit:g} {unit}" for limit, unit in ((minutes, "minutes"), (steps, "steps")) if limit is not None]
     lines = {
         "prior": f"a plain function of {', '.join(PARAMETERS)}; no latents",
         "outcome": f"y, {'one number' if words == 'a number' else words} per point",
         "inputs": f"{config.dim_x} column{'s' if config.dim_x > 1 else ''} in {show_ranges(config.x_range)}",
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} observed points, outcomes in "
         f"{show_ranges(config.y_range)}",
-        "training": f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}, on new functions in "
-        "every step",
+        "training": f"{training_limits(minutes, steps)}, on new functions in every step",
     }
     notes = [f"  note: {note}" for note in probed.notes]
     return "\n".join([f"amortize {config.prior}:", *(f"  {name}: {text}" for name, text in lines.items()), *notes])
@@ -286,8 +291,7 @@ def prior_report(
         folder: Where the state of the run is kept; `None` = nowhere.
     """
     rise, config = rise_at_the_end(history), net.config
-    last_third = "" if rise is None else f", {rise:+.3f} in the last third of the run"
-    lines = [f"{config.prior}: {steps} steps, validation density {validation:.3f} nats per target{last_third}"]
+    lines = [what_was_reached(config.prior, steps, validation, rise)]
     if config.num_context[1] >= 4:
         x, y = source.prior(1, config.num_context[1], torch.Generator().manual_seed(0))
         with warnings.catch_warnings():
@@ -296,8 +300,7 @@ def prior_report(
         lines.append(f"subset gap: {gap.dropped:.4f} dropped, {gap.reordered:.4f} reordered, nats per target")
     verdict = "The validation density has levelled off."
     if rise is None or rise > STILL_RISING:
-        more = f"folder={str(folder)!r}, resume=True" if folder is not None else "folder=..., and then resume=True"
         verdict = "The run was too short to say whether the validation density has levelled off."
         verdict = verdict if rise is None else "The validation density was still improving."
-        verdict += f" To train longer: amortize(..., {more}) with more minutes or steps."
+        verdict += f" To train longer: amortize(..., {to_go_on(folder)}) with more minutes or steps."
     return "\n".join([*lines, f"verdict: {verdict}"])

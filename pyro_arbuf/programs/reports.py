@@ -53,7 +53,6 @@ def describe_training(
     outcome = f"{_describe_outcome(config)} per {'data set (one observation)' if simulator.single else 'trial'}"
     columns = f"{config.dim_x} column{'s' if config.dim_x > 1 else ''}"
     constant = config.x_range is not None and all(low == high for low, high in _ranges(config.x_range))
-    limits = [f"{limit:g} {unit}" for limit, unit in ((minutes, "minutes"), (steps, "steps")) if limit is not None]
     simulated = "new data sets in every step" if num_simulations is None else f"{num_simulations} fixed data sets"
     lines = {
         "latents": "; ".join(_describe_latent(latent) for latent in config.latents) or "none: data alone are predicted",
@@ -64,7 +63,7 @@ def describe_training(
         "simulated": simulator.mode_reason,
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
         f"{show_ranges(config.y_range)}",
-        "training": f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}, on {simulated}",
+        "training": f"{training_limits(minutes, steps)}, on {simulated}",
     }
     notes = [f"  note: {note}" for note in simulator.notes]
     if config.dim_y is not None and config.dim_y > 1 and not config.chained:
@@ -107,6 +106,23 @@ def _ranges(trained: Range | tuple[Range, ...] | None) -> list[Range]:
 def show_ranges(trained: Range | tuple[Range, ...] | None) -> str:
     """Trained ranges in words: "-2 to 2, 0 to 1"."""
     return ", ".join(f"{low:g} to {high:g}" for low, high in _ranges(trained)) or "no declared range"
+
+
+def training_limits(minutes: float | None, steps: int | None) -> str:
+    """When a run ends, in words."""
+    limits = [f"{limit:g} {unit}" for limit, unit in ((minutes, "minutes"), (steps, "steps")) if limit is not None]
+    return f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}"
+
+
+def what_was_reached(prior: str, steps: int, validation: float, rise: float | None) -> str:
+    """Steps of a run, its validation density, and what `rise_at_the_end` returns, in one line."""
+    last_third = "" if rise is None else f", {rise:+.3f} in the last third of the run"
+    return f"{prior}: {steps} steps, validation density {validation:.3f} nats per target{last_third}"
+
+
+def to_go_on(folder: str | Path | None) -> str:
+    """The arguments of `amortize` by which a run goes on."""
+    return f"folder={str(folder)!r}, resume=True" if folder is not None else "folder=..., and then resume=True"
 
 
 def rise_at_the_end(history: Sequence[Mapping[str, float]]) -> float | None:
@@ -173,11 +189,8 @@ def training_report(
         folder: Where the state of the run is kept; `None` = nowhere.
     """
     simulator = find_simulator(net) if net.config.latents else cast(Simulator, net.simulator)
-    rise = rise_at_the_end(history)
-    last_third = "" if rise is None else f", {rise:+.3f} in the last third of the run"
-    more = f"folder={str(folder)!r}, resume=True" if folder is not None else "folder=..., and then resume=True"
-    more = f"amortize(..., {more}) with more minutes or steps"
-    lines = [f"{net.config.prior}: {steps} steps, validation density {validation:.3f} nats per target{last_third}"]
+    rise, more = rise_at_the_end(history), f"amortize(..., {to_go_on(folder)}) with more minutes or steps"
+    lines = [what_was_reached(net.config.prior, steps, validation, rise)]
     if simulator.failure_share > 0:
         lines.append(f"the program failed in {simulator.failure_share:.3%} of its data sets, which were drawn anew")
     last = "The posterior could not be checked." if net.config.latents else _verdict_without_latents(rise, more)

@@ -107,15 +107,20 @@ class PriorSource:
         return batches
 
     def _draw(self, batch_size: int, num_points: int, generator: torch.Generator) -> Pairs:
-        x, y = self.prior(batch_size, num_points, generator)
-        expected = tuple((batch_size, num_points, dim) for dim in (self.config.dim_x, self.config.dim_y or 1))
-        got = (tuple(x.shape), tuple(y.shape))
-        if got != expected:
-            raise ValueError(
-                f"the prior {self.config.prior!r} must return x and y of shapes {expected[0]} and {expected[1]}; got "
-                f"{got[0]} and {got[1]}; mend it, or dim_x and dim_y of its configuration"
-            )
-        return x, y
+        drawn = self.prior(batch_size, num_points, generator)
+        check_drawn(drawn, (batch_size, num_points), self.config.dim_x, self.config, "dim_x and dim_y")
+        return drawn
+
+
+def check_drawn(pairs: Pairs, size: tuple[int, int], dim_x: int, config: ModelConfig, fields: str) -> None:
+    """Raises ValueError unless a prior drew x `(*size, D_x)` and y `(*size, D_y)`; `fields` say them otherwise."""
+    expected = tuple((*size, dim) for dim in (dim_x, config.dim_y or 1))
+    got = tuple(tuple(part.shape) for part in pairs)
+    if got != expected:
+        raise ValueError(
+            f"the prior {config.prior!r} must return x and y of shapes {expected[0]} and {expected[1]}; got "
+            f"{got[0]} and {got[1]}; mend it, or {fields} of its configuration"
+        )
 
 
 def split_points(x: Tensor, y: Tensor, sizes: tuple[int, ...]) -> list[Pairs]:

@@ -23,6 +23,7 @@ from pyro_arbuf.training.sources import (
     VALIDATION_SEED,
     Pairs,
     chain_batch,
+    check_drawn,
     check_positive,
     curriculum,
     mixed_seed,
@@ -95,15 +96,9 @@ class TableSource:
         return batches
 
     def _draw(self, batch_size: int, num_rows: int, generator: torch.Generator, num_columns: int) -> Pairs:
-        x, y = self.prior(batch_size, num_rows, generator, num_columns)
-        expected = tuple((batch_size, num_rows, dim) for dim in (num_columns, self.config.dim_y or 1))
-        got = (tuple(x.shape), tuple(y.shape))
-        if got != expected:
-            raise ValueError(
-                f"the prior {self.config.prior!r} must return x and y of shapes {expected[0]} and {expected[1]}; got "
-                f"{got[0]} and {got[1]}; mend it, or dim_y of its configuration"
-            )
-        return x, y
+        drawn = self.prior(batch_size, num_rows, generator, num_columns)
+        check_drawn(drawn, (batch_size, num_rows), num_columns, self.config, "dim_y")
+        return drawn
 
 
 def draw_num_rows(trained: tuple[int, int], generator: torch.Generator) -> int:
