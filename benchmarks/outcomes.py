@@ -9,7 +9,6 @@ on the density of signed response times for the last. The network, the state of 
 data set are kept in the folder: the same command goes on where it was stopped. Prints a table, then one JSON line.
 """
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +21,8 @@ import tyro
 from choices import simulate
 from poisson_regression import draw_predictors, poisson_regression, reference_posterior
 from pyro import poutine
-from sbi import NUM_DRAWS, SEED, Row, c2st, mean_se, posterior_draws, quiet, report, run_nuts, shown, stack
+from sbi import NUM_DRAWS, SEED, Row, c2st, kept_scores, mean_se, posterior_draws, quiet, report, run_nuts, shown, stack
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_arbuf import ArBufferMarginals, ArBufferModel, amortize, calibrate, log_evidence, refine
 from pyro_arbuf.priors.ddm import ddm, ddm_choice_rt, draw_coherence
@@ -178,15 +176,9 @@ def train(case: Case, folder: Path, minutes: float, sizes: dict[str, int]) -> Ar
 
 
 def score_all(case: Case, net: ArBufferModel, path: Path, num_sets: int) -> list[Score]:
-    """Scores of data sets, a line of a file each; those that it holds are not computed again."""
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Scores of data sets of a case, see `kept_scores`."""
     x, *y = simulate(case.program, case.inputs, num_sets, case.num_trials)
-    for i in tqdm(range(len(done), num_sets), desc="data sets", leave=False):
-        with seeded(SEED + i):
-            done.append(case.score(net, x[i], *(site[i] for site in y)))
-        with path.open("a") as file:
-            file.write(json.dumps(done[-1]) + "\n")
-    return done[:num_sets]
+    return kept_scores(path, num_sets, lambda i: case.score(net, x[i], *(site[i] for site in y)))
 
 
 def main(

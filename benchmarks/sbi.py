@@ -109,6 +109,17 @@ def shown(values: list[float] | Tensor, digits: int = 3) -> str:
     return f"{mean:.{digits}f} ({error:.{digits}f})"
 
 
+def kept_scores(path: Path, num_sets: int, score: Callable[[int], dict[str, float]]) -> list[dict[str, float]]:
+    """Scores of data sets, a line of a file each; those that it holds are not computed again."""
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for i in tqdm(range(len(done), num_sets), desc="data sets", leave=False):
+        with seeded(SEED + i):
+            done.append(score(i))
+        with path.open("a") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+    return done[:num_sets]
+
+
 def draw_sets(net: ArBufferModel, num_sets: int, num_trials: int) -> Simulations:
     """Simulated data sets of a network's program, the same ones every time."""
     with seeded(SEED):

@@ -13,7 +13,6 @@ The exact answers are in strangers_exact.py. The network, the state of its train
 kept in the folder: the same command goes on where it was stopped. Prints a table, then one JSON line.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -24,7 +23,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 import tyro
-from sbi import SEED, Row, mean_se, posterior_draws, quiet, report
+from sbi import SEED, Row, kept_scores, mean_se, posterior_draws, quiet, report
 from strangers_exact import (
     Exact,
     ar1_log_likelihood,
@@ -40,11 +39,9 @@ from strangers_exact import (
     rescorla_wagner_log_likelihood,
 )
 from torch import Tensor
-from tqdm import tqdm
 
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferModel, amortize, log_evidence
-from pyro_arbuf.random_state import seeded
 
 PHIS = (0.8, 0.45, -0.9)
 CONTEXTS, NUM_TARGETS = (0, 8, 32, 128), 16  # of the periodic functions
@@ -319,14 +316,9 @@ What = Literal[
 
 
 def score_all(case: Case, net: ArBufferModel, path: Path, num_sets: int) -> list[Score]:
-    """Scores of data sets, a line of a file each; those that it holds are not computed again."""
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for index in tqdm(range(len(done), num_sets), desc="data sets", leave=False):
-        with seeded(SEED + index), torch.no_grad():
-            done.append(case.score(net, index))
-        with path.open("a") as file:
-            file.write(json.dumps(done[-1]) + "\n")
-    return done[:num_sets]
+    """Scores of data sets of a case, see `kept_scores`."""
+    with torch.no_grad():
+        return kept_scores(path, num_sets, lambda i: case.score(net, i))
 
 
 def table(case: Case, scores: list[Score]) -> tuple[list[Row], dict[str, list[float]]]:
