@@ -6,8 +6,9 @@ BIN = .venv/bin
 demo: .venv/installed
 	$(BIN)/python tutorials/01_joint_prediction.py
 
+# In as many processes as there are cores, each with one thread; the tests of a file stay together.
 test: .venv/installed
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -q -m slow
