@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-slow test-gpu test-arviz1 lint bench clean
+.PHONY: demo test test-slow test-gpu test-arviz1 lint docs bench clean
 
 demo: .venv/installed
 	$(BIN)/python tutorials/01_joint_prediction.py
@@ -25,6 +25,10 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The site, in build/docs/index.html: offline, with warnings as errors, and with every reference and link between pages checked.
+docs: .venv/docs-installed
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
+
 bench: .venv/installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/in_pyro.py
@@ -43,6 +47,10 @@ bench: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
 	touch $@
 
+.venv/docs-installed: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
 .venv-arviz1/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-arviz1
 	.venv-arviz1/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -51,4 +59,4 @@ bench: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-arviz1 build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-arviz1 build dist *.egg-info docs/api docs/models .pytest_cache .ruff_cache .hypothesis

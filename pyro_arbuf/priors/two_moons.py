@@ -21,8 +21,8 @@ OFFSET = 0.25
 class TwoMoons(TorchDistribution):
     r"""The law of y = u + m(theta), where u = (r cos a, r sin a), a ~ U(-pi/2, pi/2), r ~ N(0.1, 0.01^2).
 
-    The shift is m(theta) = (0.25 - |t1 + t2| / sqrt 2, (t2 - t1) / sqrt 2). Each u != 0 has one pair (a, r), r with
-    the sign of u_1, so p(y | theta) = N(r; 0.1, 0.01^2) / (pi |r|): exact everywhere, negative r included.
+    The shift is `m(theta) = (0.25 - |t1 + t2| / sqrt 2, (t2 - t1) / sqrt 2)`. Each u != 0 has one pair (a, r), r with
+    the sign of u_1, so `p(y | theta) = N(r; 0.1, 0.01^2) / (pi |r|)`: exact everywhere, negative r included.
 
     Args:
         theta: `(*batch, 2)`.

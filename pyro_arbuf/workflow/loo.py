@@ -35,8 +35,8 @@ class LooConditionals(NamedTuple):
     """Full conditionals at every posterior draw, per observed ArBufferJoint site.
 
     Attributes:
-        log_likelihood: `(S, *batch, M)` nats, log p(y_i | y_-i, latents); NaN where masked.
-        ratio_gap: `(num_ratio_draws, *batch, M)` nats, conditional minus log p(y) / p(y_-i) of the joint itself.
+        log_likelihood: `(S, *batch, M)` nats, `log p(y_i | y_-i, latents)`; NaN where masked.
+        ratio_gap: `(num_ratio_draws, *batch, M)` nats, conditional minus `log p(y) / p(y_-i)` of the joint itself.
     """
 
     log_likelihood: dict[str, Tensor]
@@ -156,8 +156,8 @@ def loo_conditionals(
 ) -> LooConditionals:
     r"""Full conditionals of every observed ArBufferJoint site at every posterior draw, for `az.loo`.
 
-    PSIS takes p(y_i | y_-i, latents) for the ratio p(y | latents) / p(y_-i | latents). The set model's conditionals
-    are only close to that ratio; `ratio_gap` is their difference, with p(y_-i) the same joint's density of the rest.
+    PSIS takes `p(y_i | y_-i, latents)` for the ratio `p(y | latents) / p(y_-i | latents)`. The set model's conditionals
+    are only close to that ratio; `ratio_gap` is their difference, with `p(y_-i)` the same joint's density of the rest.
     Look at `ratio_gap["y"].abs().mean()`: where it is not small against the nats that matter, so is the error of loo.
 
     Args:
