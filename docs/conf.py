@@ -50,8 +50,8 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_custom_sections = [("Source", "notes_style")]
 
-# Every reference to a name of ours must exist, but for types that are no part of the API. Types of other packages cannot be
-# looked up offline.
+# Every reference to a name of ours must exist, but for types that are no part of the API.
+# Types of other packages cannot be looked up offline.
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!pyro_arbuf\.).*"),
