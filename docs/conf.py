@@ -17,16 +17,18 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "mathml",
     "pages_from_files",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_ext", "_templates", "drawings"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
-myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_block"]
+myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = "pyro_arbuf"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

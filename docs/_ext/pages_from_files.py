@@ -24,7 +24,7 @@ def tutorial_page(script: Path, figure: dict[str, str]) -> str:
     """
     docstring, code = re.fullmatch(r'"""(.*?)"""\n(.*)', script.read_text(), re.DOTALL).groups()
     question, rest = docstring.split("?", 1)
-    image = f"![{figure['alt']}](../../tutorials/{script.stem}.png)"
+    image = f"![{figure['alt']}](../../tutorials/{script.stem}.png){{.wide}}"
     parts = [f"# {question}?", rest.strip(), image, figure.get("reading", ""), f"## The script, `{script.name}`"]
     for cell in code.split("\n# %% ")[1:]:
         title, body = cell.split("\n", 1)
