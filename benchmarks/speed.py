@@ -1,6 +1,6 @@
 """Time and memory of the buffer against exact autoregression by re-encoding, same weights, same run.
 
-    python benchmarks/speed.py                # a quick grid with every cell the README quotes
+    python benchmarks/speed.py                # a quick grid with every cell that docs/measured.md quotes
     python benchmarks/speed.py --full         # N in 32..1024, B in 1..256; slow cells of the baseline too
 
 Sampling and density of M = 16 targets for B draws that share one context of N pairs: the buffer (`ArBufferJoint`,

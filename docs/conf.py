@@ -34,6 +34,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_extra_path = ["llms.txt"]
 html_copy_source = False
+html_use_index = False
 html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"

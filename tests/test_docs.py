@@ -1,6 +1,7 @@
 """The code of every page of the documentation runs as written, and the pages name what exists."""
 
 import functools
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -137,6 +138,17 @@ def test_measured_numbers_are_those_of_the_cards():
         assert [number for number in numbers if number not in card] == [], (name, line)
         checked += len(numbers)
     assert checked > 12
+
+
+def test_minutes_of_the_page_on_training_are_those_of_the_records():
+    rows = re.findall(r"^\| \[([\w-]+)\]\(models/.*$", (DOCS / "training.md").read_text(), re.MULTILINE)
+    lines = {
+        name: line for name in rows for line in (DOCS / "training.md").read_text().splitlines() if f"[{name}](" in line
+    }
+    assert len(lines) > 6
+    for name, line in lines.items():
+        record = json.loads((ROOT / "models" / name / "training.json").read_text())
+        assert f"| {record['minutes']:.0f} | {record['steps']:,} |" in line, name
 
 
 INDEPENDENT_GAPS = {"0.281 (0.006)", "0.539 (0.008)", "0.231 (0.005)"}  # a card has the densities that they differ by
