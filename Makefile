@@ -59,4 +59,4 @@ bench: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-arviz1 build dist *.egg-info docs/api docs/models .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-arviz1 build dist *.egg-info docs/api docs/models docs/tutorials/[0-9]*.md .pytest_cache .ruff_cache .hypothesis
