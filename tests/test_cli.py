@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from accelerate.state import AcceleratorState, PartialState
 
 from pyro_arbuf import checkpoint, cli
 from pyro_arbuf.checkpoint import load, save
+from pyro_arbuf.cli import models as models_module
+from pyro_arbuf.cli import train as train_module
+from pyro_arbuf.cli.train import state_of
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.latents import Latent
@@ -72,7 +76,7 @@ def test_train_knows_every_prior(prior: str, run: Callable[..., None]) -> None:
 def test_train_keeps_its_state_under_runs(run: Callable[..., None]) -> None:
     train(run)
     (state,) = Path("runs").rglob("*.safetensors")
-    assert state == cli.state_of(Path("runs"), Path("trained")) and state.parent.name.startswith("trained-")
+    assert state == state_of(Path("runs"), Path("trained")) and state.parent.name.startswith("trained-")
 
 
 def test_same_seed_trains_the_same_model(run: Callable[..., None]) -> None:
@@ -177,9 +181,9 @@ def test_training_on_a_program_resumes_and_warm_starts(run: Callable[..., None])
 
 def test_warm_start_keeps_the_standardisation_of_its_weights(run: Callable[..., None]) -> None:
     config = make_source("gaussian").config
-    latents = tuple(cli.replace(latent, loc=(0.5,)) for latent in config.latents)
+    latents = tuple(replace(latent, loc=(0.5,)) for latent in config.latents)
     fields = {"width": 12, "num_layers": 1, "num_heads": 2, "y_scale": (2.0,), "y_loc": (0.3,), "latents": latents}
-    save(ArBufferModel(cli.replace(config, **fields)), "trained")
+    save(ArBufferModel(replace(config, **fields)), "trained")
     run("train", "gaussian", "--output", "warm", "--from", "trained", "--steps", "1", *SIZES, "--learning-rate", "9")
     given, kept = load("trained"), load("warm")
     assert kept.config == given.config and kept.config.y_scale == (2.0,)
@@ -192,13 +196,13 @@ def test_warm_start_and_its_resumed_parts_draw_from_one_stream_of_their_own(
     run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(run)
-    seeds, steps, fit = [], [], cli.fit
+    seeds, steps, fit = [], [], train_module.fit
 
     def spy(model: ArBufferModel, source: PriorSource, *arguments: object, **options: object) -> RunState:
         seeds.append(source.seed)
         return fit(model, source, *arguments, **options)
 
-    monkeypatch.setattr(cli, "fit", spy)
+    monkeypatch.setattr(train_module, "fit", spy)
     warm = ["train", "gp-1d", "--output", "trained", "--from", "./trained", *SIZES]
     for number, resumed in (("2", []), ("3", ["--resume"]), ("5", ["--auto-resume"])):
         run(*warm, "--steps", number, *resumed)
@@ -209,7 +213,7 @@ def test_warm_start_and_its_resumed_parts_draw_from_one_stream_of_their_own(
 def test_models_lists_the_shipped_ones(
     run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for owner in (checkpoint, cli):
+    for owner in (checkpoint, models_module):
         monkeypatch.setattr(owner, "models_folder", lambda: Path("shipped"))
     for name in ("second", "first"):
         save(tiny.tiny_model(prior=f"prior-of-{name}", x_range=(-2.0, 2.0)), Path("shipped", name))

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import pyro_arbuf
 from pyro_arbuf import random_orders
 from pyro_arbuf.checkpoint import find_model
-from pyro_arbuf.cli import evaluate
+from pyro_arbuf.cli.evaluate import evaluate
 from pyro_arbuf.network.latents import pad_outcome
 from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.programs.sources import shipped_programs, simulator_of

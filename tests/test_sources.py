@@ -15,6 +15,7 @@ from torch import Tensor
 
 import pyro_arbuf
 from pyro_arbuf import cli
+from pyro_arbuf.cli.evaluate import evaluate
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe
@@ -169,6 +170,6 @@ def test_new_prior_is_one_file_and_one_row(
     draws = pyro_arbuf.ArBufferJoint(net.condition(x, y), torch.rand(3, 2)).sample((7,))
     assert draws.shape == (7, 3) and draws.isfinite().all()
     capsys.readouterr()
-    cli.evaluate("./waves")
+    evaluate("./waves")
     score = json.loads(capsys.readouterr().out.splitlines()[-1])["validation"]
     assert score == pytest.approx(json.loads(Path("waves/training.json").read_text())["validation"], abs=2e-4)

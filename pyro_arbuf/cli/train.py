@@ -1,4 +1,4 @@
-"""The command line: `pyro-arbuf train | evaluate | models`."""
+"""`pyro-arbuf train`."""
 
 import hashlib
 import json
@@ -10,33 +10,17 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from pyro_arbuf.checkpoint import CONFIG, find_model, load, models_folder, read_config, save, shipped_models
+from pyro_arbuf.checkpoint import CONFIG, find_model, load, save
+from pyro_arbuf.cli.options import PriorName, check_fits, refuse
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.programs.amortize import amortize
-from pyro_arbuf.programs.named_functions import find_function, is_function_name, source_of_function
+from pyro_arbuf.programs.named_functions import find_function, is_function_name
 from pyro_arbuf.programs.sources import make_source
-from pyro_arbuf.training.loop import fit, validate
+from pyro_arbuf.training.loop import fit
 from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
 
-
-def _prior_name(text: list[str]) -> str:
-    """The name of a shipped prior, or of a function of the user's own."""
-    if text[0] not in RECIPES and not is_function_name(text[0]):
-        raise ValueError(f"must be one of {', '.join(RECIPES)}, or module:function; got {text[0]!r}")
-    return text[0]
-
-
-_PRIOR = tyro.constructors.PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="PRIOR",
-    instance_from_str=_prior_name,
-    is_instance=lambda value: isinstance(value, str),
-    str_from_instance=lambda value: [value],
-)
-PriorName = Annotated[str, _PRIOR]
 DEFAULTS = {"batch_size": 32, "num_targets": 48, "learning_rate": 6e-3, "mixed_precision": "no"}
 STATE = "state.safetensors"
 
@@ -108,12 +92,12 @@ def train(
     settings |= {"mixed_precision": mixed_precision}
     if is_function_name(prior):
         foreign = {"from": from_, "overwrite": overwrite or None} | settings | {"batch_size": None}
-        _refuse(f"are not for a function of your own, {prior}", **foreign)
+        refuse(f"are not for a function of your own, {prior}", **foreign)
         resume = resume or (auto_resume and (output / STATE).exists())
         limits = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
         _train_own(prior, output, own, resume=resume, seed=seed, **limits, **sizes)
         return
-    _refuse(f"are for a function of your own, module:function, and {prior!r} is a shipped prior", **own)
+    refuse(f"are for a function of your own, module:function, and {prior!r} is a shipped prior", **own)
     state_path = state_of(runs, output)
     resume = resume or (auto_resume and state_path.exists())
     if not (resume or overwrite):
@@ -175,13 +159,6 @@ def _train_own(prior: str, output: Path, own: dict[str, Any], **options: Any) ->
     print(f"{output}: pyro_arbuf.load({str(output)!r}) loads it")
 
 
-def _refuse(why: str, **options: object) -> None:
-    """Raises ValueError if options are given that are for something else; `None` is not given."""
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
-    if given:
-        raise ValueError(f"{', '.join(given)} {why}; leave {'it' if len(given) == 1 else 'them'} out")
-
-
 def _check_output(output: Path, from_: str | None) -> None:
     """Raises ValueError if a new run would replace a model that it does not start from."""
     improved = from_ is not None and find_model(from_).resolve() == output.resolve()
@@ -204,7 +181,7 @@ def _origin_of(name: str) -> dict[str, Any]:
 def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
     """A model with the weights of another one, to be trained for a prior whose configuration is `wanted`."""
     trained = load(name, trainable=True).in_units()
-    _check_fits(trained.config, wanted, name)
+    check_fits(trained.config, wanted, name)
     names = ["prior", "x_range", "y_range", "num_context", "num_targets", "evidence_rmse"]
     if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function
         names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale"]
@@ -233,16 +210,6 @@ def state_of(runs: Path, output: Path) -> Path:
     return runs / f"{resolved.name}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}" / STATE
 
 
-def _check_fits(config: ModelConfig, wanted: ModelConfig, name: str) -> None:
-    """Raises ValueError if a model cannot take the tasks of a prior, whose configuration is `wanted`."""
-    has, needs = (
-        f"dim_x = {c.dim_x}, dim_y = {c.dim_y}, latents {[(latent.name, latent.shape) for latent in c.latents]}"
-        for c in (config, wanted)
-    )
-    if has != needs:
-        raise ValueError(f"a model of the prior {wanted.prior!r} must have {needs}; {name} has {has}")
-
-
 def plot_history(history: Sequence[dict[str, float]], path: Path) -> None:
     """Draws the training loss and the validation density over the steps as PNG."""
     import matplotlib.figure  # slow, and only training needs it
@@ -255,79 +222,3 @@ def plot_history(history: Sequence[dict[str, float]], path: Path) -> None:
     axes.set(xlabel="step", ylabel="log density per target (nats)")
     axes.legend()
     figure.savefig(path, format="png", dpi=110)
-
-
-def evaluate(
-    name: Annotated[str, tyro.conf.Positional],
-    prior: PriorName | None = None,
-    inputs: str | None = None,
-) -> None:
-    """Scores a model on the fixed validation set of its prior: joint log density per target, in one order.
-
-    Of a network that was trained on a function of your own, it prints what the run in its folder recorded, or measures
-    it on that function:  pyro-arbuf evaluate my_prior --prior my_module:draw
-
-    Args:
-        name: Shipped model or folder.
-        prior: Prior of the validation set, a name or module:function; the model's own if not given.
-        inputs: Of a program of your own: module:function that draws its inputs, called with their number.
-    """
-    model = load(name)
-    chosen = prior or model.config.prior
-    if is_function_name(chosen):
-        source = source_of_function(chosen, inputs, model.config)
-    else:
-        _refuse("is for a program of your own, --prior module:function", inputs=inputs)
-        if chosen not in RECIPES and (model.config.latents or (find_model(name) / STATE).is_file()):
-            _print_recorded(name, model.config)
-            return
-        if chosen not in RECIPES:
-            known = f"{', '.join(RECIPES)}, or module:function"
-            raise SystemExit(f"--prior must be one of {known}; the model names {chosen!r}")
-        source = make_source(chosen)
-    _check_fits(model.config, source.config, name)
-    batches = replace(source, config=model.config).validation()
-    scores = validate(model, batches)
-    print("   N   joint (nats per target)")
-    for batch, score in zip(batches, scores, strict=True):
-        print(f"{batch.x_context.shape[1]:4d}   {score:.3f}")
-    print(json.dumps({"model": name, "prior": chosen, "validation": round(sum(scores) / len(scores), 4)}))
-
-
-def _print_recorded(name: str, config: ModelConfig) -> None:
-    """Prints the validation in the state of an amortized network's run; measuring anew needs its function."""
-    state = find_model(name) / STATE
-    measure = f"in Python, pyro_arbuf.calibrate(pyro_arbuf.load({name!r}), program=...) measures it, given that program"
-    kind = "program"
-    if not config.latents:
-        kind, measure = "prior", f"pyro-arbuf evaluate {name} --prior module:function measures it, given that function"
-    if not state.is_file():
-        raise ValueError(
-            f"{name} is a network of your own {kind} {config.prior!r}, which this command does not have; {measure}"
-        )
-    recorded = RunState.read(state)
-    print(f"{name}: a network of your own {kind} {config.prior!r}. Recorded by its training, not measured now:")
-    print(f"{recorded.best_score:.3f} nats per target, after {recorded.step} steps; {measure}")
-    print(json.dumps({"model": name, "prior": config.prior, "recorded_validation": round(recorded.best_score, 4)}))
-
-
-def models() -> None:
-    """Lists the shipped models."""
-    print(f"shipped in {models_folder()}:")
-    for name in shipped_models():
-        config = read_config(models_folder() / name)
-        ranges = f"x in {config.x_range}, N in {config.num_context}, K = {config.buffer_size}"
-        print(f"  {name:14s} prior {config.prior}, {ranges}")
-
-
-def main() -> None:
-    """Entry point of `pyro-arbuf`."""
-    commands = {"train": train, "evaluate": evaluate, "models": models}
-    try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="pyro-arbuf")
-    except ValueError as error:  # a user's mistake: its message says what to do
-        raise SystemExit(f"pyro-arbuf: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""The command line, `pyro-arbuf`."""
+
+from pyro_arbuf.cli.commands import main
+
+__all__ = ["main"]
