@@ -2,12 +2,10 @@
 
 import json
 from dataclasses import replace
-from typing import Annotated
-
-import tyro
+from typing import Any, cast
 
 from pyro_arbuf.checkpoint import find_model, load
-from pyro_arbuf.cli.options import PriorName, check_fits, refuse
+from pyro_arbuf.cli.options import NetworkName, PriorName, check_fits, refuse
 from pyro_arbuf.cli.train import STATE
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.priors.recipes import RECIPES
@@ -15,10 +13,11 @@ from pyro_arbuf.programs.named_functions import is_function_name, source_of_func
 from pyro_arbuf.programs.sources import make_source
 from pyro_arbuf.training.loop import validate
 from pyro_arbuf.training.run_state import RunState
+from pyro_arbuf.training.sources import TaskSource
 
 
 def evaluate(
-    name: Annotated[str, tyro.conf.Positional],
+    name: NetworkName,
     prior: PriorName | None = None,
     inputs: str | None = None,
 ) -> None:
@@ -34,24 +33,33 @@ def evaluate(
     """
     model = load(name)
     chosen = prior or model.config.prior
-    if is_function_name(chosen):
-        source = source_of_function(chosen, inputs, model.config)
-    else:
-        refuse("is for a program of your own, --prior module:function", inputs=inputs)
-        if chosen not in RECIPES and (model.config.latents or (find_model(name) / STATE).is_file()):
+    source = source_for(model.config, prior, inputs)
+    if source is None:
+        if model.config.latents or (find_model(name) / STATE).is_file():
             _print_recorded(name, model.config)
             return
-        if chosen not in RECIPES:
-            known = f"{', '.join(RECIPES)}, or module:function"
-            raise SystemExit(f"--prior must be one of {known}; the model names {chosen!r}")
-        source = make_source(chosen)
+        known = f"{', '.join(RECIPES)}, or module:function"
+        raise SystemExit(f"--prior must be one of {known}; the model names {chosen!r}")
     check_fits(model.config, source.config, name)
-    batches = replace(source, config=model.config).validation()
+    batches = replace(cast(Any, source), config=model.config).validation()
     scores = validate(model, batches)
     print("   N   joint (nats per target)")
     for batch, score in zip(batches, scores, strict=True):
         print(f"{batch.x_context.shape[1]:4d}   {score:.3f}")
     print(json.dumps({"model": name, "prior": chosen, "validation": round(sum(scores) / len(scores), 4)}))
+
+
+def source_for(config: ModelConfig, prior: str | None, inputs: str | None) -> TaskSource | None:
+    """What a network is scored on: the prior that is named, or its own; `None` where that is not known here.
+
+    Raises:
+        ValueError: If there is no such function, or inputs are named for a shipped prior.
+    """
+    chosen = prior or config.prior
+    if is_function_name(chosen):
+        return source_of_function(chosen, inputs, config)
+    refuse("is for a program of your own, --prior module:function", inputs=inputs)
+    return make_source(chosen) if chosen in RECIPES else None
 
 
 def _print_recorded(name: str, config: ModelConfig) -> None:

@@ -1,12 +1,75 @@
 """`pyro-arbuf models`."""
 
+import json
+import re
+from pathlib import Path
+from typing import Any
+
 from pyro_arbuf.checkpoint import models_folder, read_config, shipped_models
+from pyro_arbuf.cli.text_table import align
+from pyro_arbuf.programs.configuration import describe_outcome
+from pyro_arbuf.programs.reports import show_ranges
+
+RECORD, CARD = "training.json", "README.md"
+LEGEND = """
+observed: numbers of observed pairs in training; x: range of the inputs.
+score: joint log density of the validation set, nats per target; it compares networks of one prior only.
+gap: how far that is below the exact prediction, nats per target (standard error); the card says the rest."""
 
 
 def models() -> None:
-    """Lists the shipped models."""
-    print(f"shipped in {models_folder()}:")
-    for name in shipped_models():
-        config = read_config(models_folder() / name)
-        ranges = f"x in {config.x_range}, N in {config.num_context}, K = {config.buffer_size}"
-        print(f"  {name:14s} prior {config.prior}, {ranges}")
+    """Lists the shipped models: what each is for, its trained ranges and its score.
+
+    pyro-arbuf models
+    """
+    rows = [_row(models_folder() / name) for name in shipped_models()]
+    print(f"shipped in {models_folder()}:\n")
+    if rows:
+        print(align({heading: [row[heading] for row in rows] for heading in rows[0]}, left=list(rows[0])))
+        print(LEGEND)
+
+
+def _row(folder: Path) -> dict[str, str]:
+    config, score = read_config(folder), read_record(folder).get("validation")
+    ranges = sorted(set(show_ranges(config.x_range).split(", ")))
+    return {
+        "model": folder.name,
+        "observed": "{} to {}".format(*config.num_context),
+        "x": f"{ranges[0]} and others" if len(ranges) > 1 else "none" if ranges == ["0 to 0"] else ranges[0],
+        "outcome": describe_outcome(config.dim_y, config.outcomes),
+        "latents": str(config.num_latents or ""),
+        "score": "" if score is None else f"{score:.3f}",
+        "gap": _gap(folder / CARD),
+        "for": _first_paragraph(folder / CARD),
+    }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What training.json in a network's folder says; empty where there is none.
+
+    Raises:
+        ValueError: If it is no JSON object.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; remove it, or take it anew") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} must hold an object; got {type(record).__name__}; remove it")
+    return record
+
+
+def _first_paragraph(card: Path) -> str:
+    """What a card says first, below its title."""
+    parts = re.split(r"\n\s*\n", card.read_text(encoding="utf-8")) if card.is_file() else []
+    return " ".join(parts[1].split()) if len(parts) > 1 else ""
+
+
+def _gap(card: Path) -> str:
+    """The mean gap to the exact prediction that `benchmarks/quality.py` wrote into a card."""
+    rows = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    means = [row.split("|") for row in rows if row.startswith("| mean |")]
+    return means[0][-3].strip() if means else ""

@@ -1,4 +1,4 @@
-"""What commands share: the type of a prior's name, options that exclude each other, and whether a network fits."""
+"""What commands share: types of their arguments, options that exclude each other, and whether a network fits."""
 
 from typing import Annotated
 
@@ -24,6 +24,7 @@ _PRIOR = tyro.constructors.PrimitiveConstructorSpec(
     str_from_instance=lambda value: [value],
 )
 PriorName = Annotated[str, _PRIOR]
+NetworkName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 
 def refuse(why: str, **options: object) -> None:

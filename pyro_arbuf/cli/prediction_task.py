@@ -1,0 +1,177 @@
+"""What `pyro-arbuf predict` asks: which rows of a table are observed, which are to be predicted, which are held out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pyro_arbuf.cli.csv_table import DATE, Columns, CsvTable, parse_date
+from pyro_arbuf.network.config import ModelConfig
+
+MOST_TARGETS = 500  # networks are trained on some hundred, and each block of them is encoded anew for every draw
+YES = {"1", "true", "yes", "y", "x", "test"}
+NO = {"0", "false", "no", "n", "", "train"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows by what they are for.
+
+    Attributes:
+        x_seen: Inputs of the N observed rows.
+        y_seen: Their outcomes.
+        x_new: Inputs of the M targets: rows of the file in their order, then those of `--at`.
+        y_new: Outcomes of the targets, known of those that are held out, NaN of the others.
+        held_out: Which of the targets are held out, `(M,)` bool.
+    """
+
+    x_seen: Columns
+    y_seen: Columns
+    x_new: Columns
+    y_new: Columns
+    held_out: np.ndarray
+
+
+def make_task(
+    table: CsvTable, x: Sequence[str], y: Sequence[str], at: Sequence[str], held_out: str | None, config: ModelConfig
+) -> Task:
+    """Sorts the rows of a table.
+
+    Args:
+        table: The user's.
+        x: Names of the columns that are inputs.
+        y: Names of those that are outcomes.
+        at: Values and ranges of the one input that are predicted besides; see `values_at`.
+        held_out: Number of the last observed rows that are held out, or the name of a column that says so.
+        config: Of the network.
+
+    Raises:
+        ValueError: If the columns do not fit the network, a cell is missing that is needed, or there is no target.
+    """
+    _check_numbers(x, y, at, config)
+    inputs, outcomes = table.columns(x), table.columns(y)
+    _check_outcomes(table, outcomes)
+    missing = np.asarray(outcomes.missing.any(1))
+    if not config.missing_x:
+        _check_inputs(table, inputs)
+    out = _held_out(table, held_out, ~missing)
+    new = missing | out
+    x_new, y_new, held = inputs.rows(new), outcomes.rows(new), out[new]
+    if at:
+        more = Columns({x[0]: values_at(at, inputs[x[0]])})
+        none = Columns({name: np.full(len(more), np.nan) for name in y})
+        x_new, y_new = x_new.followed_by(more), y_new.followed_by(none)
+        held = np.concatenate([held, np.zeros(len(more), bool)])
+    if not len(x_new):
+        raise ValueError(
+            f"{table.path} leaves nothing to predict, as every row has its {', '.join(y)}; leave cells empty, or give "
+            "--at or --held-out"
+        )
+    if len(x_new) > MOST_TARGETS:
+        raise ValueError(
+            f"at most {MOST_TARGETS} targets are predicted jointly; got {len(x_new)}; take a coarser step, or fewer"
+        )
+    return Task(inputs.rows(~new), outcomes.rows(~new), x_new, y_new, held)
+
+
+def _check_numbers(x: Sequence[str], y: Sequence[str], at: Sequence[str], config: ModelConfig) -> None:
+    """Raises ValueError unless the numbers of columns are those that the network takes."""
+    most, dim_y = config.dim_x, config.dim_y or 1
+    wanted = f"1 to {most}" if config.missing_x else str(most)
+    if not (1 <= len(x) <= most if config.missing_x else len(x) == most):
+        raise ValueError(f"--x must name {wanted} columns for this network; got {len(x)}: {', '.join(x)}")
+    if len(y) != dim_y:
+        raise ValueError(f"--y must name {dim_y} columns for this network; got {len(y)}: {', '.join(y)}")
+    twice = sorted({name for name in [*x, *y] if [*x, *y].count(name) > 1})
+    if twice:
+        raise ValueError(f"--x and --y must name each column once; got {twice[0]!r} twice")
+    if at and len(x) > 1:
+        raise ValueError(
+            f"--at is for one --x column; got {len(x)}; add rows to the file whose {', '.join(y)} is left empty"
+        )
+
+
+def _check_outcomes(table: CsvTable, outcomes: Columns) -> None:
+    for name in outcomes.columns:
+        if outcomes[name].dtype.kind == "M":
+            raise ValueError(f"column {name!r} of {table.path} must hold numbers, as it is an outcome; got dates")
+    missing = outcomes.missing
+    for row in np.flatnonzero(missing.any(1) & ~missing.all(1))[:1]:
+        name = outcomes.columns[int(missing[row].argmax())]
+        raise ValueError(
+            f"line {table.lines[row]} of {table.path} must have all its outcomes, or none; column {name!r} is empty"
+        )
+
+
+def _check_inputs(table: CsvTable, inputs: Columns) -> None:
+    for row, column in np.argwhere(inputs.missing)[:1]:
+        raise ValueError(
+            f"column {inputs.columns[column]!r} of {table.path} must have a value in every row; line "
+            f"{table.lines[row]} has none; fill it in, or take the row out"
+        )
+
+
+def _held_out(table: CsvTable, held_out: str | None, observed: np.ndarray) -> np.ndarray:
+    """Which rows are held out, `(rows,)` bool."""
+    out = np.zeros(len(observed), bool)
+    if held_out is None:
+        return out
+    if held_out.isdigit():
+        number = int(held_out)
+        if not 1 <= number <= observed.sum():
+            raise ValueError(f"--held-out must be from 1 to the {observed.sum()} observed rows; got {number}")
+        out[np.flatnonzero(observed)[-number:]] = True
+        return out
+    for row, cell in enumerate(table.text(held_out)):
+        if cell.lower() not in YES | NO:
+            raise ValueError(
+                f"column {held_out!r} of {table.path} must say 1 or 0, whether a row is held out; line "
+                f"{table.lines[row]} holds {cell!r}"
+            )
+        out[row] = cell.lower() in YES and observed[row]
+    if not out.any():
+        raise ValueError(f"column {held_out!r} of {table.path} holds out no row whose outcome is known; write 1 in it")
+    return out
+
+
+def values_at(texts: Sequence[str], like: np.ndarray) -> np.ndarray:
+    """Values of `--at`: numbers or dates, ranges first:last[:step] with both ends, and lists of them with commas.
+
+    Args:
+        texts: As the user wrote them.
+        like: The column that they continue, which is of numbers or dates; a step of dates is in days.
+
+    Raises:
+        ValueError: If one of them is no such thing.
+    """
+    dates = like.dtype.kind == "M"
+    found = [_values(part.strip(), dates) for text in texts for part in text.split(",")]
+    return np.concatenate(found).astype(like.dtype)
+
+
+def _values(text: str, dates: bool) -> np.ndarray:
+    try:
+        parts = [text] if dates and DATE.fullmatch(text) else text.split(":")  # times have colons too
+        ends: list[Any] = [parse_date(part) if dates else np.float64(part) for part in parts[:2]]
+        first, *rest = ends
+        if not rest:
+            return _finite(np.array([first]))
+        step = float(parts[2]) if len(parts) == 3 else 1.0
+        unit: Any = np.timedelta64(round(step * 86_400_000_000), "us") if dates else step
+        steps = float((rest[0] - first) / unit)
+        if len(parts) > 3 or not step > 0 or not 0 <= steps < MOST_TARGETS:
+            raise ValueError
+        return _finite(first + unit * np.arange(int(steps + 1e-9) + 1))
+    except (ValueError, OverflowError):
+        example = "2021-01-01:2021-12-31:7, a step in days" if dates else "2021:2030 or 0:1:0.1"
+        raise ValueError(
+            f"--at must hold {'dates' if dates else 'numbers'}, or ranges of at most {MOST_TARGETS} values, {example}; "
+            f"got {text!r}"
+        ) from None
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise ValueError
+    return values
