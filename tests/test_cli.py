@@ -215,16 +215,20 @@ def test_models_lists_the_shipped_ones(
 ) -> None:
     for owner in (checkpoint, models_module):
         monkeypatch.setattr(owner, "models_folder", lambda: Path("shipped"))
+    config = {"x_range": (-2.0, 2.0), "outcomes": ("categorical(3)",)}
     for name in ("second", "first"):
-        save(tiny.tiny_model(prior=f"prior-of-{name}", x_range=(-2.0, 2.0)), Path("shipped", name))
+        save(tiny.tiny_model(**config), Path("shipped", name))
+    Path("shipped/first/training.json").write_text('{"validation": -0.98765}')
+    Path("shipped/first/README.md").write_text(
+        "# first\n\nIt is\nfor tests.\n\nMore.\n\n| mean | 1 | 0.069 (0.003) | 2 |\n"
+    )
     run("models")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "shipped in shipped:"
-    assert [line.split()[:3] for line in lines[1:]] == [
-        ["first", "prior", "prior-of-first,"],
-        ["second", "prior", "prior-of-second,"],
-    ]
-    assert lines[1].endswith("x in (-2.0, 2.0), N in (0, 8), K = 4")
+    head, _, headings, first, second, *legend = capsys.readouterr().out.splitlines()
+    assert head == "shipped in shipped:"
+    assert headings.split() == ["model", "observed", "x", "outcome", "latents", "score", "gap", "for"]
+    cells = ["first", "0", "to", "8", "-2", "to", "2", "one", "of", "3", "categories"]
+    assert first.split() == [*cells, "-0.988", "0.069", "(0.003)", "It", "is", "for", "tests."]
+    assert second.split() == ["second", *cells[1:]] and any("nats per target" in line for line in legend)
 
 
 def test_outputs_of_one_name_have_states_of_their_own(run: Callable[..., None]) -> None:

@@ -172,7 +172,11 @@ def test_help_shows_how_to_name_a_function(run: Callable[..., None], capsys: pyt
 
 def test_options_reach_amortize_as_it_takes_them(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    monkeypatch.setattr(train_module, "amortize", lambda function, **options: given.append((function.__name__, options)))
+
+    def note(function: Callable, **options: object) -> None:
+        given.append((function.__name__, options))
+
+    monkeypatch.setattr(train_module, "amortize", note)
     run("train", "own_functions:program", "--output", "o", "--outcome", "choice", "rt", "--latents", "--minutes", "2")
     run("train", "own_functions:draw", "--output", "o", "--width", "8", "--seed", "3", "--batch-size", "5")
     limits = {"minutes": None, "steps": None, "batch_size": 5}

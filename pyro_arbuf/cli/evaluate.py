@@ -23,11 +23,13 @@ def evaluate(
 ) -> None:
     """Scores a model on the fixed validation set of its prior: joint log density per target, in one order.
 
+    pyro-arbuf evaluate gp-1d-noisy
+
     Of a network that was trained on a function of your own, it prints what the run in its folder recorded, or measures
     it on that function:  pyro-arbuf evaluate my_prior --prior my_module:draw
 
     Args:
-        name: Shipped model or folder.
+        name: Shipped model, folder, or hf:owner/name.
         prior: Prior of the validation set, a name or module:function; the model's own if not given.
         inputs: Of a program of your own: module:function that draws its inputs, called with their number.
     """

@@ -7,8 +7,10 @@ from typing import Any
 
 from pyro_arbuf.checkpoint import models_folder, read_config, shipped_models
 from pyro_arbuf.cli.text_table import align
+from pyro_arbuf.cli.train import STATE
 from pyro_arbuf.programs.configuration import describe_outcome
 from pyro_arbuf.programs.reports import show_ranges
+from pyro_arbuf.training.run_state import RunState
 
 RECORD, CARD = "training.json", "README.md"
 LEGEND = """
@@ -45,14 +47,17 @@ def _row(folder: Path) -> dict[str, str]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What training.json in a network's folder says; empty where there is none.
+    """What training.json in a network's folder says, or else the state of its run; empty where there is neither.
 
     Raises:
         ValueError: If it is no JSON object.
     """
     path = folder / RECORD
     if not path.is_file():
-        return {}
+        if not (folder / STATE).is_file():
+            return {}
+        state = RunState.read(folder / STATE)
+        return {"steps": state.step, "minutes": round(state.minutes, 1), "validation": state.best_score}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -159,8 +159,10 @@ def _values(text: str, dates: bool) -> np.ndarray:
             return _finite(np.array([first]))
         step = float(parts[2]) if len(parts) == 3 else 1.0
         unit: Any = np.timedelta64(round(step * 86_400_000_000), "us") if dates else step
+        if len(parts) > 3 or not unit > unit * 0:
+            raise ValueError
         steps = float((rest[0] - first) / unit)
-        if len(parts) > 3 or not step > 0 or not 0 <= steps < MOST_TARGETS:
+        if not 0 <= steps < MOST_TARGETS:
             raise ValueError
         return _finite(first + unit * np.arange(int(steps + 1e-9) + 1))
     except (ValueError, OverflowError):

@@ -107,7 +107,7 @@ def plot_predictions(found: Predictions, path: Path) -> None:
     names = found.task.y_new.columns
     with matplotlib.style.context("pyro_arbuf.house"):
         figure = Figure(figsize=(7, 0.8 + 3 * len(names)))
-        for axes, d in zip(figure.subplots(len(names), squeeze=False)[:, 0], range(len(names)), strict=True):
+        for d, axes in enumerate(figure.subplots(len(names), squeeze=False)[:, 0]):
             _plot_outcome(axes, found, d)
         write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
 
