@@ -27,7 +27,7 @@ import torch
 
 def draw(batch_size, num_points, generator):
     x = torch.rand(batch_size, num_points, 1, generator=generator)
-    return x, torch.randn(batch_size, num_points, 1, generator=generator)
+    return x, torch.randn(batch_size, num_points, generator=generator)
 """
 
 
@@ -56,9 +56,7 @@ def test_check_fails_where_intervals_do_not_hold_what_they_say(
     assert "observed: 0 to 8 in training" in printed
 
 
-def test_check_passes_a_network_that_knows_its_prior(
-    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_check_passes_a_network_that_knows_its_prior(run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
     net = tiny.tiny_model(head="gaussian", prior="noise_prior:draw")
     with torch.no_grad():  # standard normal whatever it reads, as the prior is
         net.head.out.weight.zero_()
