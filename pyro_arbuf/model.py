@@ -10,8 +10,10 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from pyro_arbuf.display import as_html, facts
 from pyro_arbuf.inference.conditioning import make_context
 from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.description import describe_network
 from pyro_arbuf.inference.units import Stated, configure_units
 from pyro_arbuf.inference.validation import inference_scope
 from pyro_arbuf.network.backbone import Backbone
@@ -50,6 +52,14 @@ class ArBufferModel(Network):
     ):
         super().__init__(config, embedder, backbone, head)
         self.simulator: object | None = None
+
+    def __repr__(self) -> str:
+        """What it takes and was trained on; its modules are `net.backbone` and the like."""
+        lines = "".join(f"\n  {what}: {text}" for what, text in describe_network(self).items())
+        return f"{type(self).__name__}({lines}\n)"
+
+    def _repr_html_(self) -> str:
+        return as_html(type(self).__name__, facts(describe_network(self)))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"simulator": None}  # programs are often local functions, which cannot be pickled

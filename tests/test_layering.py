@@ -14,22 +14,22 @@ import pyro_arbuf
 
 PACKAGE = Path(pyro_arbuf.__file__).parent
 # What each folder, and each module beside them, may import of the others.
-LEAVES = {"files", "hub", "progress", "random_state"}
+LEAVES = {"display", "files", "hub", "progress", "random_state"}
 MAY_IMPORT = {
     **{leaf: set() for leaf in LEAVES},
     "network": set(),
-    "inference": {"network"},
-    "model": {"network", "inference"},
+    "inference": {"network", "display"},
+    "model": {"network", "inference", "display"},
     "checkpoint": {"network", "model", "files", "hub"},
-    "distributions": {"network", "inference"},
-    "workflow": {"network", "inference", "model", "distributions", "progress", "random_state"},
+    "distributions": {"network", "inference", "display"},
+    "workflow": {"network", "inference", "model", "distributions", "display", "progress", "random_state"},
     "training": {"network", "files", "progress"},
     "priors": {"network", "training"},
 }
 MAY_IMPORT["programs"] = {*MAY_IMPORT}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
 MOST_FLOORS = 9
-CORE = ("network", "inference", "model", "training", "files", "progress")
+CORE = ("network", "inference", "model", "training", "display", "files", "progress")
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 MODULES = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 

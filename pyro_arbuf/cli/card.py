@@ -8,9 +8,8 @@ import tyro
 from pyro_arbuf.checkpoint import find_model, read_config
 from pyro_arbuf.cli.models import CARD, read_record
 from pyro_arbuf.files import write_atomically
+from pyro_arbuf.inference.description import describe_outcome, show_ranges
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.programs.configuration import describe_outcome
-from pyro_arbuf.programs.reports import show_ranges
 
 TEMPLATE = """---
 library_name: pyro-arbuf

@@ -7,13 +7,13 @@ import torch
 from pyro_arbuf.checkpoint import load
 from pyro_arbuf.cli.evaluate import source_for
 from pyro_arbuf.cli.options import NetworkName, PriorName, check_fits
-from pyro_arbuf.cli.text_table import align
+from pyro_arbuf.display import align
 from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.inference.description import describe_network
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.programs.calibration import Calibration, calibrate
-from pyro_arbuf.programs.configuration import describe_outcome
-from pyro_arbuf.programs.reports import SMALLEST_P, show_ranges, verdict
+from pyro_arbuf.programs.reports import SMALLEST_P, verdict
 from pyro_arbuf.programs.simulator import Simulator
 
 LEVELS = (0.5, 0.9)
@@ -42,7 +42,7 @@ def check(
         seed: Of draws.
     """
     net = load(name)
-    print(_description(name, net))
+    print(f"{name} loads\n" + "\n".join(f"{what}: {text}" for what, text in describe_network(net).items()))
     source = source_for(net.config, prior, inputs)
     if source is None:
         print(
@@ -61,37 +61,9 @@ def check(
         raise ValueError(f"the check of {name} failed: {failed}")
 
 
-def _description(name: str, net: ArBufferModel) -> str:
-    """What a network is and was trained on, in a few lines."""
-    config = net.config
-    number = sum(weight.numel() for weight in net.parameters())
-    lines = {
-        "network": f"{name} loads, {number / 1e6:.2f} million weights, K = {config.buffer_size} buffer slots",
-        "prior": config.prior or "not declared",
-        "observed": _counts(config.num_context),
-        "targets": _counts(config.num_targets),
-        "x": f"{config.dim_x} column{'s' * (config.dim_x > 1)}, {show_ranges(config.x_range)}",
-        "y": f"{describe_outcome(config.dim_y, config.outcomes)}, {show_ranges(config.y_range)}",
-    }
-    if config.latents:
-        lines["latents"] = ", ".join(latent.name for latent in config.latents)
-    return "\n".join(f"{what}: {text}" for what, text in lines.items())
-
-
-def _counts(trained: tuple[int, int] | None) -> str:
-    return "no declared range" if trained is None else f"{trained[0]} to {trained[1]} in training"
-
-
 def _report_latents(checked: Calibration) -> str:
     """Prints what was measured of every latent; returns what failed."""
-    level = checked.levels.index(0.9)
-    table = {
-        "latent": checked.names,
-        "p of uniform ranks": [f"{p:.3f}" for p in checked.p_values.tolist()],
-        "90 % interval holds": [f"{share:.3f}" for share in checked.coverage[level].tolist()],
-        "posterior sd / prior sd": [f"{share:.2f}" for share in checked.contraction.tolist()],
-    }
-    print(f"\n{align(table, left=['latent'])}\n")
+    print(f"\n{checked!r}\n")
     print(verdict(checked, None, "pyro-arbuf train --resume with more --minutes"))
     uniform = checked.p_value >= SMALLEST_P
     return "" if uniform else f"ranks are not uniform, p = {checked.p_value:.2g}; train it longer"

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pyro_arbuf.checkpoint import models_folder, read_config, shipped_models
-from pyro_arbuf.cli.text_table import align
 from pyro_arbuf.cli.train import STATE
-from pyro_arbuf.programs.configuration import describe_outcome
-from pyro_arbuf.programs.reports import show_ranges
+from pyro_arbuf.display import align
+from pyro_arbuf.inference.description import describe_outcome, show_ranges
 from pyro_arbuf.training.run_state import RunState
 
 RECORD, CARD = "training.json", "README.md"

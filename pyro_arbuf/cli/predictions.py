@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyro_arbuf.cli.prediction_task import Task
-from pyro_arbuf.cli.text_table import align
+from pyro_arbuf.display import align
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.workflow.datatree import to_datatree

@@ -10,8 +10,10 @@ from torch import Size, Tensor
 from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import IndependentTransform, identity_transform
 
+from pyro_arbuf.display import as_html, facts
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.data import y_tensor
+from pyro_arbuf.inference.description import describe_outcome
 from pyro_arbuf.inference.layout import fold, unfold
 from pyro_arbuf.inference.outcome_sites import split_sites
 from pyro_arbuf.inference.tables import check_columns
@@ -141,6 +143,19 @@ class ArBufferDistribution(TorchDistribution):
     def __repr__(self) -> str:
         shapes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
         return f"{type(self).__name__}({shapes}, num_context={self.context.num_context})"
+
+    def _repr_html_(self) -> str:
+        config = self.context.model.config
+        lines = {
+            "targets": f"{self._num_targets}, jointly"
+            if hasattr(self, "orders")
+            else f"{self._num_targets}, each alone",
+            "outcome": describe_outcome(config.dim_y, config.outcomes),
+            "batch": str(tuple(self.batch_shape)) if self.batch_shape else "none: one event",
+            "observed": f"{self.context.num_context} pairs",
+            "network": f"prior {config.prior or 'not declared'}, {config.buffer_size} buffer slots",
+        }
+        return as_html(type(self).__name__, facts(lines))
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:

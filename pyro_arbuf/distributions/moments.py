@@ -5,7 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_arbuf.display import Table, cells, labels, shown_as_table
 
+
+def _summary(moments: "Moments") -> tuple[str, Table]:
+    numbers = {"mean": cells(moments.mean), "sd": cells(moments.variance.sqrt())}
+    return "Moments", {"target": labels(moments.mean.shape)} | numbers
+
+
+@shown_as_table(_summary)
 class Moments(NamedTuple):
     """Monte Carlo moments of a joint; E = M for a scalar outcome, M * D_y for a vector one (outcome fastest).
 

@@ -8,6 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from pyro_arbuf.display import as_html
 from pyro_arbuf.distributions.base import RealEvent
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.inference.context import Context
@@ -68,6 +69,13 @@ class ArBufferPosterior(TorchDistribution):
     def __repr__(self) -> str:
         names = [latent.name for latent in self.latents]
         return f"{type(self).__name__}({names}, batch_shape={tuple(self.batch_shape)})"
+
+    def _repr_html_(self) -> str:
+        table = {
+            "latent": [latent.name for latent in self.latents],
+            "shape": [str(tuple(latent.shape)) if latent.shape else "a number" for latent in self.latents],
+        }
+        return as_html(f"{type(self).__name__} given {self.context.num_context} pairs", table)
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_arbuf.display import as_html, facts
 from pyro_arbuf.inference.fingerprint import Fingerprint, take_fingerprint
 from pyro_arbuf.inference.tables import Maps, make_map
 from pyro_arbuf.inference.validation import expanded_shape, inference_scope
@@ -114,6 +115,17 @@ class Context:
     def __repr__(self) -> str:
         latents = f", latents={list(self.latents)}" if self.latents else ""
         return f"Context(num_context={self.num_context}, batch_shape={tuple(self.batch_shape)}{latents})"
+
+    def _repr_html_(self) -> str:
+        config, one = self.model.config, self.context_len is None
+        lines = {
+            "observed": f"{'' if one else 'up to '}{self.num_context} pairs",
+            "batch": str(tuple(self.batch_shape)) if self.batch_shape else "none: one data set",
+            "network": f"prior {config.prior or 'not declared'}, {config.buffer_size} buffer slots",
+            "gradients": "live: to be used once" if self.live else "none: use it anywhere",
+        }
+        given = {"given latents": ", ".join(self.latents)} if self.latents else {}
+        return as_html("Context", facts(lines | given))
 
     def __getitem__(self, index: Any) -> Context:
         """The contexts at an index of the batch: a plate's subsample, or a discrete latent's choice.

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.network.tracing import unrecorded
 
@@ -21,6 +22,17 @@ NUM_GROUPS = 4  # of orders, in a division
 NUM_DIVISIONS = 16  # averaged over, as the groups are few
 
 
+def _summary(spread: "OrderSpread") -> tuple[str, Table]:
+    numbers = {
+        "log density": cells(spread.log_prob),
+        "standard error": cells(spread.standard_error),
+        "orders that count": cells(spread.effective_orders),
+    }
+    several = {"event": labels(spread.log_prob.shape)} if spread.log_prob.dim() else {}
+    return f"OrderSpread over {spread.log_prob_orders.shape[-1]} orders, nats", several | numbers
+
+
+@shown_as_table(_summary)
 class OrderSpread(NamedTuple):
     """How much a joint log density depends on the order of the targets.
 

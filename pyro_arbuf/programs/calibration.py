@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from pyro_arbuf.display import Table, shown_as_table
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
@@ -15,6 +15,7 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.latents import Locations, latent_locations, pad_outcome
 from pyro_arbuf.programs.simulator import Program, Simulations, Simulator
 from pyro_arbuf.programs.sources import find_simulator
+from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.random_state import seeded
 
 LEVELS = tuple(i / 20 for i in range(1, 20))
@@ -22,6 +23,18 @@ NUM_BINS = 20
 BATCH = 25  # data sets at a time
 
 
+def _summary(found: "Calibration") -> tuple[str, Table]:
+    table = {
+        "latent": found.names,
+        "p of uniform ranks": [f"{p:.3f}" for p in found.p_values.tolist()],
+        "90 % interval holds": [f"{share:.3f}" for share in found.coverage[found.levels.index(0.9)].tolist()],
+        "posterior sd / prior sd": [f"{share:.2f}" for share in found.contraction.tolist()],
+        "gain (nats)": [f"{gain:.2f}" for gain in found.marginal_gain.tolist()],
+    }
+    return f"Calibration({len(found.ranks)} data sets, p = {found.p_value:.3f} for all latents together)", table
+
+
+@shown_as_table(_summary)
 class Calibration(NamedTuple):
     """What `calibrate` measures, per latent number.
 
@@ -127,7 +140,7 @@ def calibrate(
     with seeded(seed), warnings.catch_warnings():
         # Draws from the prior are what it was trained on.
         warnings.filterwarnings("ignore", message=".*outside the trained range.*")
-        for start in tqdm(range(0, num_datasets, BATCH), desc="calibration", leave=False):
+        for start in progress_bar(range(0, num_datasets, BATCH), desc="calibration", leave=False):
             drawn = simulator.draw(min(BATCH, num_datasets - start), num_trials)
             drawn = Simulations(*(part.to(device) for part in drawn))
             context = net.condition(drawn.x, net.config.squeeze_outcome(drawn.y))

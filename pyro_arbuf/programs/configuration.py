@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pyro_arbuf.inference.description import describe_outcome
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent, rounded
 from pyro_arbuf.network.outcomes import outcome_of
@@ -71,20 +72,6 @@ def check_program(simulator: Simulator, config: ModelConfig) -> None:
 def outcome_names(config: ModelConfig) -> str | tuple[str, ...]:
     """The one site of a network's outcome, or its sites in their order, as a `Simulator` takes them."""
     return config.outcome if isinstance(config.outcome, str) else tuple(dict.fromkeys(config.outcome))
-
-
-def describe_outcome(dim_y: int | None, outcomes: Sequence[str]) -> str:
-    """An outcome in words: "a number", "one of 3 categories", "a vector of 2: a count, a number"."""
-    words = ["a number" if kind == "real" else "a count" if kind == "count" else _choice(kind) for kind in outcomes]
-    if dim_y is None:
-        return words[0] if words else "a number"
-    if len(set(words)) == 1:
-        return f"a vector of {dim_y}, each {words[0]}"
-    return ": ".join([f"a vector of {dim_y}", *([", ".join(words)] if words else [])])
-
-
-def _choice(kind: str) -> str:
-    return f"one of {outcome_of(kind).num_categories} categories"
 
 
 def _support(latent: Latent) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_arbuf.display import Table, facts, shown_as_table
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.data import to_tensors
@@ -20,6 +21,16 @@ from pyro_arbuf.random_state import seeded
 Outcomes = Tensor | Mapping[str, Tensor]  # of a data set, as a tensor or by site
 
 
+def _summary(found: "SelfConsistency") -> tuple[str, Table]:
+    lines = {
+        "draws": str(len(found.values)),
+        "implied log evidence, mean": f"{found.mean:.5g} nats",
+        "its standard deviation (0 if consistent)": f"{found.standard_deviation:.3g} nats",
+    }
+    return "SelfConsistency", facts(lines)
+
+
+@shown_as_table(_summary)
 class SelfConsistency(NamedTuple):
     """log p(y) = log p(theta) + log p(y | theta) - log p(theta | y) at posterior draws: one number if all agree.
 
@@ -34,6 +45,13 @@ class SelfConsistency(NamedTuple):
     standard_deviation: float
 
 
+def _summary_of_gap(found: "SubsetGap") -> tuple[str, Table]:
+    return "SubsetGap, nats per target", facts(
+        {"dropped": f"{found.dropped:.4g}", "reordered": f"{found.reordered:.4g}"}
+    )
+
+
+@shown_as_table(_summary_of_gap)
 class SubsetGap(NamedTuple):
     """How much the density of a subset of the targets depends on the others, root mean squares in nats per target.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.inference.data import to_tensors
 from pyro_arbuf.inference.orders import average_orders, paired_error, random_orders, warn_few_orders
@@ -22,6 +23,13 @@ NOT_RESOLVED = "not resolved"
 Z = 1.96  # of a 95 % interval
 
 
+def _summary(evidence: "Evidence") -> tuple[str, Table]:
+    numbers = {"log evidence": cells(evidence.value), "standard error": cells(evidence.standard_error)}
+    several = {"data set": labels(evidence.value.shape)} if evidence.value.dim() else {}
+    return "Evidence, nats", several | numbers
+
+
+@shown_as_table(_summary)
 class Evidence(NamedTuple):
     """A log evidence, averaged over orders, or by importance sampling.
 
@@ -35,6 +43,20 @@ class Evidence(NamedTuple):
     standard_error: Tensor
 
 
+def _summary_of_comparison(comparison: "EvidenceComparison") -> tuple[str, Table]:
+    table = {
+        "model": list(comparison.evidence),
+        "log evidence": [f"{each.value.item():.5g}" for each in comparison.evidence.values()],
+        "below the best": [f"{number:.5g}" for number in comparison.difference.values()],
+        "+- (95 %)": [f"{number:.5g}" for number in comparison.error.values()],
+    }
+    return (
+        f"EvidenceComparison, nats; verdict: {comparison.verdict}{f'; {comparison.reason}' * bool(comparison.reason)}",
+        table,
+    )
+
+
+@shown_as_table(_summary_of_comparison)
 class EvidenceComparison(NamedTuple):
     """Evidences of several models on one data set.
 

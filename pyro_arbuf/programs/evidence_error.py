@@ -7,8 +7,8 @@ from typing import NamedTuple, SupportsFloat, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.evidence import log_evidence
@@ -16,6 +16,7 @@ from pyro_arbuf.programs.program_batches import draw_designs
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, importance_sample
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import find_simulator
+from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.random_state import seeded
 
 Exact = Callable[[Tensor, Tensor], float]  # the log evidence of inputs and outcomes, nats
@@ -23,6 +24,13 @@ FEWEST = 5  # data sets with a known evidence: fewer say little of an error
 ACCEPTED = 0.8  # of the data sets: those that importance sampling cannot do are the network's worst
 
 
+def _summary(found: "EvidenceError") -> tuple[str, Table]:
+    table = {"data set": labels(found.errors.shape), "error": cells(found.errors)}
+    table |= {} if found.k_hats is None else {"k-hat": cells(found.k_hats)}
+    return f"EvidenceError(rmse={found.rmse:.3g} +- {found.standard_error:.2g} nats)", table
+
+
+@shown_as_table(_summary)
 class EvidenceError(NamedTuple):
     """The error of a network's log evidence on data sets of its own program.
 
@@ -93,7 +101,9 @@ def measure_evidence_error(
         warnings.filterwarnings("ignore", message=".*outside the trained range.*")
         warnings.filterwarnings("ignore", message=".*rests on few of its.*orders.*")
         drawn = draw_designs(simulator, num_datasets, num_trials)
-        for x, y in tqdm(list(zip(drawn.x.to(device), drawn.y.to(device), strict=True)), desc="evidence", leave=False):
+        for x, y in progress_bar(
+            list(zip(drawn.x.to(device), drawn.y.to(device), strict=True)), desc="evidence", leave=False
+        ):
             y = net.config.squeeze_outcome(y)
             known, k_hat = _known_evidence(simulator, plain, x, y, exact, num_draws)
             k_hats.append(k_hat)

@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_arbuf.inference.description import describe_outcome, show_ranges
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.priors.recipes import RECIPES
-from pyro_arbuf.programs.configuration import describe_outcome
 from pyro_arbuf.programs.consistency import subset_gap
 from pyro_arbuf.programs.reports import (
     STILL_RISING,
     rise_at_the_end,
-    show_ranges,
     to_go_on,
     training_limits,
     what_was_reached,

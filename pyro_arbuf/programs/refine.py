@@ -8,6 +8,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
+from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_count
@@ -22,6 +23,22 @@ MOST_WITHOUT_REPLACEMENT = 0.1  # of the effective sample size: beyond it, draws
 CHUNK = 1000  # draws whose density is computed at a time
 
 
+def _summary(found: "Refined") -> tuple[str, Table]:
+    title = (
+        f"Refined(sites={list(found.draws)}, num_draws={len(found.weights)}, k_hat={found.k_hat:.2f}, "
+        f"effective_sample_size={found.effective_sample_size:.0f}, log_evidence={found.log_evidence:.2f} "
+        f"+- {found.log_evidence_standard_error:.2f})"
+    )
+    table: dict[str, list[str]] = {"latent": [], "mean": [], "sd": []}
+    for name, draws in found.draws.items():
+        shape = draws.shape[1:]
+        table["latent"] += [f"{name}{f'[{label}]' * bool(shape)}" for label in labels(shape)]
+        table["mean"] += cells(draws.mean(0))
+        table["sd"] += cells(draws.std(0))
+    return title, table
+
+
+@shown_as_table(_summary)
 class Refined(NamedTuple):
     """A posterior corrected by importance sampling with the program's density.
 
@@ -44,13 +61,6 @@ class Refined(NamedTuple):
     effective_sample_size: float
     log_evidence: float
     log_evidence_standard_error: float
-
-    def __repr__(self) -> str:
-        return (
-            f"Refined(sites={list(self.draws)}, num_draws={len(self.weights)}, k_hat={self.k_hat:.2f}, "
-            f"effective_sample_size={self.effective_sample_size:.0f}, log_evidence={self.log_evidence:.2f} "
-            f"+- {self.log_evidence_standard_error:.2f})"
-        )
 
 
 class ImportanceSample(NamedTuple):

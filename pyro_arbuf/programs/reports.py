@@ -9,12 +9,12 @@ from typing import cast
 
 import torch
 
+from pyro_arbuf.inference.description import describe_outcome, show_ranges
+from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
-from pyro_arbuf.network.parts import Range
 from pyro_arbuf.programs.calibration import Calibration, calibrate
-from pyro_arbuf.programs.configuration import describe_outcome
 from pyro_arbuf.programs.consistency import self_consistency, subset_gap
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.sites import in_short
@@ -52,7 +52,7 @@ def describe_training(
     """
     outcome = f"{_describe_outcome(config)} per {'data set (one observation)' if simulator.single else 'trial'}"
     columns = f"{config.dim_x} column{'s' if config.dim_x > 1 else ''}"
-    constant = config.x_range is not None and all(low == high for low, high in _ranges(config.x_range))
+    constant = config.x_range is not None and all(low == high for low, high in pairs_of(config.x_range, 1))
     simulated = "new data sets in every step" if num_simulations is None else f"{num_simulations} fixed data sets"
     lines = {
         "latents": "; ".join(_describe_latent(latent) for latent in config.latents) or "none: data alone are predicted",
@@ -94,18 +94,6 @@ def _describe_latent(latent: Latent) -> str:
     else:
         support = "" if latent.upper is None else f" below {latent.upper:g}"
     return f"{latent.name}, {'one number' if not latent.shape else f'{size} numbers {latent.shape}'}{support}"
-
-
-def _ranges(trained: Range | tuple[Range, ...] | None) -> list[Range]:
-    """The range of every column, or the one of all of them, in a list."""
-    if trained is None:
-        return []
-    return [pair for pair in trained if isinstance(pair, tuple)] or [cast(Range, trained)]
-
-
-def show_ranges(trained: Range | tuple[Range, ...] | None) -> str:
-    """Trained ranges in words: "-2 to 2, 0 to 1"."""
-    return ", ".join(f"{low:g} to {high:g}" for low, high in _ranges(trained)) or "no declared range"
 
 
 def training_limits(minutes: float | None, steps: int | None) -> str:

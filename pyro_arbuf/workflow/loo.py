@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_arbuf.display import Table, shown_as_table
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.inference.chain import check_exchangeable, leave_one_out
 from pyro_arbuf.inference.conditioning import check_pairs, make_context
@@ -31,6 +32,20 @@ from pyro_arbuf.workflow.trace_sites import (
 )
 
 
+def _summary(found: "LooConditionals") -> tuple[str, Table]:
+    table = {
+        "site": list(found.log_likelihood),
+        "draws": [str(len(values)) for values in found.log_likelihood.values()],
+        "targets": [str(values.shape[-1]) for values in found.log_likelihood.values()],
+        "rms ratio gap (nats)": [
+            f"{found.ratio_gap[name].square().nanmean().sqrt().item():.3g}" if name in found.ratio_gap else ""
+            for name in found.log_likelihood
+        ],
+    }
+    return "LooConditionals", table
+
+
+@shown_as_table(_summary)
 class LooConditionals(NamedTuple):
     """Full conditionals at every posterior draw, per observed ArBufferJoint site.
 
