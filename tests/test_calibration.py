@@ -3,10 +3,12 @@
 import dataclasses
 
 import gaussian_net
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from gaussian_net import FIELDS
 from latent_nets import LATENTS, P
+from matplotlib.figure import Figure
 
 from pyro_arbuf.priors.gaussian import exact_posterior
 from pyro_arbuf.programs import calibration
@@ -152,11 +154,18 @@ def test_p_value_is_corrected_for_the_number_of_latents(net, exact):
 
 
 def test_plot_has_a_panel_per_latent_and_one_of_coverage(net, exact):
-    figure = calibrate(net, 40, 19, 2).plot()
-    assert [ax.get_title().split(" ")[0] for ax in figure.axes] == ["tau", "mu", "coverage"]
-    assert sum(patch.get_height() for patch in figure.axes[0].patches[1:]) == 40
-    assert len(figure.axes[-1].lines) == 3
+    found = calibrate(net, 40, 19, 2)
+    axes = found.plot()
+    assert [ax.get_title().split(" ")[0] for ax in axes] == ["tau", "mu", "coverage"]
+    assert sum(patch.get_height() for patch in axes[0].patches[1:]) == 40
+    assert len(axes[-1].lines) == 3
+    figure = axes[0].figure
     figure.canvas.draw()
+    plt.close(figure)
+    own = Figure().subplots(1, 3)
+    assert found.plot(own) is own and own[0].has_data()
+    with pytest.raises(ValueError, match="axes must be 3, one for each latent and one of coverage; got 2"):
+        found.plot(own[:2])
 
 
 @pytest.mark.parametrize("value", [0, 2.0, True, "5"])

@@ -52,7 +52,7 @@ def test_check_fails_where_intervals_do_not_hold_what_they_say(
     with pytest.raises(SystemExit, match=r"the check of net failed: with 8 observations, \d+% of the outcomes lie in"):
         run("check", "net")
     printed = capsys.readouterr().out
-    assert "net loads, 0.00 million weights, K = 4 buffer slots" in printed and "x: 1 column, -2 to 2" in printed
+    assert printed.startswith("net loads\n") and "x: 1 column, -2 to 2" in printed and "buffer: 4 slots" in printed
     assert "observed: 0 to 8 in training" in printed
 
 

@@ -212,13 +212,15 @@ def state_of(runs: Path, output: Path) -> Path:
 
 def plot_history(history: Sequence[dict[str, float]], path: Path) -> None:
     """Draws the training loss and the validation density over the steps as PNG."""
-    import matplotlib.figure  # slow, and only training needs it
+    import matplotlib.style  # slow, and only training needs it
+    from matplotlib.figure import Figure
 
-    figure = matplotlib.figure.Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    steps = [entry["step"] for entry in history]
-    axes.plot(steps, [-entry["loss"] for entry in history], label="training (all prefix lengths)", lw=1)
-    axes.plot(steps, [entry["validation"] for entry in history], label="validation (joint, 16 targets)")
-    axes.set(xlabel="step", ylabel="log density per target (nats)")
-    axes.legend()
-    figure.savefig(path, format="png", dpi=110)
+    with matplotlib.style.context("pyro_arbuf.house"):
+        figure = Figure(figsize=(6, 3.5))
+        axes = figure.subplots()
+        steps = [entry["step"] for entry in history]
+        axes.plot(steps, [-entry["loss"] for entry in history], label="training (all prefix lengths)", lw=1)
+        axes.plot(steps, [entry["validation"] for entry in history], label="validation (joint, 16 targets)")
+        axes.set(xlabel="step", ylabel="log density per target (nats)")
+        axes.legend()
+        figure.savefig(path, format="png", dpi=110)

@@ -69,28 +69,44 @@ class Calibration(NamedTuple):
         """The smallest p-value after Bonferroni's correction for P latents."""
         return min(1.0, self.p_values.min().item() * len(self.names))
 
-    def plot(self) -> Any:
-        """Draws histograms of the ranks with a 99 % band, and the coverage against the nominal one.
+    def plot(self, axes: Any = None) -> Any:
+        """Draws histograms of the ranks with a 99 % band, and the coverage against the nominal one with a 95 % band.
+
+        Args:
+            axes: P + 1 axes of matplotlib to draw into; `None` = those of a new figure of pyplot.
 
         Returns:
-            A `matplotlib.figure.Figure`.
+            The axes, an array; their figure is `axes[0].figure`.
+
+        Raises:
+            ValueError: If there is another number of axes.
         """
-        from matplotlib.figure import Figure
+        import matplotlib.pyplot as plt  # slow, and only figures need it
 
         count = len(self.names)
-        figure = Figure(figsize=(2.6 * (count + 1), 2.6), layout="constrained")
-        axes = figure.subplots(1, count + 1)
+        with plt.style.context("pyro_arbuf.house"):
+            if axes is None:
+                axes = plt.subplots(1, count + 1, figsize=(2.6 * (count + 1), 2.6))[1]
+            if len(axes) != count + 1:
+                raise ValueError(f"axes must be {count + 1}, one for each latent and one of coverage; got {len(axes)}")
+            for p, ax in enumerate(axes[:-1]):
+                self._plot_ranks(ax, p)
+            nominal = torch.tensor(self.levels).numpy()
+            half = 1.96 * (nominal * (1 - nominal) / len(self.ranks)) ** 0.5
+            axes[-1].fill_between(nominal, nominal - half, nominal + half, color="0.85", lw=0)
+            axes[-1].plot([0, 1], [0, 1], color="0.6", lw=1)
+            axes[-1].plot(nominal, self.coverage.numpy(), lw=1.2, label=self.names)
+            axes[-1].set(title="coverage", xlabel="nominal", ylabel="measured")
+            axes[-1].legend(fontsize="x-small")
+        return axes
+
+    def _plot_ranks(self, ax: Any, p: int) -> None:
+        """Draws the ranks of one latent number."""
         expected = len(self.ranks) / NUM_BINS
         half = 2.58 * (expected * (1 - 1 / NUM_BINS)) ** 0.5
-        for p, ax in enumerate(axes[:-1]):
-            ax.axhspan(expected - half, expected + half, color="0.85")
-            ax.hist(self.ranks[:, p].numpy(), NUM_BINS, range=(-0.5, self.num_draws + 0.5), color="C0")
-            ax.set(title=f"{self.names[p]} (p = {self.p_values[p]:.2f})", xlabel="rank", yticks=[])
-        axes[-1].plot([0, 1], [0, 1], color="0.6", lw=1)
-        axes[-1].plot(self.levels, self.coverage.numpy(), lw=1.2, label=self.names)
-        axes[-1].set(title="coverage", xlabel="nominal", ylabel="measured")
-        axes[-1].legend(fontsize="x-small")
-        return figure
+        ax.axhspan(expected - half, expected + half, color="0.85")
+        ax.hist(self.ranks[:, p].numpy(), NUM_BINS, range=(-0.5, self.num_draws + 0.5), color="C0")
+        ax.set(title=f"{self.names[p]} (p = {self.p_values[p]:.2f})", xlabel="rank", yticks=[])
 
 
 @torch.no_grad()
@@ -118,7 +134,7 @@ def calibrate(
         seed: Of data sets and draws.
 
     Returns:
-        Ranks, p-values, coverage, contraction and gains; its `plot()` is a figure.
+        Ranks, p-values, coverage, contraction and gains; its `plot()` draws them.
 
     Raises:
         ValueError: If the network's program is not known, a number is no positive integer, or `seed` no integer.
