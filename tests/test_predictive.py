@@ -302,7 +302,7 @@ def flat(y: Tensor | None = None) -> None:
         ({"z": torch.tensor(0.0)}, "got {'z': 'Tensor'}"),
         ({"z": torch.zeros(0)}, "S >= 1; got {'z': 0}"),
         ({"z": torch.zeros(2), "y": torch.zeros(4, 3)}, "'z': 2, 'y': 4"),
-        ({"zz": torch.zeros(2)}, r"got \['zz'\]; the model has \['z', 'y'\]"),
+        ({"zz": torch.zeros(2)}, r"sites of the model, \['z', 'y'\]; got \['zz'\]"),
         ({"z": torch.zeros(2, 4)}, r"posterior\['z'\] must have shape \(S, \*\(\)\); got \(S, \*\(4,\)\)"),
         ({"z": torch.zeros(2), "y": torch.zeros(2, 4)}, r"posterior\['y'\] must have shape \(S, \*\(3,\)\)"),
     ],

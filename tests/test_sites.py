@@ -265,7 +265,7 @@ ERRORS = {
     "no_outcome": (
         no_outcome,
         {},
-        "outcome must be a sample site of every run of the program; got 'y'; it has ['theta'",
+        "outcome must be a sample site of every run of the program; got 'y' among ['theta'",
     ),
     "outcome_name": (LINE, {"outcome": "rt"}, "outcome must be a sample site of every run of the program; got 'rt'"),
     "outcome_twice": (LINE, {"outcome": ("y", "y")}, "outcome must be a site, or a tuple of different sites, at least"),

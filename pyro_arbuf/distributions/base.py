@@ -81,9 +81,8 @@ def _unconstrained(constraint: RealEvent) -> IndependentTransform:
 @transform_to.register(MixedEvent)
 def _refuse_to_unconstrain(constraint: SameEvent | MixedEvent) -> NoReturn:
     raise NotImplementedError(
-        "outcomes that hold categories or counts are observed or simulated; they cannot be latents of NUTS, HMC or an "
-        "autoguide, which need real numbers: give their site obs=y, or leave them out by poutine.block and draw them "
-        "from the posterior of the rest with predictive(...)"
+        "outcomes that hold categories or counts cannot be latents of NUTS, HMC or an autoguide, which need real "
+        "numbers; give their site obs=y, or leave them out by poutine.block and draw them with predictive(...)"
     )
 
 
@@ -253,9 +252,8 @@ class ArBufferDistribution(TorchDistribution):
             if size == num_targets and own[dim] == given[dim] == 1:
                 warnings.warn(
                     f"a plate of {size} stands around one event of {num_targets} targets (batch dimension "
-                    f"{dim - lead}), so its density counts {size} times; targets are dependent, inside the event: use "
-                    'pyro.sample("y", ArBufferJoint(ctx, x), obs=y) without that plate; a plate of subjects, or '
-                    "vectorised particles, of the same size by chance is right",
+                    f'{dim - lead}), so its density counts {size} times; use pyro.sample("y", ArBufferJoint(ctx, x), '
+                    "obs=y) without that plate, unless it is of subjects or particles, as many by chance",
                     PlateOverTargetsWarning,
                     stacklevel=stacklevel,
                 )

@@ -224,9 +224,8 @@ def warn_few_orders(spread: OrderSpread, what: str, stacklevel: int) -> None:
     if bool(few.any()):
         effective, num_orders = spread.effective_orders[few].min().item(), spread.log_prob_orders.shape[-1]
         warnings.warn(
-            f"{what} rests on few of its {num_orders} orders: their effective number is {effective:.1f}. Its "
-            "standard error is the spread between groups of orders, and the average over all orders may be higher. "
-            "Take more orders, or train the network longer",
+            f"{what} rests on few of its {num_orders} orders: their effective number is {effective:.1f}. Take more "
+            "orders, or train the network longer; the average over all orders may be higher",
             stacklevel=stacklevel + 1,
         )
 

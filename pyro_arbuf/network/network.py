@@ -62,9 +62,9 @@ class Network(nn.Module):
     @config.setter
     def config(self, config: ModelConfig) -> None:
         raise AttributeError(
-            "net.config is read-only: the network's layers and standardisation were made from it, so a new one would "
-            "be ignored in part. Build a network of the new configuration and give it these weights: "
-            "other = ArBufferModel(config); other.load_state_dict(net.state_dict())"
+            "net.config is read-only, as the network's layers were made from it. Build a network of the new "
+            "configuration and give it these weights: other = ArBufferModel(config); "
+            "other.load_state_dict(net.state_dict())"
         )
 
     @property
@@ -199,6 +199,6 @@ def check_resolution(config: ModelConfig, dtype: torch.dtype) -> None:
             if scale < least * abs(loc):
                 raise ValueError(
                     f"the scale of {name} must be at least {least:.1g} of its location, or {dtype} cannot tell values "
-                    f"apart; got location {loc:.10g} and scale {scale:.4g}; subtract the location from the data before "
-                    "they are given, in float64, and make the network for what is left: densities are unchanged"
+                    f"apart; got location {loc:.10g} and scale {scale:.4g}; subtract the location from the data, in "
+                    "float64, and make the network for what is left: densities are unchanged"
                 )

@@ -64,8 +64,7 @@ class UserUnits:
                 raise ValueError(
                     f"the scale of y in the user's units must be at least {FINEST:g} of its location, or float32 "
                     f"cannot tell outcomes apart; got location {middle:.10g} and scale {width:.4g}; subtract the "
-                    "location from y before it is given: densities are unchanged; float32 is what is checked, "
-                    "also for a network in float64"
+                    "location from y before it is given, which leaves densities unchanged"
                 )
 
     @functools.cached_property

@@ -165,9 +165,9 @@ def _probe_once(function: Callable[..., Any], discrete: bool) -> tuple[Tensor, T
             raise ValueError(f"{label} of {name} must be finite; got NaN or infinite values; mend the function")
     if not all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True)):
         raise ValueError(
-            f"{name} must draw all that is random from its generator; two calls with generators of the same seed "
-            "returned different points; pass generator=generator to torch.rand, torch.randn and the like, and seed "
-            "those of NumPy by torch.randint(2**31, (), generator=generator).item()"
+            f"{name} must draw all that is random from its generator; two calls with generators of one seed "
+            "returned other points; pass generator=generator to torch.rand and the like, and seed NumPy's by "
+            "torch.randint(2**31, (), generator=generator).item()"
         )
     if all(torch.equal(a, b) for a, b in zip(drawn, other, strict=True)):
         raise ValueError(

@@ -175,7 +175,7 @@ def _read(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> tupl
     if all(loop_sites(name, trace) for trace in traces):
         return _read_loop(name, traces, num_trials), "series"
     raise ValueError(
-        f"outcome must be a sample site of every run of the program; got {name!r}; it has "
+        f"outcome must be a sample site of every run of the program; got {name!r} among "
         f"{list(program_sites(traces[0]))}; name it with outcome=..., and draw it by pyro.sample"
     )
 
@@ -200,7 +200,7 @@ def _read_site(name: str, sites: Sequence[Site], num_trials: Sequence[int]) -> t
         raise ValueError(
             f"the outcome {name!r} must have shape (n,) or (n, D_y) for inputs (n, D_x), or the event's shape for "
             f"one observation; got {shapes[0]} for n = {num_trials[0]}, {shapes[1]} for n = {num_trials[1]}; draw it "
-            'inside pyro.plate("trials", x.shape[-2]), where its trials are independent given the latents and x'
+            'inside pyro.plate("trials", x.shape[-2])'
         )
     return OutcomeSite(name, event[0] if event else None, kind, dtype), "vector" if single else "independent"
 

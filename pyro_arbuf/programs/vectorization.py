@@ -67,7 +67,7 @@ def choose_mode(runs: ProgramRuns, vectorized: bool | None) -> tuple[Mode, str]:
         raise ValueError(
             "vectorized=True needs a program that runs for S data sets at once, with x (S, n, D_x) and latents "
             f"({ones}, *shape); of {NUM_AT_ONCE} data sets {fault}; read x[..., 0] for x[:, 0] and x.shape[-2] for "
-            "len(x), or leave vectorized=None, which also tries the same inputs for all, and one by one"
+            "len(x), or leave vectorized=None, which tries other ways too"
         )
     return "inputs", "Many data sets are simulated at once, each with inputs of its own, as vectorized=True says."
 

@@ -133,8 +133,8 @@ def _value_alone(trace: Trace, name: str, shape: torch.Size) -> Tensor:
     if value is None or not same_up_to_ones(value.shape, shape):
         got = "no such site" if value is None else f"shape {tuple(value.shape)}"
         raise RuntimeError(
-            f"site {name!r} must be there for every posterior draw, in one shape; it has shape {tuple(shape)} for the "
-            f"first draw; got {got} for another; predict draws of different shapes in calls of their own"
+            f"site {name!r} must be there for every posterior draw, in one shape; got shape {tuple(shape)} for the "
+            f"first draw and {got} for another; predict draws of different shapes in calls of their own"
         )
     return value.reshape(shape)
 

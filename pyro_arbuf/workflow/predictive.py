@@ -98,7 +98,7 @@ def _check_sites(one: Trace, posterior: Mapping[str, Tensor]) -> None:
     unknown = sorted(set(posterior) - set(known))
     if unknown:
         raise ValueError(
-            f"posterior must hold sites of the model; got {unknown}; the model has {known}; rename them, or keep only "
+            f"posterior must hold sites of the model, {known}; got {unknown}; rename them, or keep only "
             "the model's: {name: draws for name, draws in posterior.items() if name in model_sites}"
         )
     for name, site in nodes(one).items():

@@ -326,14 +326,14 @@ def check_names(sites: Iterable[str], dims: Mapping[str, Names]) -> None:
     if slashed:
         raise ValueError(
             f"names of sites and dimensions must hold no '/', which separates the groups of a DataTree; got {slashed}; "
-            "rename the sites in the model, or those of draws without a model by {name.replace('/', '.'): values for "
-            "name, values in draws.items()}; rename the dimensions, which plates name, by dims={site: [...]}"
+            "rename the sites in the model and in the draws, and the dimensions, which plates name, by "
+            "dims={site: [...]}"
         )
     taken = sorted({*sites, *own} & set(SAMPLE))
     if taken:
         raise ValueError(
             f"no site and no plate may be called 'chain' or 'draw', the dimensions of all draws; got {taken}; rename "
-            "the site in the model and in draws; name the dimension of a plate by dims={site: [...]}"
+            "the site in the model and in draws, or the dimension of a plate by dims={site: [...]}"
         )
     double = sorted(
         name for name, names in dims.items() if len(set(names) - {None}) < sum(n is not None for n in names)
