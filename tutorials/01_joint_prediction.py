@@ -26,7 +26,9 @@ from pyro.infer import Predictive
 
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, random_orders
+from pyro_arbuf.priors.gp import KERNEL_WEIGHTS, LENGTHSCALE, NOISE_SD, VARIANCE, correlation
 
+plt.style.use("pyro_arbuf.house")  # the style of all figures here
 SMOKE_TEST = bool(os.environ.get("SMOKE_TEST"))
 NUM_DRAWS = 200 if SMOKE_TEST else 2000
 FIGURE = (Path(tempfile.mkdtemp()) if SMOKE_TEST else Path(__file__).parent) / "01_joint_prediction.png"
@@ -70,6 +72,43 @@ log_marginals = joint.marginals().log_prob(y_hidden)
 steepest = {"joint": draws.diff(dim=-1).amax(-1), "independent": independent.diff(dim=-1).amax(-1)}
 truth = co2[hidden].diff().max()
 
+# %% The exact answer: a Gaussian process whose hyperparameters are drawn from the network's prior, weighted by the data
+NUM_HYPER = 100 if SMOKE_TEST else 3000
+(x_loc,), (x_scale,), (y_loc,), (y_scale,) = (
+    getattr(net.config, field) for field in ("user_x_loc", "user_x_scale", "user_y_loc", "user_y_scale")
+)
+both = torch.cat([year[observed], year[hidden]]).double()
+distance = ((both[:, None] - both) / x_scale).abs()  # in the network's units, as its prior is
+y_seen, num_seen = (co2[observed].double() - y_loc) / y_scale, int(observed.sum())
+kernels = torch.multinomial(torch.tensor(KERNEL_WEIGHTS), NUM_HYPER, replacement=True).tolist()
+uniform = torch.rand(NUM_HYPER, 3).double()
+variances, lengthscales = (
+    low + (high - low) * u for (low, high), u in zip((VARIANCE, LENGTHSCALE), uniform.T, strict=False)
+)
+log_low, log_high = np.log(NOISE_SD)
+noises = (log_low + (log_high - log_low) * uniform[:, 2]).exp()
+
+
+def exact_law(i: int) -> tuple[torch.Tensor, torch.distributions.MultivariateNormal]:
+    """Log likelihood of the observed weeks, and the law of the hidden ones, under the i-th hyperparameters."""
+    covariance = variances[i] * correlation(distance / lengthscales[i], kernels[i])
+    covariance += noises[i] ** 2 * torch.eye(len(both), dtype=torch.float64)
+    seen = torch.linalg.cholesky(covariance[:num_seen, :num_seen])
+    half = torch.linalg.solve_triangular(seen, covariance[:num_seen, num_seen:], upper=False)
+    white = torch.linalg.solve_triangular(seen, y_seen[:, None], upper=False)[:, 0]
+    left = covariance[num_seen:, num_seen:] - half.T @ half
+    law = torch.distributions.MultivariateNormal(half.T @ white, left)
+    return -0.5 * white @ white - seen.diagonal().log().sum(), law
+
+
+likelihoods, laws = zip(*(exact_law(i) for i in range(NUM_HYPER)), strict=True)
+weights = torch.stack(likelihoods).softmax(0)
+chosen = torch.multinomial(weights, NUM_DRAWS, replacement=True).tolist()
+exact = (y_loc + y_scale * torch.stack([laws[i].sample() for i in chosen])).float()
+inside = torch.stack([law.log_prob((y_hidden.double() - y_loc) / y_scale) for law in laws])
+log_exact = torch.logsumexp(weights.log() + inside, 0) - num_hidden * np.log(y_scale)
+steepest["exact"] = exact.diff(dim=-1).amax(-1)
+
 # %% Time: the buffer against exact autoregression (re-encoding after every target), the same weights
 NUM_TIMED = 20 if SMOKE_TEST else 100
 seconds = {}
@@ -82,6 +121,7 @@ for name, size in {"buffer": net.config.buffer_size, "exact AR": 1}.items():
 print(f"Mauna Loa, {START:.0f} to {START + YEARS:.0f}: {int(observed.sum())} weeks observed, {num_hidden} hidden")
 print(f"log density of the hidden weeks, joint                {log_joint:8.2f} nats")
 print(f"log density of the hidden weeks, sum of marginals     {log_marginals:8.2f} nats")
+print(f"log density of the hidden weeks, exact Gaussian process {log_exact:6.2f} nats")
 print("steepest weekly rise among the hidden weeks (ppm)      median   90 % interval")
 for name, values in steepest.items():
     low, median, high = torch.quantile(values, torch.tensor([0.05, 0.5, 0.95]))
@@ -92,27 +132,28 @@ print(
     f"{seconds['exact AR'] / seconds['buffer']:.0f} times slower"
 )
 
-# %% The picture: coherent curves against noise
-figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained", width_ratios=(3, 3, 2))
-colours = {"joint": "tab:blue", "independent": "tab:orange"}
-for axis, (name, sample) in zip(axes[:2], {"joint": draws, "independent": independent}.items(), strict=True):
+# %% The picture: coherent curves, as the exact ones are, against noise
+figure, panels = plt.subplots(2, 2, figsize=(8, 6.4))
+colours = {"joint": "C0", "independent": "C1", "exact": "C2"}
+titles = {"joint": "joint draws", "exact": "exact Gaussian process", "independent": "independent draws"}
+samples = {"joint": draws, "exact": exact, "independent": independent}
+for axis, (name, sample) in zip(panels.flat, samples.items(), strict=False):
     low, high = torch.quantile(sample, torch.tensor([0.05, 0.95]), dim=0)
     axis.fill_between(year[hidden], low, high, color=colours[name], alpha=0.15, lw=0, label="90 % per week")
     axis.plot(year[hidden], sample[:8].T, color=colours[name], lw=0.9, alpha=0.8)
     axis.plot(year[observed], co2[observed], "k.", ms=4, label="observed")
     axis.plot(year[hidden], co2[hidden], "kx", ms=4, mew=1, label="hidden")
-    axis.set(title=f"{name} draws", xlabel="year", xlim=(HIDDEN[0] - 0.6, HIDDEN[1] + 0.6))
+    axis.set(title=titles[name], xlabel="year", ylabel="CO2 (ppm)", xlim=(HIDDEN[0] - 0.6, HIDDEN[1] + 0.6))
     axis.set_xticks([1989.5, 1990, 1990.5], ["1989.5", "1990", "1990.5"])
-axes[0].set_ylabel("CO2 (ppm)")
-axes[0].legend(fontsize=8)
-for axis in axes[:2]:
     window = (year > HIDDEN[0] - 0.6) & (year < HIDDEN[1] + 0.6)
     axis.set_ylim(co2[window].min() - 2, co2[window].max() + 2)
+panels[0, 0].legend(loc="upper left")
 bins = np.linspace(0, float(max(v.quantile(0.995) for v in steepest.values())), 50)
 for name, values in steepest.items():
-    axes[2].hist(values, bins, density=True, alpha=0.6, color=colours[name], label=name)
-axes[2].axvline(truth, color="black", ls="--", label="truth")
-axes[2].set(title="steepest weekly rise", xlabel="ppm", yticks=[])
-axes[2].legend(fontsize=8)
+    kind = "step" if name == "exact" else "stepfilled"
+    panels[1, 1].hist(values, bins, density=True, histtype=kind, alpha=0.8, color=colours[name], label=name)
+panels[1, 1].axvline(truth, color="black", ls="--", label="truth")
+panels[1, 1].set(title="steepest weekly rise among the hidden weeks", xlabel="rise (ppm per week)", yticks=[])
+panels[1, 1].legend()
 figure.savefig(FIGURE, dpi=120)
 print(f"figure: {FIGURE.relative_to(Path.cwd()) if FIGURE.is_relative_to(Path.cwd()) else FIGURE}")

@@ -38,6 +38,7 @@ import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, random_orders
 from pyro_arbuf.priors.gp import KERNEL_WEIGHTS, LENGTHSCALE, NOISE_SD, VARIANCE, correlation, gp_1d_noisy
 
+plt.style.use("pyro_arbuf.house")  # the style of all figures here
 SMOKE_TEST = bool(os.environ.get("SMOKE_TEST"))
 NUM_WARMUP, NUM_DRAWS, MAX_TREE_DEPTH = (6, 12, 2) if SMOKE_TEST else (150, 300, 5)
 NUM_HYPER = 200 if SMOKE_TEST else 4000
@@ -260,8 +261,9 @@ all_truth = SHIFT_TRUTH | dict(zip(names, shift_truth.tolist(), strict=True))
 compare("subjects shifted between sessions", all_truth, amortised_shifts, exact_shifts)
 
 # %% The picture
-colours = {"amortised": "tab:blue", "exact": "tab:orange", "least squares": "tab:gray"}
-figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained", width_ratios=(3, 2.4, 3.2))
+colours = {"amortised": "C0", "exact": "C1", "least squares": "0.5"}
+figure = plt.figure(figsize=(8, 6.8))
+axes = list(figure.subplot_mosaic([["trend", "slope"], ["shift", "shift"]]).values())
 
 x_line = torch.linspace(-2, 2, 50)
 design = torch.stack([torch.ones(50), x_line], 1)
@@ -275,16 +277,21 @@ axes[0].plot(x_line, lines.mean(0), color=colours["amortised"], label="a + b x u
 axes[0].axhline(TRUTH["a"], color="black", ls="--", lw=1, label="truth: no trend")
 axes[0].plot(x[:, 0], y, "k.", ms=6)
 axes[0].set(title="a trend under the wiggles?", xlabel="x", ylabel="y")
-axes[0].legend(fontsize=8)
+axes[0].legend()
 
 b_grid = torch.linspace(-2.2, 1.4, 200)
 for name, (draws, _) in {"amortised": amortised, "exact": exact}.items():
-    axes[1].hist(draws["b"], np.linspace(-2.2, 1.4, 31), density=True, alpha=0.5, color=colours[name], label=name)
+    bins = np.linspace(-2.2, 1.4, 13)  # wide enough for so few draws; the bars are two Monte Carlo errors each way
+    share = np.histogram(draws["b"], bins)[0] / len(draws["b"])
+    height, error = (v / (bins[1] - bins[0]) for v in (share, 2 * np.sqrt(share * (1 - share) / len(draws["b"]))))
+    middle = (bins[1:] + bins[:-1]) / 2 + (0.02 if name == "exact" else -0.02)
+    axes[1].stairs(height, bins, color=colours[name], fill=name == "amortised", alpha=0.5, label=name)
+    axes[1].errorbar(middle, height, error, fmt="none", color=colours[name], lw=1)
 fit = dist.StudentT(NUM_POINTS - 2.0, line_b, line_sd).log_prob(b_grid).exp()
 axes[1].plot(b_grid, fit, color=colours["least squares"], label="least squares")
 axes[1].axvline(TRUTH["b"], color="black", ls="--", lw=1)
-axes[1].set(title="the slope b", xlabel="b", yticks=[])
-axes[1].legend(fontsize=8)
+axes[1].set(title=f"the slope b, {NUM_DRAWS} draws each", xlabel="b", yticks=[])
+axes[1].legend()
 
 rows = torch.arange(NUM_SUBJECTS)
 estimates = {
@@ -300,6 +307,6 @@ axes[2].set_xticks(rows, NUM_FIRST)
 axes[2].set(
     title="shift of each subject, mean and 90 %", xlabel="points in the first session (the context)", ylabel="shift"
 )
-axes[2].legend(fontsize=8)
+axes[2].legend()
 figure.savefig(FIGURE, dpi=120)
 print(f"figure: {FIGURE.relative_to(Path.cwd()) if FIGURE.is_relative_to(Path.cwd()) else FIGURE}")

@@ -41,6 +41,7 @@ import pyro_arbuf
 from pyro_arbuf import ArBufferPosterior, EvidenceComparison, compare_evidence, random_orders
 from pyro_arbuf.priors.multisensory import PRIOR, draw_trials, multisensory_rho1, multisensory_rho43
 
+plt.style.use("pyro_arbuf.house")  # the style of all figures here
 SMOKE_TEST = bool(os.environ.get("SMOKE_TEST"))
 NUM_SETS, NUM_SUBJECTS, NUM_ORDERS, NUM_DRAWS = (1, 1, 2, 50) if SMOKE_TEST else (6, 14, 32, 2000)
 FIGURE = Path(tempfile.mkdtemp()) if SMOKE_TEST else Path(__file__).parent
@@ -174,19 +175,23 @@ for kind, pairs in results.items():
     print(f"  all together, rho = 1 minus rho = 4/3: network {ours.sum():+.1f}, exact {known.sum():+.1f}")
 
 # %% The picture
-colours = {first: "tab:blue", second: "tab:orange", "not resolved": "0.5"}
-figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", width_ratios=(3, 3, 3))
+colours = {first: "C0", second: "C1", "not resolved": "0.5"}
+figure = plt.figure(figsize=(8, 7.6))
+axes = list(figure.subplot_mosaic([["simulated", "noise"], ["human", "human"]]).values())
+axes = [axes[0], axes[2], axes[1]]
+rmse = max(net.config.evidence_rmse for net in nets.values())
 for name in nets:
     pairs = [pair for (source, _), pair in simulated.items() if source == name]
-    known = [known_factor(e) for _, e in pairs]
-    ours, half = np.transpose([factor(c) for c, _ in pairs])
-    axes[0].errorbar(known, ours, half, fmt="o", ms=5, color=colours[name], label=f"data with {name}")
+    axes[0].plot([], [], "o", color=colours[name], label=f"data with {name}")
+    for compared, evidence in pairs:  # filled where the networks resolve it
+        fill = "full" if compared.verdict in nets else "none"
+        bar = factor(compared)
+        axes[0].errorbar(known_factor(evidence), *bar, fmt="o", ms=5, color=colours[name], fillstyle=fill, lw=1)
+axes[0].plot([], [], "o", color="0.4", fillstyle="none", label="not resolved")
 axes[0].axline((0, 0), slope=1, color="0.6", lw=1, zorder=0)
 axes[0].axhline(0, color="0.8", lw=1, zorder=0)
-axes[0].set(
-    title="simulated: log evidence, rho = 1 minus rho = 4/3", xlabel="exact (nats)", ylabel="network, 95 % (nats)"
-)
-axes[0].legend(fontsize=8)
+axes[0].set(title="simulated data sets", xlabel="exact difference (nats)", ylabel="networks' difference, 95 % (nats)")
+axes[0].legend()
 if human:
     order = sorted(human, key=lambda subject: known_factor(human[subject][3]))
     for i, subject in enumerate(order):
@@ -197,10 +202,10 @@ if human:
         axes[1].plot([], [], "o", color=colour, label=verdict)
     axes[1].axhline(0, color="0.8", lw=1, zorder=0)
     axes[1].set_xticks(range(len(order)), order)
-    axes[1].legend(title="verdict of the networks", fontsize=8)
+    axes[1].legend(title="verdict of the networks")
 else:
     axes[1].text(0.5, 0.5, "human data not given\n(SHAMS_AV)", ha="center", va="center", transform=axes[1].transAxes)
-axes[1].set(title="human observers: the same", xlabel="observer", ylabel="nats")
+axes[1].set(title="human observers", xlabel="observer", ylabel="difference of log evidence (nats)")
 labels = list(truth)
 for shift, (name, draws) in zip((-0.12, 0.12), posteriors.items(), strict=False):
     low, middle, high = np.transpose(
@@ -210,8 +215,14 @@ for shift, (name, draws) in zip((-0.12, 0.12), posteriors.items(), strict=False)
     axes[2].errorbar(places, middle, [middle - low, high - middle], fmt="o", ms=5, label=f"{name}, 90 %")
 axes[2].plot(np.arange(len(labels)) - 0.12, [truth[label] for label in labels], "kx", ms=7, label="truth of simulated")
 axes[2].set_xticks(range(len(labels)), labels)
-axes[2].set(title="noise (degrees) and belief in one event", yscale="log")
-axes[2].legend(fontsize=8)
-figure.savefig(FIGURE, dpi=110)
+axes[2].set(title="what an observer is like", ylabel="sd (degrees); probability", yscale="log")
+axes[2].tick_params(axis="x", labelrotation=25)
+axes[2].legend()
+figure.suptitle(
+    "Log evidence of rho = 1 minus that of rho = 4/3. Bars: the networks' measured errors,\n"
+    f"{rmse:.1f} nats (rms) each at most; a difference within its bar is not resolved",
+    fontsize="medium",
+)
+figure.savefig(FIGURE, dpi=120)
 print(f"figure: {FIGURE.relative_to(Path.cwd()) if FIGURE.is_relative_to(Path.cwd()) else FIGURE}")
 assert SMOKE_TEST or not contradicted["simulated data sets"], "a verdict contradicts the exact evidence"
