@@ -34,6 +34,7 @@ def net():
         sequential=True,
         dependent=True,
         lag_column=0,
+        num_traces=3,
         latents=(Latent("a"), Latent("b", lower=0.0)),
     )
     return ArBufferModel(config).double().requires_grad_(False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_arbuf.network.cache import KeysValues
 from pyro_arbuf.network.tracing import is_traced, is_transformed
-from pyro_arbuf.network.visibility import context_mask, prefix_mask
+from pyro_arbuf.network.visibility import context_mask, slot_mask
 
 
 def attend(
@@ -50,13 +50,6 @@ def attend(
     return attend_merged(q, context_kv, buffer_kv, prefix_len, context_len)
 
 
-def _slot_mask(prefix_len: Tensor, num_slots: int) -> Tensor:
-    """Which buffer slots each query may read, `(B or 1, S or 1, 1, Q, K)`, of lengths per query, task or draw."""
-    lead = (1,) * (3 - prefix_len.dim())
-    per_draw = prefix_len.view(*prefix_len.shape[:-1], *lead, prefix_len.shape[-1])  # (B or 1, S or 1, Q)
-    return prefix_mask(per_draw, num_slots).unsqueeze(2)
-
-
 def attend_plain(
     q: Tensor,
     context_kv: KeysValues,
@@ -77,7 +70,9 @@ def attend_plain(
     buffer_keys, buffer_values = buffer_kv
     buffer_scores = q @ buffer_keys.mT * scale  # (B, S, H, Q, K)
     if prefix_len is not None:
-        buffer_scores = buffer_scores.masked_fill(~_slot_mask(prefix_len, buffer_keys.shape[-2]), -torch.inf)
+        buffer_scores = buffer_scores.masked_fill(
+            ~slot_mask(prefix_len, buffer_keys.shape[-2]).unsqueeze(2), -torch.inf
+        )
     weights = torch.softmax(torch.cat([scores, buffer_scores], -1), -1)
     from_context = torch.einsum("bshqn,bhnc->bshqc", weights[..., :num_context], values)
     return from_context + weights[..., num_context:] @ buffer_values
@@ -99,9 +94,7 @@ def attend_stock(
         keys, values = (torch.cat([c, b.squeeze(1)], -2) for c, b in zip(context_kv, buffer_kv, strict=True))
     mask = None
     if num_slots and prefix_len is not None:
-        mask = F.pad(
-            _slot_mask(prefix_len, num_slots).squeeze(1), (num_context, 0), value=True
-        )  # (B or 1, 1, Q, N + K)
+        mask = F.pad(slot_mask(prefix_len, num_slots), (num_context, 0), value=True)  # (B or 1, 1, Q, N + K)
     if context_len is not None:
         real = F.pad(context_mask(context_len, num_context), (0, num_slots), value=True)[:, None, None]
         mask = real if mask is None else mask & real
@@ -128,7 +121,7 @@ def attend_merged(
     keys, values = (t.transpose(1, 2) for t in buffer_kv)  # (B, H, S, K, h)
     scores = folded.view(B, H, S, Q, h) @ keys.mT * int(h) ** -0.5  # (B, H, S, Q, K)
     if prefix_len is not None:
-        scores = scores.masked_fill(~_slot_mask(prefix_len, scores.shape[-1]).transpose(1, 2), -torch.inf)
+        scores = scores.masked_fill(~slot_mask(prefix_len, scores.shape[-1]).unsqueeze(1), -torch.inf)
     # The whole context enters the softmax as one more key, with its log-sum-exp as the score.
     weights = torch.softmax(torch.cat([lse.view(B, H, S, Q, 1), scores], -1), -1)
     return (weights[..., :1] * out + weights[..., 1:] @ values).transpose(1, 2)

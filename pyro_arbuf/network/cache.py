@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_arbuf.network.traces import Trail
+
 KeysValues = tuple[Tensor, Tensor]
 Sources = tuple[KeysValues, KeysValues | None, Tensor | None]  # of the context, of the buffer; lengths of contexts
 
@@ -18,20 +20,24 @@ class ContextCache(NamedTuple):
         context_len: `(B,)` int64, real tokens per task; `None` where there is no padding.
         summary: What the embedding of targets uses of the context, `(B, ...)` each; `None` where it uses nothing, and
             targets may be embedded before their context is known.
+        trail: Of a series, the trials that later ones are told of; `None` where it holds none.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     context_len: Tensor | None = None
     summary: Tensor | tuple[Tensor, ...] | None = None
+    trail: Trail | None = None
 
     def select(self, tasks: slice | Tensor) -> "ContextCache":
-        """The keys, values and summary of some tasks, a slice or `(B',)` int64."""
+        """What is known of some tasks, a slice or `(B',)` int64."""
         length = None if self.context_len is None else self.context_len[tasks]
         summary = self.summary
         if summary is not None:
             summary = summary[tasks] if isinstance(summary, Tensor) else tuple(part[tasks] for part in summary)
-        return ContextCache(tuple(k[tasks] for k in self.keys), tuple(v[tasks] for v in self.values), length, summary)
+        trail = None if self.trail is None else self.trail.select(tasks)
+        keys, values = tuple(k[tasks] for k in self.keys), tuple(v[tasks] for v in self.values)
+        return ContextCache(keys, values, length, summary, trail)
 
 
 class BufferCache(NamedTuple):
@@ -40,10 +46,12 @@ class BufferCache(NamedTuple):
     Attributes:
         keys: L tensors `(B, S, H, K, h)`; empty tuple = empty buffer.
         values: L tensors `(B, S, H, K, h)`.
+        trail: Of a series, the trials of its slots; `None` while empty.
     """
 
     keys: tuple[Tensor, ...] = ()
     values: tuple[Tensor, ...] = ()
+    trail: Trail | None = None
 
     @property
     def num_slots(self) -> int:
@@ -82,11 +90,13 @@ class PreallocatedBuffer(NamedTuple):
         capacity: Slots that the storage holds.
         storage: Per layer the keys and values, `(B, S, H, capacity, h)`; filled on the first `append`.
         num_slots: Number of filled slots.
+        trail: Of a series, the trials of its slots; `None` while empty.
     """
 
     capacity: int
     storage: dict[int, KeysValues]
     num_slots: int = 0
+    trail: Trail | None = None
 
     @property
     def num_draws(self) -> int:
@@ -134,12 +144,14 @@ class JoinedBuffer(NamedTuple):
         cache: The context, of N tokens.
         storage: Per layer the keys and values, `(B, H, capacity + N, h)`; filled on the first `append`.
         num_slots: Number of filled slots.
+        trail: Of a series, the trials of its slots; `None` while empty.
     """
 
     capacity: int
     cache: ContextCache
     storage: dict[int, KeysValues]
     num_slots: int = 0
+    trail: Trail | None = None
 
     @property
     def num_draws(self) -> int:

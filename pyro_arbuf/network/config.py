@@ -101,6 +101,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
     {"outcomes": (), "chained": False},
     {"dependent": False},
     {"lag_column": None},
+    {"num_traces": 0},
     {"user_x_loc": None, "user_x_scale": None, "user_y_loc": None, "user_y_scale": None, "user_dates": None},
     {
         "inputs": "features",

@@ -25,6 +25,8 @@ from pyro_arbuf.network.lags import Turn, turn_frequencies, turn_of
 from pyro_arbuf.network.latents import standardisation
 from pyro_arbuf.network.outcomes import one_hot
 from pyro_arbuf.network.rows import RowEncoder
+from pyro_arbuf.network.traces import Traces, Trail
+from pyro_arbuf.network.visibility import context_mask, slot_mask
 
 CONTEXT, BUFFER, TARGET = range(3)
 MAX_Y_FREQUENCY = 16.0  # before training, radians per standard deviation of y
@@ -80,6 +82,13 @@ class Embedder(nn.Module):
             self.y_frequencies = nn.Parameter(magnitudes * directions)
             y_features = 2 * dim_y + 2 * config.num_y_frequencies
         y_features += num_categories
+        self.traces = None
+        if config.num_traces:
+            self.traces = Traces(config.num_traces, y_features, dim_y, hidden_width)
+            self.told_in = nn.Linear(self.traces.size, hidden_width)
+            self.told_out = nn.Linear(hidden_width, width)
+            self.told_skip = nn.Linear(self.traces.size, width, bias=False)
+            y_features += self.traces.size + (dim_y if self.all_real else 0)
         self.y_in = nn.Linear(y_features, hidden_width)
         self.y_out = nn.Linear(hidden_width, width)
         self.y_skip = nn.Linear(y_features, width, bias=False)
@@ -100,6 +109,7 @@ class Embedder(nn.Module):
         if self.lag_column is not None:
             frequencies = turn_frequencies(config.max_frequency, config.width // config.num_heads)
             self.register_buffer("turn_frequencies", frequencies, persistent=False)
+            self.trials_per_time = config.max_frequency / math.pi
         self.standardised_y = bool(config.latents) or (config.y_loc is not None and config.y_scale is not None)
         if self.standardised_y:
             loc, scale = standardisation(config.latents, dim_y, config.y_loc, config.y_scale)
@@ -169,18 +179,67 @@ class Embedder(nn.Module):
         features = torch.cat([x, torch.sin(phase), torch.cos(phase)], -1)
         return self.x_out(F.gelu(self.x_in(features))) + self.x_skip(features)
 
-    def outcomes(self, y: Tensor, embedded_x: Tensor) -> Tensor:
-        """E_y: `(*batch, T, d)` of outcomes `(*batch, T, D_y)` at embedded inputs `(*batch, T, d)`."""
+    def trail(self, embedded_x: Tensor, y: Tensor, context_len: Tensor | None = None) -> Trail | None:
+        """What later trials of a series are told of these; `None` where they are told nothing.
+
+        Args:
+            embedded_x: `(*batch, T, .)`, of which latents are no trials.
+            y: `(*batch, T, D_y)` outcomes.
+            context_len: `(B,)` int64, how many are real, the padding behind them; `None` = all T.
+        """
+        if self.traces is None:
+            return None
+        known = self.location(embedded_x) == 0
+        if context_len is not None:
+            known = known & context_mask(context_len, known.shape[-1])
         with torch.autocast(y.device.type, enabled=False):
-            numbers = (
-                y if self.all_real else torch.stack([kind.number(y[..., d]) for d, kind in enumerate(self.kinds)], -1)
-            )
-            if not self.standardised_y:
-                return self._observed_outcomes(_at_most(numbers, y), y)
-            loc, scale = self.standard(embedded_x)
-            observed = self._observed_outcomes(_at_most((numbers - loc) / scale, y), y)
+            return Trail(self._trial(embedded_x), self.traces.values(self._features(y, embedded_x), known))
+
+    def told(
+        self,
+        embedded_x: Tensor,
+        context: Trail | None,
+        slots: Trail | None = None,
+        prefix_len: Tensor | None = None,
+    ) -> Tensor | None:
+        """What tokens are told of the trials before them, `(*batch, T, .)`; `None` where they are told nothing.
+
+        Args:
+            embedded_x: `(*batch, T, .)` of the tokens.
+            context: Trials of the context.
+            slots: Those of the buffer.
+            prefix_len: Slots that each token reads, as `Backbone.read` takes them; `None` = all.
+        """
+        if self.traces is None:
+            return None
+        with torch.autocast(embedded_x.device.type, enabled=False):
+            told = embedded_x.new_zeros(*embedded_x.shape[:-1], self.traces.size)
+            if context is not None:
+                told = told + self.traces(self._trial(embedded_x), context)
+            if slots is not None:
+                visible = None if prefix_len is None else slot_mask(prefix_len, slots.time.shape[-1])
+                told = told + self.traces(self._trial(embedded_x), slots, visible)
+            return told
+
+    def _trial(self, embedded_x: Tensor) -> Tensor:
+        return self.trials_per_time * embedded_x[..., self.width]
+
+    def outcomes(self, y: Tensor, embedded_x: Tensor, told: Tensor | None = None) -> Tensor:
+        """E_y: `(*batch, T, d)` of outcomes `(*batch, T, D_y)` at embedded inputs `(*batch, T, d)`.
+
+        Args:
+            y: The outcomes.
+            embedded_x: Their embedded inputs.
+            told: Of a series, what `told` says of the trials before them.
+        """
+        with torch.autocast(y.device.type, enabled=False):
+            features = self._features(y, embedded_x)
+            if told is not None:
+                features = self._with_told(features, told)
+            observed = self.y_out(F.gelu(self.y_in(features))) + self.y_skip(features)
             if not self.num_latents:
                 return observed
+            loc, scale = self.standard(embedded_x)
             location = self.location(embedded_x)
             which = (location.unsqueeze(-1) == torch.arange(1, self.num_latents + 1, device=y.device)).to(y.dtype)
             which = which.expand(*y.shape[:-1], -1)
@@ -189,8 +248,22 @@ class Embedder(nn.Module):
             latent = self.latent_out(F.gelu(self.latent_in(features))) + self.latent_skip(features)
             return torch.where(location.unsqueeze(-1) > 0, latent, observed)
 
-    def _observed_outcomes(self, numbers: Tensor, y: Tensor) -> Tensor:
-        """E_y of standardised numbers of the outcomes `(*batch, T, D_y)`, and of their categories."""
+    def _with_told(self, features: Tensor, told: Tensor) -> Tensor:
+        """Features of outcomes, what they are told, and real numbers as the change since the trial before."""
+        assert self.traces is not None
+        batch = torch.broadcast_shapes(features.shape[:-1], told.shape[:-1])
+        features, told = features.expand(*batch, -1), told.expand(*batch, -1)
+        before = self.traces.just_before(told)
+        changes = [torch.asinh(features[..., : before.shape[-1]] - before)] if self.all_real else []
+        return torch.cat([features, self.traces.squashed(told), *changes], -1)
+
+    def _features(self, y: Tensor, embedded_x: Tensor) -> Tensor:
+        """Features `(*batch, T, .)` of outcomes `(*batch, T, D_y)`: standardised numbers and sines; categories."""
+        numbers = y if self.all_real else torch.stack([kind.number(y[..., d]) for d, kind in enumerate(self.kinds)], -1)
+        if self.standardised_y:
+            loc, scale = self.standard(embedded_x)
+            numbers = (numbers - loc) / scale
+        numbers = _at_most(numbers, y)
         features = [numbers]
         if self.y_frequencies is not None:
             squashed = torch.asinh(numbers)  # outcomes far out keep a moderate phase
@@ -198,8 +271,7 @@ class Embedder(nn.Module):
             features += [squashed, torch.sin(phase), torch.cos(phase)]
         categories = ((d, kind.num_categories) for d, kind in enumerate(self.kinds) if kind.num_categories)
         features += [one_hot(y[..., d], number) for d, number in categories]
-        together = torch.cat(features, -1)
-        return self.y_out(F.gelu(self.y_in(together))) + self.y_skip(together)
+        return torch.cat(features, -1)
 
     def location(self, embedded_x: Tensor) -> Tensor:
         """Locations `(*batch, T)` int64 of embedded inputs: 0 = an observation, p = the p-th latent number."""
@@ -212,9 +284,9 @@ class Embedder(nn.Module):
         location = self.location(embedded_x)
         return self.y_loc[location], self.y_scale[location]
 
-    def context(self, embedded_x: Tensor, y: Tensor) -> Tensor:
+    def context(self, embedded_x: Tensor, y: Tensor, told: Tensor | None = None) -> Tensor:
         """Context tokens `(*batch, N, d)` of embedded inputs `(*batch, N, d)` and outcomes `(*batch, N, D_y)`."""
-        return embedded_x[..., : self.width] + self.outcomes(y, embedded_x) + self.role[CONTEXT]
+        return embedded_x[..., : self.width] + self.outcomes(y, embedded_x, told) + self.role[CONTEXT]
 
     def count(self, embedded_x: Tensor, context_len: Tensor | None = None) -> Tensor:
         """What tells the tokens of a context how many observations it has, `(B, 1, d)`.
@@ -231,14 +303,21 @@ class Embedder(nn.Module):
         number = (1 + observed).to(embedded_x.dtype)
         return self.count_skip(torch.stack([number.log() - 3, number.rsqrt()], -1)).unsqueeze(-2)
 
-    def buffer(self, embedded_x: Tensor, y: Tensor, first_slot: int) -> Tensor:
+    def buffer(self, embedded_x: Tensor, y: Tensor, first_slot: int, told: Tensor | None = None) -> Tensor:
         """Buffer tokens `(*batch, T, d)` for slots `first_slot`, `first_slot + 1`, ... (counted from 0)."""
-        tokens = embedded_x[..., : self.width] + self.outcomes(y, embedded_x) + self.role[BUFFER]
+        tokens = embedded_x[..., : self.width] + self.outcomes(y, embedded_x, told) + self.role[BUFFER]
         return self.positions(tokens, first_slot)
 
-    def target(self, embedded_x: Tensor) -> Tensor:
+    def target(self, embedded_x: Tensor, told: Tensor | None = None) -> Tensor:
         """Target tokens `(*batch, M, d)` of embedded inputs `(*batch, M, d)`."""
-        return embedded_x[..., : self.width] + self.role[TARGET]
+        tokens = embedded_x[..., : self.width] + self.role[TARGET]
+        if told is None:
+            return tokens
+        assert self.traces is not None
+        with torch.autocast(told.device.type, enabled=False):
+            told = self.traces.squashed(told)
+            told = self.told_out(F.gelu(self.told_in(told))) + self.told_skip(told)
+        return tokens + told * (self.location(embedded_x) == 0).unsqueeze(-1)  # a latent has no trial before it
 
 
 def _directions(count: int, dim_x: int, sequential: bool) -> Tensor:

@@ -14,7 +14,9 @@ from pyro_arbuf.network.embedding import Embedder
 from pyro_arbuf.network.heads import GaussianMixtureHead, Head, make_head
 from pyro_arbuf.network.latents import FINEST
 from pyro_arbuf.network.predictives import LatentsAmongOutcomes, Predictive
+from pyro_arbuf.network.traces import extended
 from pyro_arbuf.network.tracing import is_traced
+from pyro_arbuf.network.visibility import buffer_prefix_len
 
 
 class Network(nn.Module):
@@ -51,6 +53,13 @@ class Network(nn.Module):
         layers = (config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries, frequencies)
         self.backbone = backbone or Backbone(config.width, *layers)
         self.head: Head = head or make_head(config)
+        # A share of the number just before, exact where it is large: layer norms keep the direction of a token only.
+        self.follow = None
+        if config.num_traces and config.all_real:
+            self.follow = nn.Sequential(
+                nn.LayerNorm(config.width, bias=False), nn.Linear(config.width, config.dim_y or 1)
+            )
+            nn.init.zeros_(self.follow[1].weight)
         if config.latents:
             self.latent_head = GaussianMixtureHead(*sizes, 1, config.num_components)
 
@@ -87,7 +96,8 @@ class Network(nn.Module):
         if x.shape[1] == 0:
             return self.backbone.encode_context(empty.expand(x.shape[0], 1, -1))._replace(summary=summary)
         embedded_x = self.embedder.inputs(x, summary)
-        tokens, timed = self.embedder.context(embedded_x, y), None
+        trail = self.embedder.trail(embedded_x, y, context_len)
+        tokens, timed = self.embedder.context(embedded_x, y, self.embedder.told(embedded_x, trail)), None
         if self.config.latents:
             tokens = tokens + self.embedder.count(embedded_x, context_len)
         if context_len is not None:
@@ -95,7 +105,7 @@ class Network(nn.Module):
             tokens = torch.where(((context_len == 0)[:, None] & first)[..., None], empty, tokens)
             timed, context_len = (context_len > 0)[:, None], context_len.clamp(min=1)
         turn = self.embedder.turn(embedded_x, timed)
-        return self.backbone.encode_context(tokens, context_len, turn)._replace(summary=summary)
+        return self.backbone.encode_context(tokens, context_len, turn)._replace(summary=summary, trail=trail)
 
     def embed_targets(self, cache: ContextCache, x: Tensor) -> Tensor:
         """E_x of targets given their encoded context, of which it uses the `summary`, if there is one.
@@ -133,15 +143,25 @@ class Network(nn.Module):
         Returns:
             The predictive, batch shape `(B, S, M, D_y)`, and the longer buffer.
         """
-        entering = None if pairs is None else self.embedder.buffer(*pairs, buffer.num_slots)
-        target_tokens = self.embedder.target(embedded_target)
+        entering, before, trail = None, cache.trail and cache.trail.of_draws(), buffer.trail
+        if pairs is not None:
+            trail = extended(trail, self.embedder.trail(*pairs))
+            own = buffer_prefix_len(buffer.num_slots, pairs[0].shape[-2], embedded_target.device)
+            told = self.embedder.told(pairs[0], before, trail, own)
+            entering = self.embedder.buffer(*pairs, buffer.num_slots, told)
+        told = self.embedder.told(embedded_target, before, trail, prefix_len)
+        target_tokens = self.embedder.target(embedded_target, told)
         turns = (None if pairs is None else self.embedder.turn(pairs[0]), self.embedder.turn(embedded_target))
         features, buffer = self.backbone.read(cache, buffer, entering, target_tokens, prefix_len, *turns)
-        return self._predictive(features, embedded_target), buffer
+        predictive = self._predictive(features, embedded_target, told)
+        return predictive, buffer if trail is None else buffer._replace(trail=trail)
 
-    def _predictive(self, features: Tensor, embedded_target: Tensor) -> Predictive:
+    def _predictive(self, features: Tensor, embedded_target: Tensor, told: Tensor | None) -> Predictive:
         """The predictive in the user's units; unconstrained ones at a latent, whose one number is dimension 0."""
         outcome = self.head(features)
+        if self.follow is not None and told is not None and self.embedder.traces is not None:
+            before = self.embedder.traces.just_before(told)
+            outcome = outcome.affine(self.follow(features) * before, torch.ones_like(before))
         if not self.embedder.standardised_y:
             return outcome
         loc, scale = self.embedder.standard(embedded_target)

@@ -12,6 +12,7 @@ from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.outcomes import Outcome, Real, outcome_of
 
 Range = tuple[float, float]
+OPTIONAL = ("num_frequencies", "num_y_frequencies", "num_traces")  # sizes that may be 0
 LARGEST_SIZE = 2**16  # far above what is trained; products of two cannot overflow when shapes are computed
 
 
@@ -40,6 +41,8 @@ class Architecture:
         sequential: Whether targets have a natural order, which is then the default order.
         lag_column: Column of the inputs that numbers the trials of a series, whose lags attention then sees: angles
             turn with it, the fastest by pi from one trial to the next where that is `max_frequency`. `None` = none.
+        num_traces: Fading sums over the outcomes of earlier trials of a series that every token is told besides, see
+            `network/traces`; the first holds the trial just before. 0 = none.
         latents: Of a program, in the order of their locations; empty = none.
         inputs: "features", embedded by themselves, or "rows" of tables, of 1 to D_x exchangeable columns in which cells
             may be missing (NaN), embedded by what the context says of their columns.
@@ -70,6 +73,7 @@ class Architecture:
     num_components: int = 20
     sequential: bool = False
     lag_column: int | None = None
+    num_traces: int = 0
     latents: tuple[Latent, ...] = ()
     inputs: Literal["features", "rows"] = "features"
     column_width: int = 32
@@ -83,7 +87,7 @@ class Architecture:
         sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
         sizes += ["head_width", "num_components"] + (["dim_y"] if self.dim_y is not None else [])
         sizes += ["column_width", "column_heads", "num_inducing", "num_cls", "row_layers"]
-        for name, least in (dict.fromkeys(sizes, 1) | {"num_frequencies": 0, "num_y_frequencies": 0}).items():
+        for name, least in (dict.fromkeys(sizes, 1) | dict.fromkeys(OPTIONAL, 0)).items():
             value = getattr(self, name)
             if not _is_integer(value) or not least <= value:
                 raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
@@ -96,6 +100,11 @@ class Architecture:
             raise ValueError(
                 f"lag_column must be the number of an input column, below {columns}, in a network whose heads are at "
                 f"least 2 wide, or None; got {lag!r} with heads of {self.width / self.num_heads:g}"
+            )
+        if self.num_traces and lag is None:
+            raise ValueError(
+                f"num_traces must be 0 in a network that sees no lags (lag_column=None); got {self.num_traces}; give "
+                "the column that numbers the trials by lag_column="
             )
         for name in ("sequential", "chained", "scaled_queries"):
             if not isinstance(getattr(self, name), bool):

@@ -35,6 +35,18 @@ def prefix_mask(prefix_len: Tensor, num_slots: int) -> Tensor:
     return torch.arange(num_slots, device=prefix_len.device) < prefix_len.unsqueeze(-1)
 
 
+def slot_mask(prefix_len: Tensor, num_slots: int) -> Tensor:
+    """Which buffer slots each query may read, `(B or 1, S or 1, Q, K)`, of lengths per query, task or draw.
+
+    Args:
+        prefix_len: int64 `(Q,)`, `(B, Q)` or `(B, S, Q)`, visible slots per query.
+        num_slots: Number of buffer slots K in the keys.
+    """
+    lead = (1,) * (3 - prefix_len.dim())
+    per_draw = prefix_len.view(*prefix_len.shape[:-1], *lead, prefix_len.shape[-1])  # (B or 1, S or 1, Q)
+    return prefix_mask(per_draw, num_slots)
+
+
 def buffer_prefix_len(first_slot: int, num_tokens: int, device: torch.device | None = None) -> Tensor:
     """Prefix lengths of buffer tokens entering slots `first_slot`, `first_slot + 1`, ...: slot j (from 1) has v = j.
 

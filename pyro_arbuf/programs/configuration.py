@@ -31,7 +31,7 @@ KEPT_TRIALS = 8  # of a data set whose outcomes are standardised
 NUM_FOR_RANGES = 256  # data sets
 MOST_NUMBERS = 10**6  # in memory at a time
 SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "num_y_frequencies": 16, "max_frequency": 8.0}
-SERIES_SIZES = {"num_frequencies": 64}  # neighbours are told apart, in a range of hundreds of them
+SERIES_SIZES = {"num_frequencies": 64, "num_traces": 6}  # neighbours are told apart, in a range of hundreds of them
 
 
 def check_program(simulator: Simulator, config: ModelConfig) -> None:
