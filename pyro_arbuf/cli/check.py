@@ -1,6 +1,7 @@
 """`pyro-arbuf check`: whether a saved network loads, what it knows, and whether its predictions are calibrated."""
 
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -21,7 +22,12 @@ TOLERATED = 0.05  # of a coverage: more, where it is resolved, fails the check
 
 
 def check(
-    name: NetworkName, prior: PriorName | None = None, inputs: str | None = None, datasets: int = 200, seed: int = 0
+    name: NetworkName,
+    prior: PriorName | None = None,
+    inputs: str | None = None,
+    data: Path | None = None,
+    datasets: int = 200,
+    seed: int = 0,
 ) -> None:
     """Checks a saved network: that it loads, what it was trained on, and whether it is calibrated on its own prior.
 
@@ -38,12 +44,13 @@ def check(
         prior: What new data sets are drawn from, a name or module:function; the network's own prior, where it is a
             shipped one, if not given.
         inputs: Of a program of your own: module:function that draws its inputs, called with their number.
+        data: Of a prior of recordings: their file.
         datasets: Data sets of a program whose latents are ranked.
         seed: Of draws.
     """
     net = load(name)
     print(f"{name} loads\n" + "\n".join(f"{what}: {text}" for what, text in describe_network(net).items()))
-    source = source_for(net.config, prior, inputs)
+    source = source_for(net.config, prior, inputs, data)
     if source is None:
         print(
             f"calibration: not checked, as the prior {net.config.prior!r} is no shipped one; name it by --prior "

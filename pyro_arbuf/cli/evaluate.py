@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 from pyro_arbuf.checkpoint import find_model, load
@@ -20,6 +21,7 @@ def evaluate(
     name: NetworkName,
     prior: PriorName | None = None,
     inputs: str | None = None,
+    data: Path | None = None,
 ) -> None:
     """Scores a model on the fixed validation set of its prior: joint log density per target, in one order.
 
@@ -32,10 +34,11 @@ def evaluate(
         name: Shipped model, folder, or hf:owner/name.
         prior: Prior of the validation set, a name or module:function; the model's own if not given.
         inputs: Of a program of your own: module:function that draws its inputs, called with their number.
+        data: Of a prior of recordings: their file.
     """
     model = load(name)
     chosen = prior or model.config.prior
-    source = source_for(model.config, prior, inputs)
+    source = source_for(model.config, prior, inputs, data)
     if source is None:
         if model.config.latents or (find_model(name) / STATE).is_file():
             _print_recorded(name, model.config)
@@ -51,17 +54,20 @@ def evaluate(
     print(json.dumps({"model": name, "prior": chosen, "validation": round(sum(scores) / len(scores), 4)}))
 
 
-def source_for(config: ModelConfig, prior: str | None, inputs: str | None) -> TaskSource | None:
+def source_for(
+    config: ModelConfig, prior: str | None, inputs: str | None, data: Path | None = None
+) -> TaskSource | None:
     """What a network is scored on: the prior that is named, or its own; `None` where that is not known here.
 
     Raises:
-        ValueError: If there is no such function, or inputs are named for a shipped prior.
+        ValueError: If there is no such function, inputs are named for a shipped prior, or recordings lack their file.
     """
     chosen = prior or config.prior
     if is_function_name(chosen):
+        refuse(f"is not for a function of your own, {chosen}", data=data)
         return source_of_function(chosen, inputs, config)
     refuse("is for a program of your own, --prior module:function", inputs=inputs)
-    return make_source(chosen) if chosen in RECIPES else None
+    return make_source(chosen, data=data) if chosen in RECIPES else None
 
 
 def _print_recorded(name: str, config: ModelConfig) -> None:

@@ -44,6 +44,7 @@ def train(
     runs: Path = Path("runs"),
     overwrite: bool = False,
     mixed_precision: Literal["no", "bf16"] | None = None,
+    data: Path | None = None,
     num_context: int | None = None,
     inputs: str | None = None,
     latents: tuple[str, ...] | None = None,
@@ -78,6 +79,7 @@ def train(
         runs: Folder for the state of runs, each under the name and a hash of the path of its output.
         overwrite: Let a new run replace another model in OUTPUT.
         mixed_precision: As accelerate has it; "no" if not given.
+        data: Of a prior of recordings: their file, see docs/recordings.md.
         num_context: Of a function of your own: largest number of observed points; 100 if not given.
         inputs: Of a program of your own: module:function that draws its inputs, called with their number.
         latents: Of a program of your own: its sites whose posterior is wanted; none after the option = no latents.
@@ -91,7 +93,7 @@ def train(
     settings = {"batch_size": batch_size, "num_targets": num_targets, "learning_rate": learning_rate}
     settings |= {"mixed_precision": mixed_precision}
     if is_function_name(prior):
-        foreign = {"from": from_, "overwrite": overwrite or None} | settings | {"batch_size": None}
+        foreign = {"from": from_, "overwrite": overwrite or None, "data": data} | settings | {"batch_size": None}
         refuse(f"are not for a function of your own, {prior}", **foreign)
         resume = resume or (auto_resume and (output / STATE).exists())
         limits = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
@@ -103,7 +105,8 @@ def train(
     if not (resume or overwrite):
         _check_output(output, from_)
     settings = DEFAULTS | {name: value for name, value in settings.items() if value is not None}
-    _train_shipped(prior, output, state_path, settings, seed, from_, sizes, minutes=minutes, steps=steps, resume=resume)
+    limits = {"minutes": minutes, "steps": steps}
+    _train_shipped(prior, output, state_path, settings, seed, from_, sizes, data, resume=resume, **limits)
 
 
 def _train_shipped(
@@ -114,6 +117,7 @@ def _train_shipped(
     seed: int,
     from_: str | None,
     sizes: dict[str, int],
+    data: Path | None,
     resume: bool,
     **limits: Any,
 ) -> None:
@@ -121,7 +125,7 @@ def _train_shipped(
     origin = None if from_ is None else _origin_of(from_)
     begun = RunState.read(state_path).origin if resume and state_path.exists() else origin or FROM_SCRATCH
     # A warm start goes on with new data: its stream is another one.
-    source = make_source(prior, settings["batch_size"], settings["num_targets"], seed + begun["steps"])
+    source = make_source(prior, settings["batch_size"], settings["num_targets"], seed + begun["steps"], data)
     torch.manual_seed(seed)
     model = ArBufferModel(replace(source.config, **sizes)) if from_ is None else _warm_model(from_, source.config)
 
@@ -182,9 +186,9 @@ def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
     """A model with the weights of another one, to be trained for a prior whose configuration is `wanted`."""
     trained = load(name, trainable=True).in_units()
     check_fits(trained.config, wanted, name)
-    names = ["prior", "x_range", "y_range", "num_context", "num_targets", "evidence_rmse"]
+    names = ["prior", "x_range", "y_range", "num_context", "num_targets", "x_spacing", "evidence_rmse"]
     if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function
-        names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale"]
+        names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale", "y_scale_weight"]
     model = ArBufferModel(replace(trained.config, **{field: getattr(wanted, field) for field in names}))
     model.load_state_dict(trained.state_dict())
     return model

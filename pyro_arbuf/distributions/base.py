@@ -17,7 +17,7 @@ from pyro_arbuf.inference.description import describe_outcome
 from pyro_arbuf.inference.layout import fold, unfold
 from pyro_arbuf.inference.outcome_sites import split_sites
 from pyro_arbuf.inference.tables import check_columns
-from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
+from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts, warn_spacing
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_kinds,
@@ -136,6 +136,7 @@ class ArBufferDistribution(TorchDistribution):
         # The user's line is behind two more __init__ and the __call__ of Pyro's metaclass.
         if self._validate_args:
             warn_outside("x", inner, model.config, stacklevel=6)
+            warn_spacing(inner, model.config, stacklevel=6)
         warn_outside_counts("num_targets", own.shape[-2], model.config.num_targets, stacklevel=6)
         return own, code(inner, model.config.latents)
 

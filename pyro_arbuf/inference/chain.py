@@ -28,7 +28,6 @@ from pyro_arbuf.inference.tables import Maps, map_pairs
 from pyro_arbuf.network.cache import BufferCache
 from pyro_arbuf.network.network import Network
 from pyro_arbuf.network.predictives import Predictive
-from pyro_arbuf.network.preprocessing import TableStatistics
 
 
 @torch.no_grad()
@@ -271,7 +270,7 @@ def grow_context(context: Context, x: Tensor, y: Tensor, shape: Size) -> Context
     statistics = context.statistics
     if statistics is not None:
         of_batch = (part.view(*batch, *part.shape[1:]).expand(*shape, *part.shape[1:]) for part in statistics)
-        statistics = TableStatistics(*(part.reshape(-1, *part.shape[-2:]) for part in of_batch))
+        statistics = statistics._make(part.reshape(-1, *part.shape[-2:]) for part in of_batch)
     given = (context.latents, tracked, statistics, context.columns, context.dates)
     return encode_pairs(context.model, x_all, y_all, length, shape, shape, *given)
 

@@ -22,8 +22,9 @@ from pyro_arbuf.inference.tables import (
     map_pairs,
     warn_coarse_outcomes,
     warn_equal_outcomes,
+    warn_other_unit,
 )
-from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
+from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts, warn_spacing
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_latents,
@@ -75,6 +76,7 @@ def make_context(
         dtype = next(model.parameters()).dtype
         warn_coarse_outcomes(maps, y.shape[-1], dtype, stacklevel=4)
         x, y = map_pairs(maps, x, y, context_len, dtype)
+        warn_other_unit(maps, y, context_len, config, stacklevel=4)
     numbers, names = check_latents(latents or {}, model)
     tracked = tracked or numbers.requires_grad
     shape = broadcast_batches({"x and y": batch_shape, "latents": numbers.shape[:-1]})
@@ -85,6 +87,7 @@ def make_context(
     for name, value in (("x", x), ("y", y)):
         if may_look_at(value):
             warn_outside(name, value[real], config, stacklevel=4)
+    warn_spacing(x, config, stacklevel=4, context_len=context_len)
     x, y = code(x, config.latents).clone(), y.clone()  # the user's own may change; a clone keeps the graph
     if names:
         locations = latent_locations(config.latents, names, config.dim_x, y)

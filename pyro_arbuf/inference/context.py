@@ -18,7 +18,7 @@ from pyro_arbuf.inference.tables import Maps, make_map
 from pyro_arbuf.inference.validation import expanded_shape, inference_scope
 from pyro_arbuf.network.cache import ContextCache
 from pyro_arbuf.network.network import Network
-from pyro_arbuf.network.preprocessing import TableStatistics
+from pyro_arbuf.network.preprocessing import Statistics
 from pyro_arbuf.network.tracing import is_traced
 
 
@@ -44,8 +44,8 @@ class Context:
         latents: Names of the latents that are given.
         tracked: Whether an input required gradients when it was made.
         graph: Node of the autograd graph of a live context; `None` = graph-free.
-        statistics: Of tables, of the observations that `condition` was given, `(B, 1, .)` each, float64: they stay
-            where others join the context later.
+        statistics: Of tables and recordings, of the observations that `condition` was given, `(B, 1, .)` each, float64:
+            they stay where others join the context later.
         columns: Names of a table's columns, where it had some.
         dates: Whether each column held dates, where something said so.
     """
@@ -61,7 +61,7 @@ class Context:
     latents: tuple[str, ...] = ()
     tracked: bool = False
     graph: torch.autograd.graph.Node | None = None
-    statistics: TableStatistics | None = None
+    statistics: Statistics | None = None
     columns: tuple[Any, ...] = ()
     dates: tuple[bool, ...] = ()
 
@@ -188,7 +188,7 @@ class Context:
         length = None if self.context_len is None else self.context_len.to(x.device)
         moved = self.statistics
         if moved is not None:
-            moved = TableStatistics(*(part.to(x.device) for part in moved))
+            moved = moved._make(part.to(x.device) for part in moved)
         shapes = (self.task_shape, self.batch_shape)
         given = (self.latents, self.tracked, moved, self.columns, self.dates)
         return encode_pairs(self.model, x, y, length, *shapes, *given)
@@ -198,7 +198,7 @@ class Context:
         flat = rows.flatten()
         statistics = self.statistics
         if statistics is not None:
-            statistics = TableStatistics(*(part[flat] for part in statistics))
+            statistics = statistics._make(part[flat] for part in statistics)
         return dataclasses.replace(
             self,
             x=self.x[flat],
@@ -249,7 +249,7 @@ def encode_pairs(
     batch_shape: Size,
     latents: tuple[str, ...],
     tracked: bool,
-    statistics: TableStatistics | None = None,
+    statistics: Statistics | None = None,
     columns: tuple[Any, ...] = (),
     dates: tuple[bool, ...] = (),
 ) -> Context:

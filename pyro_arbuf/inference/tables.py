@@ -15,10 +15,12 @@ from torch import Size, Tensor
 from pyro_arbuf.inference.data import columns_of, dates_of
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import FINEST
-from pyro_arbuf.network.preprocessing import TableStatistics, table_statistics
+from pyro_arbuf.network.preprocessing import Statistics, outcome_statistics, table_statistics
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.user_units import UnitMap
 from pyro_arbuf.network.visibility import context_mask
+
+UNUSUAL = (0.02, 20.0)  # times the standard deviation of a usual recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class TableMap:
     """
 
     units: UnitMap | None
-    statistics: TableStatistics
+    statistics: Statistics
 
     def network_x(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Inputs `(*batch, T, D)` of a user as the network has them."""
@@ -78,15 +80,15 @@ def _in_units(units: UnitMap | None, x: Tensor) -> Tensor:
     return x.double() if units is None else units.network_x(x, torch.float64)
 
 
-def make_map(config: ModelConfig, statistics: TableStatistics | None, tables: Size) -> Maps | None:
+def make_map(config: ModelConfig, statistics: Statistics | None, tables: Size) -> Maps | None:
     """The map of a context whose tasks, of batch shape `tables`, have statistics `(B, 1, .)`; `None` = no map."""
     if statistics is None:
         return config.unit_map
-    return TableMap(config.unit_map, TableStatistics(*(part.view(*tables, *part.shape[1:]) for part in statistics)))
+    return TableMap(config.unit_map, statistics._make(part.view(*tables, *part.shape[1:]) for part in statistics))
 
 
 def fit_map(config: ModelConfig, x: Tensor, y: Tensor, context_len: Tensor | None = None) -> Maps | None:
-    """The map that contexts give: of tables with their statistics, of others the user's units alone.
+    """The map that contexts give: of tables and recordings with their statistics, of others the user's units alone.
 
     Args:
         config: Of the network.
@@ -95,10 +97,12 @@ def fit_map(config: ModelConfig, x: Tensor, y: Tensor, context_len: Tensor | Non
         context_len: `(B,)` int64, real rows per task; `None` = all N.
     """
     units = config.unit_map
-    if not config.missing_x:
+    if not config.standardised_by_context:
         return units
     y = y.double() if units is None else units.network_y(y, torch.float64)
-    return TableMap(units, table_statistics(_in_units(units, x), y, context_len))
+    if config.missing_x:
+        return TableMap(units, table_statistics(_in_units(units, x), y, context_len))
+    return TableMap(units, outcome_statistics(y, *config.context_scale, context_len))
 
 
 def map_pairs(
@@ -129,6 +133,29 @@ def warn_equal_outcomes(y: Tensor, context_len: Tensor | None, stacklevel: int) 
             "y of a context has no two different values, so that it says nothing of their unit and is taken as it is: "
             "densities are those for outcomes of about unit scale; give more rows, or state the unit by "
             "net.in_units(y_loc=..., y_scale=...)",
+            stacklevel=stacklevel,
+        )
+
+
+def warn_other_unit(
+    maps: Maps | None, y: Tensor, context_len: Tensor | None, config: ModelConfig, stacklevel: int
+) -> None:
+    """Warns where a recording's outcomes, `(B, N, D_y)` as the network has them, vary as none of training did."""
+    if config.y_scale_weight is None or is_traced() or y.requires_grad:
+        return
+    assert isinstance(maps, TableMap)
+    scale, _ = config.context_scale
+    number = torch.full((len(y),), y.shape[1], device=y.device) if context_len is None else context_len
+    variance = y.square().sum(1) / number.clamp(min=1).unsqueeze(-1)  # padding is 0, as the mean is
+    shown = (variance / y.new_tensor(scale).square()).mean(-1).sqrt()
+    usual = maps.statistics.y_scale.square().mean(-1).sqrt().squeeze(-1)
+    least, most = UNUSUAL
+    if bool(((number > 1) & ((shown < least) | (usual > most))).any()):
+        unit = scale[0] * (1.0 if config.user_y_scale is None else config.user_y_scale[0])
+        warnings.warn(
+            f"y of a context has a standard deviation below {least * unit:.4g} or above {most * unit:.4g}, as no "
+            "recording of training: densities are unreliable there; where y is in another unit, let the network take "
+            "it by net.in_units(y=...), of a whole recording, or net.in_units(y_scale=...)",
             stacklevel=stacklevel,
         )
 

@@ -16,7 +16,9 @@ from pyro_arbuf.inference.data import as_dates
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import Range
 from pyro_arbuf.network.tracing import is_traced
+from pyro_arbuf.network.visibility import context_mask
 
+CLOSE = 0.01  # share of the trained spacing that is no difference
 SLACK = 1e-6  # of a trained range: units fitted to data put their ends onto its ends, up to rounding
 
 
@@ -60,7 +62,7 @@ def pairs_of(trained: Range | tuple[Range, ...], dim: int) -> list[Range]:
 
 def _in_user_units(name: str, column: int, pair: Range, config: ModelConfig) -> str:
     """A trained range as the user has it; days as dates."""
-    if config.missing_x:
+    if config.missing_x or (name == "y" and config.standardised_by_context):
         return f"{list(pair)} of numbers that their context standardises"
     units = config.unit_map
     maps = None if units is None else units.x if name == "x" else units.y
@@ -82,6 +84,13 @@ def _remedy(name: str, column: int, config: ModelConfig) -> str:
             "give the context rows with such numbers; where it has none, state the unit by "
             f"net.in_units({name}_loc=..., {name}_scale=...)"
         )
+    if name == "y" and config.standardised_by_context:
+        return "look for artefacts, as they are far from the others of their context"
+    if config.x_spacing is not None:
+        return (
+            "give pieces of a long recording, each a context of its own, and state where time begins and in what unit "
+            "it is by net.in_units(x_loc=..., x_scale=...)"
+        )
     if config.latents:
         return (
             "where the data are in other units than the program's, let the network take them by "
@@ -91,6 +100,25 @@ def _remedy(name: str, column: int, config: ModelConfig) -> str:
         "let the network take the units of the data, net = net.in_units(x=[x_obs, x_new], y=y_obs), which puts x onto "
         "the range and y to unit scale; densities come in these units"
     )
+
+
+def warn_spacing(x: Tensor, config: ModelConfig, stacklevel: int, context_len: Tensor | None = None) -> None:
+    """Warns where two inputs of a data set, `(*batch, T, 1)` in the network's units, are closer than in training.
+
+    Equal ones are passed over. `context_len`, `(B,)`, says how many inputs are no padding; `None` = all.
+    """
+    if config.x_spacing is None or is_traced() or x.requires_grad:
+        return
+    if context_len is not None:
+        x = x.masked_fill(~context_mask(context_len, x.shape[1]).unsqueeze(-1), torch.inf)
+    gaps = x.detach().squeeze(-1).sort(-1).values.diff(dim=-1)
+    if bool(((gaps > 0) & (gaps < (1 - CLOSE) * config.x_spacing)).any()):
+        scale = 1.0 if config.user_x_scale is None else config.user_x_scale[0]
+        warnings.warn(
+            f"x holds points closer to each other than {config.x_spacing * scale:.6g}, the trained spacing: densities "
+            "are unreliable there; give every second point, or every third, so that none are closer",
+            stacklevel=stacklevel,
+        )
 
 
 def warn_outside_counts(name: str, value: int, trained: tuple[int, int] | None, stacklevel: int) -> None:

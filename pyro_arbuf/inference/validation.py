@@ -140,7 +140,7 @@ def _check_number_of_columns(name: str, x: Tensor, given: object, config: ModelC
 
 def _dtype_before_maps(config: ModelConfig, weight: Tensor) -> torch.dtype:
     """Of a user's numbers: float64 where they are mapped to the network's."""
-    return torch.float64 if config.missing_x or config.unit_map is not None else weight.dtype
+    return torch.float64 if config.standardised_by_context or config.unit_map is not None else weight.dtype
 
 
 def check_sample_shape(sample_shape: object) -> Size:

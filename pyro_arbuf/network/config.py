@@ -50,10 +50,28 @@ class ModelConfig(UserUnits, Measured, Trained, Units, Architecture):
                 f"x_loc and x_scale must be None where inputs='rows', which have free columns; got x_loc {self.x_loc}; "
                 "standardise tables by their contexts"
             )
+        if self.y_scale_weight is not None and any(self.y_loc or ()):
+            raise ValueError(f"y_loc must be 0 where contexts standardise outcomes (y_scale_weight); got {self.y_loc}")
+        if self.y_scale_weight is not None and (self.missing_x or self.latents or not self.all_real):
+            raise ValueError(
+                "y_scale_weight is for real outcomes at inputs='features', without latents; got inputs="
+                f"{self.inputs!r}, latents {[latent.name for latent in self.latents]} and outcomes {self.outcomes}"
+            )
         self._check_trained(*dims)
         self._check_measured()
         self._check_user_units(self.dim_x, [isinstance(kind, Real) for kind in self.kinds])
         self._check_fineness(self.y_loc, self.y_scale)
+
+    @property
+    def standardised_by_context(self) -> bool:
+        """Whether a context standardises its outcomes, and of tables their inputs too."""
+        return self.missing_x or self.y_scale_weight is not None
+
+    @property
+    def context_scale(self) -> tuple[tuple[float, ...], float]:
+        """The network's own scale of outcomes and its weight, where contexts standardise outcomes."""
+        assert self.y_scale is not None and self.y_scale_weight is not None
+        return self.y_scale, self.y_scale_weight
 
     def to_json(self) -> str:
         """The configuration as JSON text, in its five parts."""
@@ -112,6 +130,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
         "row_layers": 2,
         "scaled_queries": False,
     },
+    {"y_scale_weight": None, "x_spacing": None},
 )
 
 

@@ -178,16 +178,25 @@ class Units:
         y_loc: Location of every outcome dimension: embedded and predicted are (y - y_loc) / y_scale, so densities stay
             in the user's units; `None` = 0.
         y_scale: Scale of every outcome dimension; `None` = 1.
+        y_scale_weight: How many observations `y_scale` counts as beside those of the context, whose mean and standard
+            deviation are put onto `y_loc` and `y_scale`; `None` = the context says nothing of units, or is a table.
     """
 
     x_loc: tuple[float, ...] | None = None
     x_scale: tuple[float, ...] | None = None
     y_loc: tuple[float, ...] | None = None
     y_scale: tuple[float, ...] | None = None
+    y_scale_weight: float | None = None
 
     def _check_units(self, dim_x: int, dim_y: int) -> None:
         _check_standardisation(("x_loc", "x_scale"), self.x_loc, self.x_scale, dim_x)
         _check_standardisation(("y_loc", "y_scale"), self.y_loc, self.y_scale, dim_y)
+        weight = self.y_scale_weight
+        if weight is not None and not (_is_number(weight) and weight > 0 and self.y_scale is not None):
+            raise ValueError(
+                f"y_scale_weight must be a positive number, beside y_loc and y_scale, or None; got {weight!r} beside "
+                f"y_scale {self.y_scale}"
+            )
 
 
 @dataclass(frozen=True)
@@ -201,6 +210,7 @@ class Trained:
         y_range: Range of the outcome, likewise for its dimensions; `None` = not declared.
         num_context: Range of N.
         num_targets: Range of M, absorbing included; `None` = not declared.
+        x_spacing: Least distance between two inputs of one data set, in a network of one input column; `None` = any.
         dependent: Whether the trials of a program depend on each other given all latents, so that their likelihood is
             a joint density; of a series also `sequential`.
     """
@@ -211,9 +221,16 @@ class Trained:
     y_range: Range | tuple[Range, ...] | None = None
     num_context: tuple[int, int] = (0, 128)
     num_targets: tuple[int, int] | None = None
+    x_spacing: float | None = None
     dependent: bool = False
 
     def _check_trained(self, dim_x: int, dim_y: int) -> None:
+        spacing = self.x_spacing
+        if spacing is not None and not (_is_number(spacing) and spacing > 0 and dim_x == 1):
+            raise ValueError(
+                f"x_spacing must be a positive number, in a network of one input column, or None; got {spacing!r} with "
+                f"{dim_x} columns"
+            )
         if not isinstance(self.prior, str):
             raise ValueError(f"prior must be a string; got {self.prior!r}")
         if not isinstance(self.dependent, bool):

@@ -1,9 +1,11 @@
-"""Standardisation of a table by its context: statistics of rows that are observed, and the maps they give.
+"""Standardisation of a table or a recording by its context: statistics of what is observed, and the maps they give.
 
-    x   standardise, Yeo-Johnson, standardise, clip at 4        y   standardise
+    x of tables   standardise, Yeo-Johnson, standardise, clip at 4        y   standardise
 
 A clipped or bent outcome would have no density, so y is mapped affinely. Statistics are of the context alone, so that
 nothing of a target enters another one's density; they skip missing cells. Knows nothing of networks.
+
+Deviation: the paper standardises EEG per channel; here few samples are taken nearly in the units of a usual recording.
 """
 
 from typing import NamedTuple
@@ -58,6 +60,72 @@ class TableStatistics(NamedTuple):
     def restore_y(self, standardised: Tensor) -> Tensor:
         """Outcomes of standardised ones: the inverse of `map_y`; the density of y is that of z over `y_scale`."""
         return self.y_loc + self.y_scale * standardised
+
+
+class OutcomeStatistics(NamedTuple):
+    """What the context of each of B tasks says of its outcomes, whose inputs stay as they are.
+
+    Attributes:
+        y_loc: `(B, 1, D_y)`, in the unit of the outcome.
+        y_scale: `(B, 1, D_y)`, likewise.
+    """
+
+    y_loc: Tensor
+    y_scale: Tensor
+
+    def map_x(self, x: Tensor) -> Tensor:
+        """Inputs, unchanged."""
+        return x
+
+    def restore_x(self, standardised: Tensor) -> Tensor:
+        """Inputs, unchanged."""
+        return standardised
+
+    def map_y(self, y: Tensor) -> Tensor:
+        """Standardised outcomes `(B, T, D_y)` of outcomes."""
+        return (y - self.y_loc) / self.y_scale
+
+    def restore_y(self, standardised: Tensor) -> Tensor:
+        """Outcomes of standardised ones: the inverse of `map_y`; the density of y is that of z over `y_scale`."""
+        return self.y_loc + self.y_scale * standardised
+
+
+Statistics = TableStatistics | OutcomeStatistics
+
+
+def outcome_statistics(
+    y: Tensor, scale: tuple[float, ...], weight: float, context_len: Tensor | None = None
+) -> OutcomeStatistics:
+    r"""The statistics that put every outcome dimension of a context onto mean 0 and a network's own scale s.
+
+    What goes onto s is
+
+    .. math:: \sqrt{(\sum_n (y_n - \bar y)^2 + w s^2) / (N + w)},
+
+    so that few observations, of a poor standard deviation, are taken as they are, but for their mean, and many are
+    standardised. Nothing is divided by zero, and without observations nothing is changed.
+
+    Args:
+        y: `(B, N, D_y)` outcomes of the context; N may be 0.
+        scale: `(D_y,)`, the network's own scale s.
+        weight: Observations w that the network's scale counts as.
+        context_len: `(B,)` int64, real observations per task, the padding behind them; `None` = all N.
+
+    Returns:
+        The statistics, in the dtype of `y`; differentiable in it.
+
+    Example:
+        >>> y = torch.tensor([[[1.0], [3.0]]])
+        >>> outcome_statistics(y, scale=(1.0,), weight=2.0).map_y(y).flatten()
+        tensor([-1.,  1.])
+    """
+    here = torch.ones_like(y, dtype=torch.bool)
+    if context_len is not None:
+        here = context_mask(context_len, y.shape[1]).unsqueeze(-1).expand_as(y)
+    count = here.sum(1, keepdim=True).to(y.dtype)
+    mean = y.masked_fill(~here, 0.0).sum(1, keepdim=True) / count.clamp(min=1)
+    squares = (y - mean).masked_fill(~here, 0.0).square().sum(1, keepdim=True)
+    return OutcomeStatistics(mean, ((squares / y.new_tensor(scale).square() + weight) / (count + weight)).sqrt())
 
 
 def table_statistics(x: Tensor, y: Tensor, context_len: Tensor | None = None) -> TableStatistics:

@@ -3,8 +3,10 @@
 Rows hold plain functions and sizes; `programs.sources.make_source` makes of a row what training draws from.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.priors.ar1 import ar1
 from pyro_arbuf.priors.ddm import ddm, draw_coherence
+from pyro_arbuf.priors.eeg import AMPLITUDE, CHANNELS, MIRROR, RATE, eeg
 from pyro_arbuf.priors.gaussian import gaussian
 from pyro_arbuf.priors.gaussian_linear import gaussian_linear
 from pyro_arbuf.priors.gp import gp_1d, gp_1d_noisy
@@ -49,6 +52,20 @@ class TableRecipe(NamedTuple):
     config: ModelConfig
 
 
+class RecordingRecipe(NamedTuple):
+    """A model of recordings in a file of the user's, each of which is standardised by its context.
+
+    Attributes:
+        read: Of a file, the trials to train on and those to validate on.
+        config: Sizes and ranges of its network; the name of the prior is that of the row.
+        mirror: Which channel every channel becomes where left and right are exchanged.
+    """
+
+    read: Callable[[Path], tuple[Tensor, Tensor]]
+    config: ModelConfig
+    mirror: tuple[int, ...] = ()
+
+
 class ProgramRecipe(NamedTuple):
     """A model of a Pyro program, whose latents, ranges and standardisation are found by running it.
 
@@ -67,7 +84,7 @@ class ProgramRecipe(NamedTuple):
     posterior_share: float | None = None
 
 
-Recipe = PriorRecipe | TableRecipe | ProgramRecipe
+Recipe = PriorRecipe | TableRecipe | RecordingRecipe | ProgramRecipe
 
 _GP = ModelConfig(num_layers=6, num_heads=2, x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128))
 
@@ -84,11 +101,31 @@ _TABLES = ModelConfig(
     num_targets=(1, 128),
 )
 
+_EEG = ModelConfig(
+    dim_y=len(CHANNELS),
+    buffer_size=32,
+    num_components=8,
+    num_frequencies=48,
+    max_frequency=math.pi * RATE,  # half a turn from one sample to the next
+    num_y_frequencies=16,
+    lag_column=0,
+    y_loc=(0.0,) * len(CHANNELS),
+    y_scale=(AMPLITUDE,) * len(CHANNELS),
+    y_scale_weight=8.0,
+    x_range=(0.0, 1.0),
+    x_spacing=1 / RATE,
+    y_range=(-60.0, 60.0),
+    num_context=(0, 192),
+    num_targets=(1, 128),
+)
+
 RECIPES: dict[str, Recipe] = {
     "gp-1d": PriorRecipe(gp_1d, _GP),
     "gp-1d-noisy": PriorRecipe(gp_1d_noisy, _GP),
     "sawtooth": PriorRecipe(sawtooth, replace(_GP, y_range=(-0.5, 1.5), max_frequency=40.0)),
     "tabular": TableRecipe(tabular, _TABLES),
+    "eeg": RecordingRecipe(eeg, _EEG, MIRROR),
+    "eeg-independent": RecordingRecipe(eeg, replace(_EEG, chained=False), MIRROR),
     "gaussian": ProgramRecipe(gaussian, None, (0, 100)),
     "ddm": ProgramRecipe(ddm, draw_coherence, (0, 400), posterior_share=0.7),
     "multisensory-rho1": ProgramRecipe(multisensory_rho1, draw_trials, (0, 400), posterior_share=0.3),

@@ -5,15 +5,17 @@ The only module that tells a prior of functions from one of tables and from a pr
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import cast
 
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import Range
-from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe, TableRecipe
+from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe, RecordingRecipe, TableRecipe
 from pyro_arbuf.programs.configuration import check_program, outcome_names, program_config
 from pyro_arbuf.programs.program_batches import ProgramSource, make_bank
 from pyro_arbuf.programs.simulator import Program, Simulator
+from pyro_arbuf.training.recordings import RecordingSource
 from pyro_arbuf.training.sources import PriorSource
 from pyro_arbuf.training.tables import TableSource
 
@@ -21,8 +23,8 @@ BANK_SEED = 1
 
 
 def make_source(
-    name: str, batch_size: int = 32, num_targets: int = 48, seed: int = 0
-) -> PriorSource | TableSource | ProgramSource:
+    name: str, batch_size: int = 32, num_targets: int = 48, seed: int = 0, data: Path | str | None = None
+) -> PriorSource | TableSource | RecordingSource | ProgramSource:
     """What a shipped model is trained on.
 
     Args:
@@ -30,22 +32,29 @@ def make_source(
         batch_size: Data sets per step and process.
         num_targets: Fresh targets per data set.
         seed: Of the data stream.
+        data: File of the recordings of a row that is trained on some; `None` for all other rows.
 
     Returns:
         The source; its `config` has the sizes of the row and `prior` = the name.
 
     Raises:
-        ValueError: If the name is unknown or a size is not positive.
+        ValueError: If the name is unknown, a size is not positive, or a file of recordings is missing, or superfluous.
     """
     if name not in RECIPES:
         raise ValueError(f"name must be one of {list(RECIPES)}; got {name!r}")
     recipe = RECIPES[name]
+    if (data is not None) != isinstance(recipe, RecordingRecipe):
+        rule = "is trained on recordings, which are not shipped; give" if data is None else "needs none; leave out"
+        raise ValueError(f"{name!r} {rule} their file, data= or --data; got {data}")
     if isinstance(recipe, PriorRecipe):
         config = dataclasses.replace(recipe.config, prior=name)
         return PriorSource(recipe.prior, config, batch_size, num_targets, seed)
     if isinstance(recipe, TableRecipe):
         config = dataclasses.replace(recipe.config, prior=name)
         return TableSource(recipe.prior, config, batch_size, num_targets, seed)
+    if isinstance(recipe, RecordingRecipe):
+        config, trials = dataclasses.replace(recipe.config, prior=name), recipe.read(Path(str(data)))
+        return RecordingSource(*trials, config, recipe.mirror, batch_size, num_targets, seed)
     simulations = simulator = simulator_of(name)
     config = program_config(simulator, recipe.num_context, name)
     if recipe.num_simulations is not None:

@@ -96,7 +96,8 @@ def exact_loo(net: ArBufferModel, x: Any, y: Any) -> Any:
             raise ValueError(f"x must hold at least 2 pairs per context to leave one out; got {shape}")
     with torch.no_grad(), inference_scope():
         context = make_context(net, x, y)
-        left_out = _left_out_rows(net, x, y) if net.config.missing_x else _left_out_pairs(context)
+        standardised = net.config.standardised_by_context
+        left_out = _left_out_rows(net, x, y) if standardised else _left_out_pairs(context)
     real = torch.ones_like(left_out, dtype=torch.bool)
     if context.context_len is not None:
         real = context_mask(context.context_len, context.num_context)
@@ -120,11 +121,12 @@ def _left_out_pairs(context: Context) -> Tensor:
 
 
 def _left_out_rows(net: ArBufferModel, x: Any, y: Any) -> Tensor:
-    """The same of tables, each of which is standardised anew by the rows that are left."""
+    """The same of tables and recordings, each of which is standardised anew by the rows that are left."""
     pairs = check_pairs(net, x, y)
 
     def fit(x_rest: Tensor, y_rest: Tensor, length: Tensor | None) -> Maps | None:
-        warn_equal_outcomes(y_rest, length, stacklevel=6)
+        if net.config.missing_x:
+            warn_equal_outcomes(y_rest, length, stacklevel=6)
         return fit_map(net.config, x_rest, y_rest, length)
 
     return leave_one_out(net, pairs.x, pairs.y, pairs.x.shape[1], pairs.context_len, fit=fit)
