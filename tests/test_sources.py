@@ -12,16 +12,18 @@ import tiny
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
+from trials import write_trials
 
 import pyro_arbuf
 from pyro_arbuf import cli
 from pyro_arbuf.cli.evaluate import evaluate
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.batch import Batch
-from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe
+from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, RecordingRecipe
 from pyro_arbuf.programs.program_batches import ProgramSource
 from pyro_arbuf.programs.sources import make_source
 from pyro_arbuf.training.loop import validate
+from pyro_arbuf.training.recordings import RecordingSource
 from pyro_arbuf.training.sources import PriorSource, check_finite
 from pyro_arbuf.training.tables import TableSource
 
@@ -31,12 +33,15 @@ SIZES = ("width", "num_layers", "num_heads", "mlp_width", "embedding_width", "nu
 SMALL = {name: getattr(tiny.CONFIG, name) for name in SIZES} | {"num_components": 3}
 
 
-Source = PriorSource | TableSource | ProgramSource
+Source = PriorSource | TableSource | RecordingSource | ProgramSource
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def source(request: pytest.FixtureRequest) -> Source:
-    return make_source(request.param, batch_size=B, num_targets=M, seed=1)
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    data = None
+    if isinstance(RECIPES[request.param], RecordingRecipe):
+        data = write_trials(tmp_path_factory.mktemp("recordings") / "file.npz")
+    return make_source(request.param, batch_size=B, num_targets=M, seed=1, data=data)
 
 
 def same(first: Iterable[Tensor], second: Iterable[Tensor]) -> bool:

@@ -140,17 +140,20 @@ def warn_equal_outcomes(y: Tensor, context_len: Tensor | None, stacklevel: int) 
 def warn_other_unit(
     maps: Maps | None, y: Tensor, context_len: Tensor | None, config: ModelConfig, stacklevel: int
 ) -> None:
-    """Warns where a recording's outcomes, `(B, N, D_y)` as the network has them, vary as none of training did."""
+    """Warns where a recording's outcomes, `(B, N, D_y)` as the network has them, vary as none of training did.
+
+    Fewer than the usual scale counts as say too little: successive samples may be nearly equal.
+    """
     if config.y_scale_weight is None or is_traced() or y.requires_grad:
         return
     assert isinstance(maps, TableMap)
-    scale, _ = config.context_scale
+    scale, enough = config.context_scale
     number = torch.full((len(y),), y.shape[1], device=y.device) if context_len is None else context_len
     variance = y.square().sum(1) / number.clamp(min=1).unsqueeze(-1)  # padding is 0, as the mean is
     shown = (variance / y.new_tensor(scale).square()).mean(-1).sqrt()
     usual = maps.statistics.y_scale.square().mean(-1).sqrt().squeeze(-1)
     least, most = UNUSUAL
-    if bool(((number > 1) & ((shown < least) | (usual > most))).any()):
+    if bool(((number >= enough) & ((shown < least) | (usual > most))).any()):
         unit = scale[0] * (1.0 if config.user_y_scale is None else config.user_y_scale[0])
         warnings.warn(
             f"y of a context has a standard deviation below {least * unit:.4g} or above {most * unit:.4g}, as no "
