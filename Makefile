@@ -36,6 +36,7 @@ bench: .venv/installed
 	for model in gp-1d-noisy gp-1d sawtooth; do $(BIN)/python benchmarks/quality.py $$model || exit 1; done
 	for what in gaussian ddm multisensory two-moons gaussian-linear amortize; do $(BIN)/python benchmarks/sbi.py $$what || exit 1; done
 	$(BIN)/python benchmarks/choices.py
+	$(BIN)/python benchmarks/eeg.py
 	for model in ar1 rescorla-wagner; do $(BIN)/python benchmarks/series.py $$model || exit 1; done
 	for what in pair poisson choice-rt; do $(BIN)/python benchmarks/outcomes.py $$what --folder runs/outcomes || exit 1; done
 

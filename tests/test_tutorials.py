@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trials import write_trials
 
 FOLDER = Path(__file__).parent.parent / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("[0-9]*.py"))
 
 
 def run(path: Path, **variables: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "SHAMS_AV"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("SHAMS_AV", "EEG")}
     environment |= {"SMOKE_TEST": "1"} | variables
     done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -37,3 +38,9 @@ def test_multisensory_tutorial_reads_human_data(tmp_path):
     printed = run(FOLDER / "05_model_comparison_multisensory.py", SHAMS_AV=str(path))
     assert "observer 1 " in printed
     assert "1 observers: log evidence" in printed
+
+
+@pytest.mark.slow
+def test_eeg_tutorial_reads_recordings(tmp_path):
+    printed = run(FOLDER / "07_eeg_forecast.py", EEG=str(write_trials(tmp_path / "file.npz")))
+    assert "co2a0000370, trial 0: " in printed
