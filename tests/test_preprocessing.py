@@ -65,7 +65,7 @@ def test_affine_changes_of_columns_and_outcomes_change_nothing_that_is_standardi
     assert_close(other.y_scale, 0.01 * one.y_scale, **EXACT)
 
 
-def test_standardised_columns_have_mean_0_and_sd_1_and_those_of_others_stay_within_4(table):
+def test_standardised_columns_have_mean_0_and_sd_1_and_those_of_others_stay_within_8(table):
     x, y = table
     statistics = table_statistics(x, y)
     z, v = statistics.map_x(x), statistics.map_y(y)
@@ -73,7 +73,7 @@ def test_standardised_columns_have_mean_0_and_sd_1_and_those_of_others_stay_with
     assert_close(v.mean(1), torch.zeros(B, D_Y).double(), **EXACT)
     assert_close(v.square().mean(1), torch.ones(B, D_Y).double(), **EXACT)
     far = 1e9 * torch.randn(B, M, D, dtype=torch.float64)
-    assert (statistics.map_x(far).abs() <= 4).all()
+    assert (statistics.map_x(far).abs() <= 8).all()
 
 
 def test_mapping_is_increasing(table):

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_arbuf.priors.table_columns import chance, uniform
+from pyro_arbuf.priors.table_columns import LEAST_SQUARE, chance, uniform
 
 NUM_FEATURES = 192  # of a Gaussian process: sums of so many cosines
 NUM_TREES, MAX_DEPTH = 12, 4
@@ -46,6 +46,7 @@ def smooth_function(causes: Tensor, generator: torch.Generator) -> Tensor:
     lengthscale = lengthscale * relevant.sum(-1, keepdim=True).pow(0.4)
     frequency = torch.randn(B, 2, half, D, generator=generator)
     squares = torch.randn(B, 2, half, DEGREES[-1], generator=generator).square().cumsum(-1)
+    squares = squares.clamp(min=LEAST_SQUARE)
     spread = torch.stack([(nu / squares[..., nu - 1]).sqrt() for nu in DEGREES] + [torch.ones(B, 2, half)], -1)
     kernel = torch.randint(len(DEGREES) + 1, (B, 2, 1, 1), generator=generator).expand(-1, -1, half, 1)
     frequency = frequency * spread.gather(-1, kernel) * (relevant / lengthscale).unsqueeze(2)

@@ -9,12 +9,26 @@ import torch
 from torch import Tensor
 
 from pyro_arbuf.priors.scm import NUM_ROOTS, draw_scm
-from pyro_arbuf.priors.table_columns import chance, draw_causes, rescale_and_lose, uniform, unit_scale, write_down
-from pyro_arbuf.priors.table_functions import smooth_function, stepped_function
+from pyro_arbuf.priors.table_columns import (
+    along_index,
+    chance,
+    draw_causes,
+    draw_index,
+    draw_paths,
+    rescale_and_lose,
+    uniform,
+    unit_scale,
+    write_down,
+)
+from pyro_arbuf.priors.table_functions import draw_relevance, smooth_function, stepped_function
 
 MAX_COLUMNS = 16
 KINDS = (0.35, 0.35, 0.3)  # shares of tables: causal model, smooth, stepped
 NOISE_SD = (0.005, 2.0)  # relative to the sd of the function
+LINEAR = 0.35  # share of tables with a linear part
+SERIES = 0.45  # share of tables whose rows have an index
+DRIFT = (0.1, 3.0)  # of series, relative to the sd of the function
+DRIFT_FEATURES = 128  # of a drift: sums of so many cosines
 UNEVEN, HEAVY, BENT = 0.3, 0.2, 0.25  # shares of tables: heteroscedastic, heavy-tailed noise, skewed outcome
 
 
@@ -24,10 +38,12 @@ def tabular(
     """Draws tables of rows with an outcome; all tables of a batch have as many columns.
 
     Of a table, the outcome is a node of a structural causal model (35 %), a sum of Gaussian processes with a
-    lengthscale per column and a linear trend (35 %), or a sum of trees (30 %), in part with a second, stepped term.
-    Columns are normal, uniform, skewed, heavy-tailed, clustered, periodic in an index, discrete, near copies of each
-    other, or irrelevant. The noise has an sd log-uniform on [0.005, 2] of the function's, in part uneven over the rows
-    or heavy-tailed. In a quarter of the tables cells are missing.
+    lengthscale per column and a linear trend (35 %), or a sum of trees (30 %), in part with a second, stepped term; a
+    third of them have a part that is linear in the columns as they are written. Columns are normal, uniform, skewed,
+    heavy-tailed, clustered, discrete, near copies of each other, or irrelevant. In 45 % of the tables the rows are a
+    series: the first column is an index, others are periodic in it or paths along it, and a path along it is added to
+    the outcome, so that neighbours share what the columns do not say. The noise has an sd log-uniform on [0.005, 2] of
+    the function's, in part uneven over the rows or heavy-tailed. In a quarter of the tables cells are missing.
 
     Args:
         batch_size: Tables B.
@@ -40,35 +56,59 @@ def tabular(
     """
     if num_columns is None:
         num_columns = int(torch.randint(1, MAX_COLUMNS + 1, (), generator=generator))
-    kind = torch.multinomial(torch.tensor(KINDS), batch_size, True, generator=generator)
-    observed = torch.empty(batch_size, num_points, num_columns)
-    function = torch.empty(batch_size, num_points, 1)
+    B, T, D = batch_size, num_points, num_columns
+    kind = torch.multinomial(torch.tensor(KINDS), B, True, generator=generator)
+    series = chance((B, 1, 1), SERIES, generator)
+    index = draw_index(B, T, generator)
+    observed, function = torch.empty(B, T, D), torch.empty(B, T, 1)
     for which, draw in enumerate((_causal, _smooth, _stepped)):
         tables = (kind == which).nonzero().squeeze(-1)
         if len(tables):
-            observed[tables], function[tables] = draw(len(tables), num_points, num_columns, generator)
-    order = torch.rand(batch_size, 1, num_columns, generator=generator).argsort(-1)
-    observed = observed.gather(-1, order.expand(-1, num_points, -1))
-    y = _with_noise(function, observed, generator)
+            observed[tables], function[tables] = draw(index[tables], series[tables], D, generator)
+    observed = torch.cat([torch.where(series, index, observed[..., :1]), observed[..., 1:]], -1)
+    function = _with_trend(function, observed, generator)
+    function[series.flatten()] += _drift(index[series.flatten()], generator)
+    y = _with_noise(unit_scale(function), observed, generator)
     return rescale_and_lose(observed, generator), y
 
 
-def _causal(batch_size: int, num_points: int, num_columns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    roots = draw_causes(batch_size, num_points, NUM_ROOTS, generator)
-    columns, outcome = draw_scm(batch_size, num_points, num_columns, roots, generator)
+def _draw_causes(index: Tensor, series: Tensor, num_columns: int, generator: torch.Generator) -> Tensor:
+    causes = draw_causes(*index.shape[:2], num_columns, generator)
+    tables = series.flatten()
+    causes[tables] = along_index(causes[tables], index[tables], generator)
+    return causes
+
+
+def _causal(index: Tensor, series: Tensor, num_columns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    roots = _draw_causes(index, series, NUM_ROOTS, generator)
+    columns, outcome = draw_scm(*index.shape[:2], num_columns, roots, generator)
     return write_down(columns, generator).observed, outcome
 
 
-def _smooth(batch_size: int, num_points: int, num_columns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    columns = write_down(draw_causes(batch_size, num_points, num_columns, generator), generator)
+def _smooth(index: Tensor, series: Tensor, num_columns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    columns = write_down(_draw_causes(index, series, num_columns, generator), generator)
     smooth = unit_scale(smooth_function(columns.causes, generator))
-    steps = unit_scale(stepped_function(columns.causes, generator)) * chance((batch_size, 1, 1), 0.2, generator)
+    steps = unit_scale(stepped_function(columns.causes, generator)) * chance((len(index), 1, 1), 0.2, generator)
     return columns.observed, unit_scale(smooth + 0.7 * steps)
 
 
-def _stepped(batch_size: int, num_points: int, num_columns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    columns = write_down(draw_causes(batch_size, num_points, num_columns, generator), generator)
+def _stepped(index: Tensor, series: Tensor, num_columns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    columns = write_down(_draw_causes(index, series, num_columns, generator), generator)
     return columns.observed, unit_scale(stepped_function(columns.causes, generator))
+
+
+def _with_trend(function: Tensor, observed: Tensor, generator: torch.Generator) -> Tensor:
+    """In a share of the tables, a mean of a function of scale 1 and of one that is linear in columns as written."""
+    B, _, D = observed.shape
+    slope = torch.randn(B, D, 1, generator=generator) * draw_relevance(B, D, generator).unsqueeze(-1)
+    weight = uniform((B, 1, 1), 0.0, 1.0, generator).sqrt() * chance((B, 1, 1), LINEAR, generator)
+    return (1 - weight) * function + weight * unit_scale(observed.clamp(-5, 5) @ slope)
+
+
+def _drift(index: Tensor, generator: torch.Generator) -> Tensor:
+    """Paths along an index, of a scale that differs by table."""
+    scale = torch.exp(uniform((len(index), 1, 1), math.log(DRIFT[0]), math.log(DRIFT[1]), generator))
+    return scale * draw_paths(index, 1, DRIFT_FEATURES, generator)
 
 
 def _with_noise(function: Tensor, observed: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 A network so trained only ever sees standardised numbers. The batch of a step is a function of (settings, step,
 process). Knows nothing of networks or of any particular prior.
 
-Deviation: a share of the batches is split along a column, so that targets lie beyond the context, as they do in
+Deviation: half of the batches are split along a column, so that targets lie beyond the context, as they do in
 forecasting; fewer than 8 rows are drawn in 5 % of the batches only, then 0 or 1.
 """
 
@@ -31,7 +31,8 @@ from pyro_arbuf.training.sources import (
 )
 
 TablePrior = Callable[[int, int, torch.Generator, int], Pairs]
-ALONG_COLUMN = 0.3  # share of the batches
+ALONG_COLUMN = 0.5  # share of the batches
+FIRST = 0.8  # share of their tables that are split along the first column, which may be an index
 FARTHEST = 30.0  # standard deviations of the context, of an outcome
 VALIDATION_ROWS, VALIDATION_COLUMNS, VALIDATION_DRAWS = (16, 64, 256), (4, 10), 4
 
@@ -111,7 +112,9 @@ def draw_num_rows(trained: tuple[int, int], generator: torch.Generator) -> int:
 
 
 def along_column(x: Tensor, y: Tensor, num_context: int, generator: torch.Generator) -> Pairs:
-    """Rows sorted by a column, another one for each table, the first N as a context, the others in random order.
+    """Rows sorted by a column, the first N as a context, the others in random order.
+
+    The column is the first, where a prior puts what orders rows, in 80 % of the tables, and else a random one.
 
     How rows are split depends on their inputs alone, so the law of an outcome given its inputs is unchanged.
 
@@ -122,7 +125,8 @@ def along_column(x: Tensor, y: Tensor, num_context: int, generator: torch.Genera
         generator: Source of randomness.
     """
     B, T, D = x.shape
-    column = torch.randint(D, (B, 1, 1), generator=generator).expand(-1, T, -1)
+    column = torch.randint(D, (B, 1, 1), generator=generator)
+    column = column.masked_fill(torch.rand(B, 1, 1, generator=generator) < FIRST, 0).expand(-1, T, -1)
     order = x.gather(-1, column).squeeze(-1).nan_to_num(0.0).argsort(1)  # (B, T)
     beyond = order[:, num_context:]
     shuffled = beyond.gather(1, torch.rand(beyond.shape, generator=generator).argsort(1))
