@@ -73,7 +73,7 @@ def tabular(
 
 
 def _draw_causes(index: Tensor, series: Tensor, num_columns: int, generator: torch.Generator) -> Tensor:
-    causes = draw_causes(*index.shape[:2], num_columns, generator)
+    causes = draw_causes(index.shape[0], index.shape[1], num_columns, generator)
     tables = series.flatten()
     causes[tables] = along_index(causes[tables], index[tables], generator)
     return causes
@@ -81,7 +81,7 @@ def _draw_causes(index: Tensor, series: Tensor, num_columns: int, generator: tor
 
 def _causal(index: Tensor, series: Tensor, num_columns: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     roots = _draw_causes(index, series, NUM_ROOTS, generator)
-    columns, outcome = draw_scm(*index.shape[:2], num_columns, roots, generator)
+    columns, outcome = draw_scm(index.shape[0], index.shape[1], num_columns, roots, generator)
     return write_down(columns, generator).observed, outcome
 
 
