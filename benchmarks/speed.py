@@ -6,7 +6,8 @@
 Sampling and density of M = 16 targets for B draws that share one context of N pairs: the buffer (`ArBufferJoint`,
 encoding included), exact AR (every draw re-encodes its context after every target: stock attention, batched over all
 draws), marginals. A training step with and without the buffer. Peak memory in fresh processes, against the same
-decoding with the context copied per draw. Prints tables, then one JSON line.
+decoding with the context copied per draw. 256 draws of 32 rows of a table of 16 columns, given 256 and 512 rows. Prints
+tables, then one JSON line.
 """
 
 import json
@@ -30,6 +31,7 @@ from pyro_arbuf import ArBufferJoint, ArBufferModel
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.cache import BufferCache, ContextCache
 from pyro_arbuf.priors import gp_1d
+from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.training.loop import make_optimizers
 from pyro_arbuf.training.sources import Pairs, curriculum, split_points
 
@@ -37,7 +39,10 @@ NUM_TARGETS = 16
 QUOTED = ((128, 16), (256, 1), (256, 64), (256, 256))
 WARM_UP_BELOW = 2.0  # seconds; the first run of anything slower counts
 MEMORY_CELL = (1024, 256)
+TABLES = (256, 512)  # rows
+TABLE_COLUMNS, TABLE_TARGETS, TABLE_DRAWS = 16, 32, 256
 SLOW_CONTEXT = 512  # exact AR takes minutes beyond: with --full only
+Kind = Literal["shared", "copied", "table"]  # of memory
 
 
 @torch.no_grad()
@@ -151,6 +156,28 @@ def time_training(net: ArBufferModel, repeats: int) -> list[float]:
     return median_seconds([partial(step, batch) for batch in batches], repeats, device)
 
 
+def draw_rows(num_context: int, num_draws: int) -> Callable[[], Tensor]:
+    """What draws 32 rows of a table of 16 columns so often, its context encoded anew; the weights are random."""
+    net = ArBufferModel(RECIPES["tabular"].config).eval().requires_grad_(False)
+    x = torch.randn(num_context + TABLE_TARGETS, TABLE_COLUMNS, generator=torch.Generator().manual_seed(num_context))
+    x_context, x_target = x.split((num_context, TABLE_TARGETS))
+    return lambda: ArBufferJoint(net.condition(x_context, x_context.sum(-1)), x_target).sample((num_draws,))
+
+
+def measure_tables(repeats: int) -> list[dict[str, float]]:
+    """Prints seconds and memory of drawing rows of tables."""
+    cells = []
+    for num_context in TABLES:
+        (seconds,) = median_seconds([draw_rows(num_context, TABLE_DRAWS)], repeats, torch.device("cpu"))
+        memory = measure_memory("table", "tabular", num_context, TABLE_DRAWS)
+        print(
+            f"table of {TABLE_COLUMNS} columns, N = {num_context}, M = {TABLE_TARGETS}, B = {TABLE_DRAWS}: "
+            f"{seconds:.2f} s, peak memory above loading {memory:.0f} MiB"
+        )
+        cells.append({"N": num_context, "seconds": round(seconds, 3), "MiB": memory})
+    return cells
+
+
 def added_memory(function: Callable[[], object]) -> float:
     """Peak resident memory that a call adds to what this (fresh) process holds, MiB, by Linux's counters."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
@@ -164,8 +191,11 @@ def added_memory(function: Callable[[], object]) -> float:
     return status("VmHWM") - before
 
 
-def probe_memory(kind: Literal["shared", "copied"], model: str, num_context: int, num_draws: int) -> float:
+def probe_memory(kind: Kind, model: str, num_context: int, num_draws: int) -> float:
     """Peak resident memory above that after loading, MiB, in this (fresh) process."""
+    if kind == "table":
+        draw_rows(8, 1)()  # loads the kernels' libraries
+        return added_memory(draw_rows(num_context, num_draws))
     net = pyro_arbuf.load(model)
     (x_context, y_context), (x, _) = observations(num_context, torch.device("cpu"))
     x = x[0]
@@ -177,7 +207,7 @@ def probe_memory(kind: Literal["shared", "copied"], model: str, num_context: int
     return added_memory(lambda: copied_context(net, x_context, y_context, x, num_draws))
 
 
-def measure_memory(kind: Literal["shared", "copied"], model: str, num_context: int, num_draws: int) -> float:
+def measure_memory(kind: Kind, model: str, num_context: int, num_draws: int) -> float:
     """`probe_memory` in a fresh process, MiB."""
     command = [sys.executable, __file__, "--model", model, "--memory-probe", kind, str(num_context), str(num_draws)]
     return round(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout), 1)
@@ -208,7 +238,7 @@ def main(
     full: bool = False,
     repeats: int = 2,
     device: str = "cpu",
-    memory_probe: tuple[Literal["shared", "copied"], int, int] | None = None,
+    memory_probe: tuple[Kind, int, int] | None = None,
 ) -> None:
     """Measures speed and memory.
 
@@ -240,6 +270,7 @@ def main(
     )
     result: dict[str, object] = {"cells": cells, "training step ratios": [round(r, 3) for r in ratios]}
     if device == "cpu":
+        result["tables"] = measure_tables(repeats)
         result["memory MiB"] = []
         for size in grid if full else [MEMORY_CELL]:
             shared, copied = (measure_memory(kind, model, *size) for kind in ("shared", "copied"))

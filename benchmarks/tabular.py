@@ -286,9 +286,11 @@ def main(
     summary = summarise(cells)
     text = (
         f"Joint log density of M = {NUM_TARGETS} outcomes, nats per target, in units standardised by the N rows; "
-        f"{num_splits} splits, or fewer of what is slow: exact AR 25 at N = 256 and 15 at N = 512, the GP 10 and 3, the "
-        "forest 20, all 20 and 10 at N = 1,024 and 2,048. Differences are paired, standard errors over splits in brackets. The paper's figures are "
-        "of other splits and units.\n\n" + "\n".join([*write_summary(summary), "", *write_table(cells)]) + "\n"
+        f"{num_splits} splits, or fewer of what is slow: exact AR 25 at N = 256 and 15 at N = 512, the GP 10 and 3, "
+        "the forest 20, all 20 and 10 at N = 1,024 and 2,048. Differences are paired, standard errors over splits in "
+        "brackets. The paper's figures are of other splits and units.\n\n"
+        + "\n".join([*write_summary(summary), "", *write_table(cells)])
+        + "\n"
     )
     print(text)
     if update_card:
