@@ -390,6 +390,14 @@ WRONG = {
     "no_column": (lambda net: net.condition(pd.DataFrame(index=range(4)), Y), r"got \(0, 0\)|1 to 5"),
     "series": (lambda net: net.condition(pd.Series(GOOD["size"]), Y), "to_frame"),
     "text": (lambda net: net.condition(CITY, Y), "'city'.*numbers"),
+    "texts": (
+        lambda net: net.condition(CITY.assign(street=CITY.city), Y),
+        r"columns \['city', 'street'\] of x .*dtype",
+    ),
+    "text_in_targets": (
+        lambda net: ArBufferJoint(net.condition(pd.DataFrame(GOOD), Y), CITY[["size", "city"]]),
+        "'city' of x must hold numbers",
+    ),
     "too_many": (lambda net: net.condition(draw(4, 6), Y), "1 to 5 columns"),
     "too_many_targets": (lambda net: ArBufferJoint(net.condition(), draw(4, 6)), "1 to 5 columns"),
     "infinite": (lambda net: net.condition(torch.full((4, 2), torch.inf), Y), "infinite"),

@@ -18,6 +18,7 @@ from pyro_arbuf.network.network import Network
 
 MICROSECONDS = 86_400_000_000  # of a day
 NUMERIC = "iufb"  # kinds of NumPy's dtypes
+REMEDY = "convert it, e.g. by pd.to_numeric or pd.to_datetime, or leave the column out"
 
 
 class Table(NamedTuple):
@@ -38,13 +39,14 @@ def read_table(name: str, value: object) -> Table | None:
     """Numbers of an array or a table; `None` for everything else, torch tensors among it.
 
     Raises:
-        ValueError: If a column holds neither numbers nor dates; names it.
+        ValueError: If columns hold neither numbers nor dates; names them.
     """
     if isinstance(value, Tensor | list | tuple | Mapping | np.generic | str | type):
         return None
     columns = columns_of(value)
     if columns is not None and hasattr(value, "to_numpy"):
         labels, parts = tuple(columns), _columns(value)
+        _check_kinds(name, labels, parts)
         read = [_numbers(f"column {label!r} of {name}", part) for label, part in zip(labels, parts, strict=True)]
         numbers = np.stack([part for part, _ in read], -1) if read else np.empty((len(parts), 0))
         return Table(numbers, tuple(date for _, date in read), labels)
@@ -77,6 +79,18 @@ def _columns(table: Any) -> list[Any]:
     return [table[label] for label in table.columns]
 
 
+def _check_kinds(name: str, labels: tuple[Any, ...], columns: list[Any]) -> None:
+    """Raises ValueError that names all columns which hold neither numbers nor dates, if there are several."""
+    kinds = [getattr(column.dtype, "kind", "O") for column in columns]
+    wrong = [i for i, kind in enumerate(kinds) if kind not in (*NUMERIC, "M", "m")]
+    if len(wrong) > 1:
+        dtypes = ", ".join(dict.fromkeys(str(columns[i].dtype) for i in wrong))
+        raise ValueError(
+            f"the columns {[labels[i] for i in wrong]} of {name} must hold numbers or dates; got the dtype {dtypes}; "
+            f"{REMEDY}"
+        )
+
+
 def _numbers(name: str, value: Any) -> tuple[np.ndarray, bool]:
     """Numbers of one column or array, and whether they are dates."""
     if isinstance(value, np.ma.MaskedArray):
@@ -91,10 +105,7 @@ def _numbers(name: str, value: Any) -> tuple[np.ndarray, bool]:
             value = value.to_numpy(dtype="datetime64[us]")  # in UTC
         return days(np.asarray(value)), kind == "M"
     if kind not in NUMERIC:
-        raise ValueError(
-            f"{name} must hold numbers or dates; got the dtype {dtype}; convert it, e.g. by pd.to_numeric or "
-            "pd.to_datetime, or leave the column out"
-        )
+        raise ValueError(f"{name} must hold numbers or dates; got the dtype {dtype}; {REMEDY}")
     if hasattr(dtype, "na_value"):  # pandas' own dtypes, whose missing values are no floats
         value = value.to_numpy(dtype=np.float64, na_value=np.nan)
     return np.array(value, dtype=np.float64, order="C"), False
