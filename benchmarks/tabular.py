@@ -11,10 +11,10 @@ per target, in units standardised by the N rows: of the network with a buffer of
 joint) and of a random forest (independent), see tabular_rivals.py. All see the same splits; differences are paired.
 With 1,024 and 2,048 rows, beyond the 512 of training, only what is quick is scored.
 
-The tables come from the UCI repository and StatLib; they are not distributed here, as no licence is stated with them.
-`--data` is a folder with NAME/NAME.npz for each of gas_turbine (UCI 551), bike_sharing (275), california_housing,
-household_power (235, the first 26 days) and tetouan (849): `X` (rows, columns) in time order, and `columns`, their
-names. Tables that are not there are left out, with a line that says so.
+The tables come from the UCI repository and StatLib, and are not distributed here. `--data` is a folder with
+NAME/NAME.npz for each of gas_turbine (UCI 551), bike_sharing (275), california_housing, household_power (235, the first
+26 days) and tetouan (849): `X` (rows, columns) in time order, and `columns`, their names. Tables that are not there are
+left out, with a line that says so.
 
 Scores are kept in the folder, a file for each table, task and N: the same command goes on where it was stopped. Prints
 a table, then one JSON line.

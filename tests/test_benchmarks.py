@@ -4,7 +4,9 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny
 import torch
 
 import pyro_arbuf
@@ -93,6 +95,65 @@ def test_outcomes_goes_on_where_it_was_stopped(benchmark, capsys, tmp_path):
     *table, line = capsys.readouterr().out.strip().splitlines()
     assert (tmp_path / "pair" / "scores.jsonl").read_text().startswith(first)
     assert len(json.loads(line)["c2st"]) == 2 and any(row.startswith("| evidence RMSE, 2 sets") for row in table)
+
+
+def small_tables(folder: Path) -> None:
+    """A table of 80 rows, of which the outcome is the sum of two columns and noise, under the name of a public one."""
+    x = np.random.default_rng(0).normal(size=(80, 4))
+    x[:, 3] = x[:, 0] + x[:, 1] + 0.1 * x[:, 3]
+    (folder / "tetouan").mkdir()
+    columns = ["Temperature", "Humidity", "Wind Speed", "Zone 1 Power Consumption"]
+    np.savez(folder / "tetouan" / "tetouan.npz", X=x, columns=columns)
+
+
+@pytest.mark.slow
+def test_tabular_says_what_is_missing_and_goes_on_where_it_was_stopped(benchmark, capsys, tmp_path, monkeypatch):
+    tabular = benchmark("tabular")
+    small_tables(tmp_path)
+    pyro_arbuf.save(tiny.tiny_model(inputs="rows", dim_x=5, column_width=8, buffer_size=32), tmp_path / "net")
+    settings = {"model": str(tmp_path / "net"), "data": tmp_path, "num_splits": 2, "num_rows": (16,)}
+    tabular.main(tmp_path / "scores", **settings)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    assert sum("is left out" in row for row in table) == 4
+    result = json.loads(line)["forecasting, N = 16"]
+    assert set(result) == {"buffer minus independent", "exact AR minus buffer", "ahead of GP", "ahead of ridge"}
+    monkeypatch.setattr(tabular, "network_scores", None)  # nothing is computed again
+    monkeypatch.setattr(tabular, "rival_scores", None)
+    tabular.main(tmp_path / "scores", **settings)
+    assert capsys.readouterr().out.strip().splitlines() == [*table, line]
+
+
+def test_rivals_of_tabular_are_the_laws_they_are_said_to_be(benchmark):
+    rivals = benchmark("tabular_rivals")
+    rng = np.random.default_rng(1)
+    x, noise = rng.normal(size=(240, 2)), rng.normal(size=240)
+    y = x @ [0.8, 0.4] + 0.3 * noise
+    context, targets = (x[:200], y[:200]), (x[200:], y[200:])
+    truth = -0.5 * (noise[200:] ** 2).sum() - 40 * (np.log(0.3) + 0.5 * np.log(2 * np.pi))
+    prepared = rivals.prepared(context, targets)
+    assert np.allclose(prepared[0][0].std(0), 1) and np.allclose(prepared[0][0].mean(0), 0)
+    assert abs(rivals.bayesian_ridge(*prepared) - truth) < 5
+    assert abs(rivals.gaussian_process(*prepared) - truth) < 5
+    assert -40 < rivals.forest(*prepared) - truth < 5
+    missing = x[:200].copy()
+    missing[3, 0], missing[:, 1] = np.nan, np.nan
+    filled = rivals.prepared((missing, y[:200]), targets)
+    assert all(np.isfinite(part[0]).all() for part in filled)
+
+
+def test_density_of_the_forest_is_one_of_the_outcome(benchmark):
+    rivals = benchmark("tabular_rivals")
+    weights = np.random.default_rng(0).dirichlet(np.ones(5), 1)
+    nodes = np.linspace(-40, 40, 20_001)
+    density = np.exp(rivals._mixture(nodes, np.linspace(-1, 2, 5), np.repeat(weights, len(nodes), 0), 0.2))
+    assert abs(np.trapezoid(density, nodes) - 1) < 1e-6
+
+
+@pytest.mark.slow
+def test_figure_of_sixteen_tables_is_drawn(benchmark, capsys, tmp_path):
+    benchmark("sixteen_tables").main(tmp_path / "prior.png")
+    assert (tmp_path / "prior.png").stat().st_size > 10_000
+    assert json.loads(capsys.readouterr().out)["tables"] == 16
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ TUTORIALS = sorted(FOLDER.glob("[0-9]*.py"))
 
 
 def run(path: Path, **variables: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in ("SHAMS_AV", "EEG")}
+    of_users = ("SHAMS_AV", "EEG", "BIKE_SHARING")
+    environment = {name: value for name, value in os.environ.items() if name not in of_users}
     environment |= {"SMOKE_TEST": "1"} | variables
     done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -44,3 +45,14 @@ def test_multisensory_tutorial_reads_human_data(tmp_path):
 def test_eeg_tutorial_reads_recordings(tmp_path):
     printed = run(FOLDER / "07_eeg_forecast.py", EEG=str(write_trials(tmp_path / "file.npz")))
     assert "co2a0000370, trial 0: " in printed
+
+
+@pytest.mark.slow
+def test_tutorial_of_tables_reads_the_real_hires(tmp_path):
+    path, generator = tmp_path / "hour.csv", np.random.default_rng(0)
+    hour = np.delete(np.tile(np.arange(24), 20), [30, 31])  # a day may lack hours
+    columns = {"hr": hour, "cnt": generator.poisson(20.0, len(hour))}
+    rest = ("weekday", "workingday", "weathersit", "temp", "hum", "windspeed")
+    table = columns | {name: generator.random(len(hour)) for name in rest}
+    np.savetxt(path, np.column_stack(list(table.values())), "%g", delimiter=",", header=",".join(table), comments="")
+    assert "real hires: 20 days" in run(FOLDER / "06_tables_total_of_a_day.py", BIKE_SHARING=str(path))
