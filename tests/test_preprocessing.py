@@ -82,6 +82,18 @@ def test_mapping_is_increasing(table):
     assert (statistics.map_x(rising).diff(dim=1) >= 0).all()
 
 
+def test_far_inputs_stay_apart_on_a_logarithmic_scale_and_come_back():
+    x = torch.linspace(-1, 1, 41, dtype=torch.float64)[None, :, None]
+    statistics = table_statistics(x, x)
+    scale = statistics.x_scale * statistics.z_scale
+    far = torch.linspace(-55, 55, 111, dtype=torch.float64)[None, :, None] * scale
+    z = statistics.map_x(far)
+    assert (z.diff(dim=1) > 0).all() and z.abs().max() < 8
+    assert_close(statistics.restore_x(z), far, rtol=1e-6, atol=1e-9)
+    straight = ((far / scale).abs() <= 4).squeeze()
+    assert_close(z[:, straight], (far / scale)[:, straight], rtol=0, atol=0.05)  # its power is nearly 1
+
+
 def test_outcomes_are_restored(table):
     statistics = table_statistics(*table)
     assert_close(statistics.restore_y(statistics.map_y(table[1])), table[1], **EXACT)

@@ -5,7 +5,16 @@ import torch
 from torch.testing import assert_close
 
 from pyro_arbuf.priors.scm import NUM_ROOTS, draw_scm
-from pyro_arbuf.priors.table_columns import draw_causes, rescale_and_lose, unit_scale, write_down
+from pyro_arbuf.priors.table_columns import (
+    LONGEST,
+    along_index,
+    draw_causes,
+    draw_index,
+    draw_paths,
+    rescale_and_lose,
+    unit_scale,
+    write_down,
+)
 from pyro_arbuf.priors.table_functions import draw_relevance, smooth_function, stepped_function
 from pyro_arbuf.priors.tabular import tabular
 
@@ -73,6 +82,44 @@ def test_lost_cells_are_the_only_ones_that_change_but_for_the_unit(generator):
             assert torch.corrcoef(pair)[0, 1] > 1 - 1e-5
 
 
+def test_index_has_random_order_and_is_even_in_half_of_the_tables(generator):
+    index = draw_index(400, T, generator)
+    assert index.abs().max() <= LONGEST * (1 + 1e-6) and index.diff(dim=1).gt(0).float().mean().sub(0.5).abs() < 0.02
+    spacing = index.sort(1).values.diff(dim=1)
+    even = (spacing.amax(1) - spacing.amin(1) < 1e-5).float().mean()
+    assert 0.4 < even < 0.6
+    assert draw_index(2, 1, generator).isfinite().all()
+
+
+def test_paths_are_functions_of_the_index_from_nearly_noise_to_nearly_lines(generator):
+    index = draw_index(300, T, generator)
+    paths = draw_paths(index, 2, 32, generator)
+    assert_close(paths.square().mean(1), torch.ones(300, 2), rtol=1e-3, atol=0)
+    ordered = paths.gather(1, index.argsort(1).expand(-1, -1, 2))
+    roughness = ordered.diff(dim=1).square().mean(1).flatten()  # 2 of noise, nearly 0 of a line
+    assert roughness.min() < 0.01 and roughness.max() > 1.0
+    twice = draw_paths(index[:, :1].expand(-1, T, -1) + torch.linspace(0, 1e-6, T)[:, None], 1, 32, generator)
+    assert twice.isfinite().all()
+
+
+def test_columns_along_an_index_are_it_and_what_follows_it(generator):
+    causes, index = draw_causes(200, T, D, generator), draw_index(200, T, generator)
+    along = along_index(causes, index, generator)
+    assert_close(along[..., :1], unit_scale(index))
+    own = (along * unit_scale(causes)).mean(1)[:, 1:]  # correlation with what a column was
+    assert 0.2 < (own > 0.999).float().mean() < 0.5 and (own.abs() < 0.5).float().mean() > 0.2
+
+
+def test_neighbours_along_the_index_of_a_series_share_what_columns_do_not_say(generator):
+    x, y = tabular(300, 200, generator, 1)
+    x, y = x.nan_to_num(0.0), unit_scale(y)
+    shared = 1 - 0.5 * y.gather(1, x.argsort(1)).diff(dim=1).square().mean(1).flatten()
+    spacing = x.sort(1).values.diff(dim=1)
+    series = (spacing.amax(1) < 1.01 * spacing.amin(1)).flatten()  # those of an even index
+    assert 0.1 < series.float().mean() < 0.3
+    assert shared[series].median() > 0.5
+
+
 def test_at_least_one_column_is_relevant_and_seldom_all(generator):
     relevant = draw_relevance(2000, D, generator)
     assert relevant.any(1).all() and 0.1 < relevant.all(1).float().mean() < 0.5
@@ -95,6 +142,13 @@ def test_smooth_function_has_variance_1_over_functions(generator):
     values = smooth_function(torch.randn(1, 20, D, generator=generator).expand(4000, -1, -1), generator)
     without_trend = values[:, 0].std()
     assert 0.9 < without_trend < 1.6
+
+
+def test_functions_are_finite_where_a_normal_number_is_exactly_0(generator, monkeypatch):
+    causes, index = torch.rand(B, T, D, generator=generator), draw_index(B, T, generator)
+    monkeypatch.setattr(torch, "randn", lambda *size, generator: torch.zeros(*size))
+    assert smooth_function(causes, generator).isfinite().all()
+    assert draw_paths(index, 2, 8, generator).isfinite().all()
 
 
 def test_stepped_function_takes_few_values(generator):
