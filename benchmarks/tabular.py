@@ -221,7 +221,8 @@ def summarise(cells: dict[Cell, Scores]) -> dict[str, object]:
                 "ahead of GP": wins(cells, "GP", task, num_rows),
                 "ahead of ridge": wins(cells, "ridge", task, num_rows),
             }
-            summary[f"{task}, N = {num_rows}"] = {name: value for name, value in found.items() if value is not None}
+            if found := {name: value for name, value in found.items() if value is not None}:
+                summary[f"{task}, N = {num_rows}"] = found
     return summary
 
 
