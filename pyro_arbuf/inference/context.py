@@ -186,9 +186,8 @@ class Context:
                 "move the model first with net.to(...)"
             )
         length = None if self.context_len is None else self.context_len.to(x.device)
-        moved = self.statistics
-        if moved is not None:
-            moved = moved._make(part.to(x.device) for part in moved)
+        own = self.statistics
+        moved = None if own is None else own._make(part.to(x.device) for part in own)
         shapes = (self.task_shape, self.batch_shape)
         given = (self.latents, self.tracked, moved, self.columns, self.dates)
         return encode_pairs(self.model, x, y, length, *shapes, *given)
@@ -196,9 +195,8 @@ class Context:
     def _select(self, rows: Tensor) -> Context:
         """The contexts at flat row numbers, of the batch shape of `rows`."""
         flat = rows.flatten()
-        statistics = self.statistics
-        if statistics is not None:
-            statistics = statistics._make(part[flat] for part in statistics)
+        own = self.statistics
+        statistics = None if own is None else own._make(part[flat] for part in own)
         return dataclasses.replace(
             self,
             x=self.x[flat],

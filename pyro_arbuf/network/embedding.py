@@ -82,13 +82,7 @@ class Embedder(nn.Module):
             self.y_frequencies = nn.Parameter(magnitudes * directions)
             y_features = 2 * dim_y + 2 * config.num_y_frequencies
         y_features += num_categories
-        self.traces = None
-        if config.num_traces:
-            self.traces = Traces(config.num_traces, y_features, dim_y, hidden_width)
-            self.told_in = nn.Linear(self.traces.size, hidden_width)
-            self.told_out = nn.Linear(hidden_width, width)
-            self.told_skip = nn.Linear(self.traces.size, width, bias=False)
-            y_features += self.traces.size + (dim_y if self.all_real else 0)
+        y_features += self._make_traces(config, y_features)
         self.y_in = nn.Linear(y_features, hidden_width)
         self.y_out = nn.Linear(hidden_width, width)
         self.y_skip = nn.Linear(y_features, width, bias=False)
@@ -101,18 +95,32 @@ class Embedder(nn.Module):
             self.latent_out = nn.Linear(hidden_width, width)
             self.latent_skip = nn.Linear(2 * self.num_latents, width, bias=False)
             self.count_skip = nn.Linear(2, width, bias=False)
-        self.standardised_x = config.x_loc is not None and config.x_scale is not None
-        if self.standardised_x:
-            self.register_buffer("x_loc", torch.tensor(config.x_loc), persistent=False)
-            self.register_buffer("x_scale", torch.tensor(config.x_scale), persistent=False)
         self.lag_column = config.lag_column
         if self.lag_column is not None:
             frequencies = turn_frequencies(config.max_frequency, config.width // config.num_heads)
             self.register_buffer("turn_frequencies", frequencies, persistent=False)
             self.trials_per_time = config.max_frequency / math.pi
+        self._make_standardisation(config)
+
+    def _make_traces(self, config: ModelConfig, y_features: int) -> int:
+        """The layers of what tokens of a series are told; returns by how many features those of outcomes grow."""
+        self.traces = None
+        if not config.num_traces:
+            return 0
+        self.traces = Traces(config.num_traces, y_features, config.dim_y or 1, config.embedding_width)
+        self.told_in = nn.Linear(self.traces.size, config.embedding_width)
+        self.told_out = nn.Linear(config.embedding_width, config.width)
+        self.told_skip = nn.Linear(self.traces.size, config.width, bias=False)
+        return self.traces.size + (self.traces.num_numbers if self.all_real else 0)
+
+    def _make_standardisation(self, config: ModelConfig) -> None:
+        self.standardised_x = config.x_loc is not None and config.x_scale is not None
+        if self.standardised_x:
+            self.register_buffer("x_loc", torch.tensor(config.x_loc), persistent=False)
+            self.register_buffer("x_scale", torch.tensor(config.x_scale), persistent=False)
         self.standardised_y = bool(config.latents) or (config.y_loc is not None and config.y_scale is not None)
         if self.standardised_y:
-            loc, scale = standardisation(config.latents, dim_y, config.y_loc, config.y_scale)
+            loc, scale = standardisation(config.latents, config.dim_y or 1, config.y_loc, config.y_scale)
             self.register_buffer("y_loc", loc, persistent=False)
             self.register_buffer("y_scale", scale, persistent=False)
 
@@ -311,13 +319,12 @@ class Embedder(nn.Module):
     def target(self, embedded_x: Tensor, told: Tensor | None = None) -> Tensor:
         """Target tokens `(*batch, M, d)` of embedded inputs `(*batch, M, d)`."""
         tokens = embedded_x[..., : self.width] + self.role[TARGET]
-        if told is None:
+        if told is None or self.traces is None:
             return tokens
-        assert self.traces is not None
         with torch.autocast(told.device.type, enabled=False):
-            told = self.traces.squashed(told)
-            told = self.told_out(F.gelu(self.told_in(told))) + self.told_skip(told)
-        return tokens + told * (self.location(embedded_x) == 0).unsqueeze(-1)  # a latent has no trial before it
+            features = self.traces.squashed(told)
+            added = self.told_out(F.gelu(self.told_in(features))) + self.told_skip(features)
+        return tokens + added * (self.location(embedded_x) == 0).unsqueeze(-1)  # a latent has no trial before it
 
 
 def _directions(count: int, dim_x: int, sequential: bool) -> Tensor:

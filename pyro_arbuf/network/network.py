@@ -56,10 +56,9 @@ class Network(nn.Module):
         # A share of the number just before, exact where it is large: layer norms keep the direction of a token only.
         self.follow = None
         if config.num_traces and config.all_real:
-            self.follow = nn.Sequential(
-                nn.LayerNorm(config.width, bias=False), nn.Linear(config.width, config.dim_y or 1)
-            )
-            nn.init.zeros_(self.follow[1].weight)
+            share = nn.Linear(config.width, config.dim_y or 1)
+            nn.init.zeros_(share.weight)
+            self.follow = nn.Sequential(nn.LayerNorm(config.width, bias=False), share)
         if config.latents:
             self.latent_head = GaussianMixtureHead(*sizes, 1, config.num_components)
 
