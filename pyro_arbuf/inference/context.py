@@ -117,15 +117,13 @@ class Context:
         return f"Context(num_context={self.num_context}, batch_shape={tuple(self.batch_shape)}{latents})"
 
     def _repr_html_(self) -> str:
-        config, one = self.model.config, self.context_len is None
         lines = {
-            "observed": f"{'' if one else 'up to '}{self.num_context} pairs",
+            "observed": f"{'' if self.context_len is None else 'up to '}{self.num_context} pairs",
             "batch": str(tuple(self.batch_shape)) if self.batch_shape else "none: one data set",
-            "network": f"prior {config.prior or 'not declared'}, {config.buffer_size} buffer slots",
+            "network": f"prior {self.model.config.prior or 'not declared'}",
             "gradients": "live: to be used once" if self.live else "none: use it anywhere",
         }
-        given = {"given latents": ", ".join(self.latents)} if self.latents else {}
-        return as_html("Context", facts(lines | given))
+        return as_html("Context", facts(lines | ({"given latents": ", ".join(self.latents)} if self.latents else {})))
 
     def __getitem__(self, index: Any) -> Context:
         """The contexts at an index of the batch: a plate's subsample, or a discrete latent's choice.
