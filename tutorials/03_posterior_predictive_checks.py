@@ -206,7 +206,7 @@ axes["record"].set(
 axes["record"].legend()
 for kind, fit in fits.items():
     offset = fit.posterior["offset"].values.ravel()
-    az.plot_kde(offset, ax=axes["offset"], plot_kwargs={"color": colours[kind]}, label=kind)
+    az.plot_kde(offset, ax=axes["offset"], plot_kwargs={"color": colours[kind]}, label=kind, textsize=10)
 axes["offset"].axvline(OFFSET, color="black", ls="--", label="planted")
 axes["offset"].set(title="Offset of B", xlabel="offset (ppm)", yticks=[])
 axes["offset"].legend()
@@ -226,7 +226,7 @@ for name, (u, *others) in pits.items():
         plot_kwargs={"color": colours[name], "label": name},
     )
 axes["pit"].set(title=f"PIT of A's readings, {NUM_ORDERS} orders, 94 % band", xlabel="u", ylabel="ECDF minus uniform")
-axes["pit"].legend()
+axes["pit"].legend(loc="lower left")
 for axis, label in {"lag": "lag-1 correlation", "step": "largest step (ppm)"}.items():
     bins = np.linspace(*np.quantile(np.concatenate([checks[kind, label][0] for kind in fits]), [0.005, 0.995]), 40)
     for kind in fits:
