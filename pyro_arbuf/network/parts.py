@@ -95,17 +95,7 @@ class Architecture:
                 raise ValueError(f"{name} must be at most {LARGEST_SIZE}; got {value!r}")
         if not _is_number(self.max_frequency) or self.max_frequency <= 0:
             raise ValueError(f"max_frequency must be a positive number; got {self.max_frequency!r}")
-        lag, columns = self.lag_column, 0 if self.inputs == "rows" else self.dim_x
-        if lag is not None and (not _is_integer(lag) or not 0 <= lag < columns or self.width < 2 * self.num_heads):
-            raise ValueError(
-                f"lag_column must be the number of an input column, below {columns}, in a network whose heads are at "
-                f"least 2 wide, or None; got {lag!r} with heads of {self.width / self.num_heads:g}"
-            )
-        if self.num_traces and lag is None:
-            raise ValueError(
-                f"num_traces must be 0 in a network that sees no lags (lag_column=None); got {self.num_traces}; give "
-                "the column that numbers the trials by lag_column="
-            )
+        self._check_lags()
         for name in ("sequential", "chained", "scaled_queries"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
@@ -127,6 +117,19 @@ class Architecture:
             raise ValueError(f"latents must have different names; got {names}")
         if self.num_latents > LARGEST_SIZE:
             raise ValueError(f"latents must hold at most {LARGEST_SIZE} numbers; got {self.num_latents}")
+
+    def _check_lags(self) -> None:
+        lag, columns = self.lag_column, 0 if self.inputs == "rows" else self.dim_x
+        if lag is not None and (not _is_integer(lag) or not 0 <= lag < columns or self.width < 2 * self.num_heads):
+            raise ValueError(
+                f"lag_column must be the number of an input column, below {columns}, in a network whose heads are at "
+                f"least 2 wide, or None; got {lag!r} with heads of {self.width / self.num_heads:g}"
+            )
+        if self.num_traces and lag is None:
+            raise ValueError(
+                f"num_traces must be 0 in a network that sees no lags (lag_column=None); got {self.num_traces}; give "
+                "the column that numbers the trials by lag_column="
+            )
 
     def _check_rows(self) -> None:
         if self.inputs not in ("features", "rows"):
