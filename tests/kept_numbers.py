@@ -16,6 +16,7 @@ from pyro_arbuf.network.outcomes import Outcome
 FILE = Path(__file__).with_suffix(".json")
 FUNCTIONS = ("gp-1d", "gp-1d-noisy", "sawtooth")
 PROGRAMS = (
+    "ar1",
     "ddm",
     "gaussian",
     "gaussian-linear",
