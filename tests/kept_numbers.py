@@ -23,6 +23,7 @@ PROGRAMS = (
     "multisensory-rho1",
     "multisensory-rho43",
     "psychometric",
+    "rescorla-wagner",
     "two-moons",
 )
 
