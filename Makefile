@@ -38,7 +38,6 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/choices.py
 	$(BIN)/python benchmarks/eeg.py
 	for model in ar1 rescorla-wagner; do $(BIN)/python benchmarks/series.py $$model || exit 1; done
-	$(BIN)/python benchmarks/tabular.py --folder runs/tabular
 	for what in pair poisson choice-rt; do $(BIN)/python benchmarks/outcomes.py $$what --folder runs/outcomes || exit 1; done
 
 # One environment for everything. torch comes first, so that no dependency asks for another build of it.

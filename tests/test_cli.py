@@ -348,7 +348,7 @@ MISTAKES = {
     "unknown_model": (["evaluate", "nowhere"], "known networks"),
     "prior_not_known": (
         ["evaluate", "saved"],
-        "--prior must be one of gp-1d, gp-1d-noisy, sawtooth, tabular, gaussian",
+        "--prior must be one of gp-1d, gp-1d-noisy, sawtooth, tabular, eeg, ",
     ),
     "no_latents": (["evaluate", "saved", "--prior", "gaussian"], "a model of the prior 'gaussian' must have dim_x = 1"),
     "from_other": (["train", "two-moons", "--output", "o", "--steps", "1", "--from", "saved"], "saved has dim_x = 1"),

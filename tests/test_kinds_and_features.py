@@ -299,7 +299,7 @@ class Feature(NamedTuple):
 
 
 NO_DERIVATIVE = (NotImplementedError, "draws of categories and counts have no derivative")
-NO_LATENT = (NotImplementedError, "categories or counts are observed or simulated|cannot handle discrete sample site")
+NO_LATENT = (NotImplementedError, "categories or counts cannot be latents|cannot handle discrete sample site")
 NOT_REAL = (AttributeError, "probs is for categories; this network's outcome holds")
 FEATURES = {
     "`log_prob`, `log_prob_factors`, absorption": Feature(scores),

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from trials import write_trials
 
+from pyro_arbuf import ArBufferModel, ModelConfig, save
+
 FOLDER = Path(__file__).parent.parent / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("[0-9]*.py"))
 
@@ -55,4 +57,8 @@ def test_tutorial_of_tables_reads_the_real_hires(tmp_path):
     rest = ("weekday", "workingday", "weathersit", "temp", "hum", "windspeed")
     table = columns | {name: generator.random(len(hour)) for name in rest}
     np.savetxt(path, np.column_stack(list(table.values())), "%g", delimiter=",", header=",".join(table), comments="")
-    assert "real hires: 20 days" in run(FOLDER / "06_tables_total_of_a_day.py", BIKE_SHARING=str(path))
+    sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 8, "embedding_width": 8, "head_width": 8}
+    rows = {"inputs": "rows", "column_width": 8, "num_inducing": 2, "row_layers": 1, "num_cls": 1, "num_frequencies": 0}
+    save(ArBufferModel(ModelConfig(dim_x=16, buffer_size=32, **sizes, **rows)), tmp_path / "net")
+    script = FOLDER / "draft_06_tables_total_of_a_day.py"
+    assert "real hires: 20 days" in run(script, BIKE_SHARING=str(path), TABULAR=str(tmp_path / "net"))

@@ -157,8 +157,8 @@ def warn_other_unit(
         unit = scale[0] * (1.0 if config.user_y_scale is None else config.user_y_scale[0])
         warnings.warn(
             f"y of a context has a standard deviation below {least * unit:.4g} or above {most * unit:.4g}, as no "
-            "recording of training: densities are unreliable there; where y is in another unit, let the network take "
-            "it by net.in_units(y=...), of a whole recording, or net.in_units(y_scale=...)",
+            "recording of training: densities are unreliable there; state its unit by net.in_units(y_scale=...), or "
+            "by net.in_units(y=...) of a whole recording",
             stacklevel=stacklevel,
         )
 
