@@ -43,8 +43,10 @@ def test_posterior_and_likelihood_beat_the_prior(name):
     gain = density - pyro_arbuf.ArBufferPosterior(net.condition()).log_prob(drawn.latents)
     assert gain.mean() > 4 * gain.std() / 8 > 0
     free = pyro_arbuf.ArBufferPosterior(net.condition())
-    told = pyro_arbuf.ArBufferMarginals(net.condition(latents=free.sites(drawn.latents)), drawn.x).log_prob(y)
-    gain = told - pyro_arbuf.ArBufferMarginals(net.condition(), drawn.x).log_prob(y)
+    told = pyro_arbuf.likelihood(
+        net, drawn.x, free.sites(drawn.latents)
+    )  # of trials that depend on each other, a joint
+    gain = told.log_prob(y) - type(told)(net.condition(), drawn.x).log_prob(y)
     assert gain.mean() > 4 * gain.std() / 8 > 0
 
 

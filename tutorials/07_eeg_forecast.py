@@ -45,6 +45,7 @@ RECORDINGS = os.environ.get("EEG")
 NUM_OBSERVED, NUM_AHEAD = 128, 32
 LEFT, RIGHT = CHANNELS.index("F5"), CHANNELS.index("F6")
 
+plt.style.use("pyro_arbuf.house")  # the style of all figures here
 torch.set_num_threads(1)
 pyro.set_rng_seed(0)
 
@@ -171,15 +172,16 @@ print(f"joint minus independent times: {gain.mean():.2f} ({gain.std() / len(gain
 
 # %% The picture
 figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
-colours = {"joint": "tab:blue", "times independent": "tab:orange", "all independent": "tab:green"}
+colours = {"joint": "C0", "times independent": "C1", "all independent": "C2"}
 milliseconds = 1000 * seconds[:, 0]
 for axis, kind in zip(axes[0], KINDS, strict=True):
-    for c, colour in ((LEFT, "tab:purple"), (RIGHT, "tab:red")):
+    for c, colour in ((LEFT, "C3"), (RIGHT, "C4")):
         axis.plot(milliseconds[96:NUM_OBSERVED], y[TRIAL, 96:, c], color=colour, lw=1.5, label=CHANNELS[c])
         axis.plot(milliseconds[NUM_OBSERVED:], KINDS[kind][:6, :, c].T, color=colour, lw=0.6, alpha=0.6)
         axis.plot(milliseconds[NUM_OBSERVED:], y_ahead[TRIAL, :, c], color=colour, lw=1.5, ls=":")
-    axis.set(title=f"{kind}: six draws, dotted: what came", xlabel="ms", ylabel="microvolt")
-axes[0, 0].legend(fontsize=8)
+    axis.set(title=kind, xlabel="time after the picture (ms)", ylabel="voltage (microvolt)")
+figure.suptitle("Six draws of the next eighth of a second; dotted: what came")
+axes[0, 0].legend()
 panels = {label: {kind: checks[kind, label] for kind in KINDS} for label in STATISTICS}
 panels["largest F6 minus F5 (microvolt)"] = {
     kind: (largest_difference(sample).numpy(), float(came[TRIAL])) for kind, sample in KINDS.items()
@@ -191,6 +193,6 @@ for axis, (label, panel) in zip(axes[1], panels.items(), strict=True):
         axis.hist(drawn, bins, density=True, alpha=0.5, color=colours[kind], label=kind)
     axis.axvline(panel["joint"][1], color="black", ls="--", label="what came")
     axis.set(title=label, yticks=[])
-axes[1, 0].legend(fontsize=8)
+axes[1, 1].legend(loc="upper center")
 figure.savefig(FIGURE, dpi=110)
 print(f"figure: {FIGURE.relative_to(Path.cwd()) if FIGURE.is_relative_to(Path.cwd()) else FIGURE}")

@@ -45,6 +45,7 @@ HIRES = os.environ.get("BIKE_SHARING")
 FEATURES = ["day", "hr", "weekday", "workingday", "weathersit", "temp", "hum", "windspeed"]
 NUM_WEEK = 7  # days that are observed
 
+plt.style.use("pyro_arbuf.house")  # the style of all figures here
 torch.set_num_threads(1)
 
 
@@ -138,18 +139,18 @@ print(f"saved by the joint: {saved.mean():.2f} ({saved.std() / np.sqrt(NUM_DAYS)
 # %% The picture
 figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", width_ratios=(3, 1.3))
 shown = np.arange(min(NUM_DAYS, 40))
-for shift, (name, draws), colour in zip((-0.15, 0.15), WAYS.items(), ("tab:blue", "tab:orange"), strict=True):
+for shift, (name, draws), colour in zip((-0.15, 0.15), WAYS.items(), ("C0", "C1"), strict=True):
     low, middle, high = np.quantile(draws[shown], [0.1, 0.5, 0.9], axis=1)
     label = f"{name}: {100 * coverage[name, 0.8]:.0f} % of {NUM_DAYS} days within"
     axes[0].errorbar(shown + shift, middle, [middle - low, high - middle], fmt="none", lw=3, color=colour, label=label)
 axes[0].plot(shown, truth[shown], "k.", ms=7, label="the day as it came")
 axes[0].set(title="hires of a day from the week before: 80 % intervals", xlabel="day", ylabel="bicycles")
-axes[0].legend(fontsize=8)
+axes[0].legend()
 ranks = {name: (draws < truth[:, None]).mean(1) for name, draws in WAYS.items()}
-for name, colour in zip(WAYS, ("tab:blue", "tab:orange"), strict=True):
+for name, colour in zip(WAYS, ("C0", "C1"), strict=True):
     axes[1].plot(np.sort(ranks[name]), (np.arange(NUM_DAYS) + 0.5) / NUM_DAYS, color=colour, label=name)
 axes[1].axline((0, 0), slope=1, color="0.6", lw=1, label="calibrated")
 axes[1].set(title="of the total, as it came", xlabel="its probability to be smaller", ylabel="share of days")
-axes[1].legend(fontsize=8)
+axes[1].legend()
 figure.savefig(FIGURE, dpi=110)
 print(f"figure: {FIGURE.relative_to(Path.cwd()) if FIGURE.is_relative_to(Path.cwd()) else FIGURE}")
