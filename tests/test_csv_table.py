@@ -30,6 +30,11 @@ def test_numbers_and_missing_cells_are_read(separator: str, table) -> None:
     np.testing.assert_array_equal(columns.missing, [[True, False], [False, True], [False, True]])
 
 
+@pytest.mark.parametrize("header", ["\nx;y", 'x;"y, in C"', "x;y, in C"])
+def test_delimiter_is_told_from_other_marks_in_names(header: str, table) -> None:
+    assert len(table(f"{header}\n0;1\n1;2\n").names) == 2
+
+
 def test_dates_are_read_with_their_times(table) -> None:
     day = table("day,y\n2021-01-31,1\n,2\n2021-02-01 12:30,3\n2021-03,4\n").columns(["day"])["day"]
     expected = np.array(["2021-01-31", "NaT", "2021-02-01T12:30", "2021-03-01"], "datetime64[us]")

@@ -4,8 +4,9 @@ Knows nothing of networks. A line is counted as an editor or a spreadsheet count
 """
 
 import csv
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +131,13 @@ def parse_date(text: str) -> np.datetime64:
     return np.datetime64(text.replace(" ", "T"), "us")
 
 
+def _delimiter_of(lines: Iterable[str]) -> str:
+    """The one that stands most often in both the header and the first row; names in quotes may hold any of them."""
+    unquoted = (re.sub(r'"[^"]*"', "", line) for line in lines)
+    first = list(itertools.islice((line for line in unquoted if line.strip()), 2))
+    return max(DELIMITERS, key=lambda delimiter: min((line.count(delimiter) for line in first), default=0))
+
+
 def read_csv(path: Path) -> CsvTable:
     """Reads a CSV file with a header; cells are separated by commas, semicolons, tabs or bars.
 
@@ -138,9 +146,9 @@ def read_csv(path: Path) -> CsvTable:
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
+            delimiter = _delimiter_of(file)
             file.seek(0)
-            reader = csv.reader(file, delimiter=max(DELIMITERS, key=header.count))
+            reader = csv.reader(file, delimiter=delimiter)
             rows = [(row, reader.line_num) for row in reader if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a CSV file in UTF-8 ({error})") from error

@@ -161,7 +161,8 @@ def _values(text: str, dates: bool) -> np.ndarray:
         unit: Any = np.timedelta64(round(step * 86_400_000_000), "us") if dates else step
         if len(parts) > 3 or not unit > unit * 0:
             raise ValueError
-        steps = float((rest[0] - first) / unit)
+        with np.errstate(over="ignore"):  # too many steps are refused below
+            steps = float((rest[0] - first) / unit)
         if not 0 <= steps < MOST_TARGETS:
             raise ValueError
         return _finite(first + unit * np.arange(int(steps + 1e-9) + 1))
