@@ -62,7 +62,7 @@ def extended(trail: Trail | None, other: Trail | None) -> Trail | None:
 
 
 def fading_rates(number: int) -> Tensor:
-    """Rates `(R,)`: 0, then 1 - 2^-1, 1 - 2^-2, ... up to 0.97."""
+    """Rates `(R,)`: 0, then from 0.5 to 0.97 at equal ratios of 1 - rate; by halves, nearly, for R = 6."""
     later = 1 - torch.logspace(-1, math.log2(1 - SLOWEST), max(number - 1, 1), 2.0)
     return torch.cat([torch.zeros(1), later])[:number]
 
