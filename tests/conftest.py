@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pyro
 import pytest
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> ArBufferModel:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    pyro.clear_param_store()  # a test may run after any other in one process
 
 
 @pytest.fixture(scope="session")

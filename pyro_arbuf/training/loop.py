@@ -22,6 +22,7 @@ from pyro_arbuf.network.backbone import Block
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.network import Network
 from pyro_arbuf.progress import progress_bar
+from pyro_arbuf.training.muon import BatchedMuon
 from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState, held_interrupt
 from pyro_arbuf.training.sources import TaskSource, check_finite, check_positive
 
@@ -51,7 +52,7 @@ def make_optimizers(
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=muon_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        BatchedMuon(matrices, lr=muon_learning_rate),
         torch.optim.AdamW(others, lr=adamw_learning_rate, weight_decay=0.0, foreach=True),
     ]
 
