@@ -102,6 +102,10 @@ def test_from_starts_with_the_given_weights_and_counts_their_steps(run: Callable
     assert all(torch.equal(value, given.state_dict()[name]) for name, value in kept.state_dict().items())
     record = json.loads(Path("warm/training.json").read_text())
     assert record["started_from"] == "trained" and record["steps"] == 7
+    first, second = record["runs"]
+    assert (first["prior"], first["steps"], first["batch_size"]) == ("gp-1d", 4, 2)
+    assert (second["prior"], second["steps"], second["learning_rate"]) == ("sawtooth", 3, 9.0)
+    assert record["validation"] == second["validation"] and record["minutes"] >= second["minutes"]
 
 
 def test_evaluate_prints_a_table_and_a_json_line(run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:

@@ -131,7 +131,7 @@ def _train_shipped(
 
     def keep(state: RunState) -> None:
         save(model, output, state.best_weights)
-        _write_record(output, state, {"prior": prior, "batch_size": settings["batch_size"], "seed": seed})
+        _write_record(output, state, {"prior": prior, "seed": seed} | settings)
         write_atomically(output / "loss.png", lambda file: plot_history(state.history, file))
 
     state = fit(
@@ -179,7 +179,7 @@ def _origin_of(name: str) -> dict[str, Any]:
     record = folder / "training.json"
     before = json.loads(record.read_text()) if record.is_file() else FROM_SCRATCH
     found = {"started_from": folder.name, "folder": str(folder.resolve())}
-    return found | {"steps": before["steps"], "minutes": before["minutes"]}
+    return found | {"steps": before["steps"], "minutes": before["minutes"], "runs": before.get("runs", [])}
 
 
 def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
@@ -195,7 +195,10 @@ def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
 
 
 def _write_record(output: Path, state: RunState, settings: dict[str, Any]) -> None:
-    """Writes training.json: what the weights were trained on, and for how long."""
+    """Writes training.json: what the weights were trained on, for how long, and in which runs, one after the other."""
+    run = {"prior": settings["prior"], "steps": state.step, "minutes": round(state.minutes, 1)}
+    run |= {name: settings[name] for name in ("batch_size", "num_targets", "learning_rate", "seed")}
+    run["validation"] = round(state.best_score, 4)
     record = {
         "prior": settings["prior"],
         "steps": state.origin["steps"] + state.step,
@@ -203,7 +206,8 @@ def _write_record(output: Path, state: RunState, settings: dict[str, Any]) -> No
         "batch_size": settings["batch_size"],
         "seed": settings["seed"],
         "started_from": state.origin["started_from"],
-        "validation": round(state.best_score, 4),
+        "validation": run["validation"],
+        "runs": [*state.origin.get("runs", []), run],
     }
     write_atomically(output / "training.json", lambda file: file.write_text(json.dumps(record, indent=2) + "\n"))
 
