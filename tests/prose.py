@@ -2,6 +2,13 @@
 
 import re
 
+GENERATED = re.compile(r"<!-- \w+\.py -->.*?<!-- end -->", re.DOTALL)  # what a benchmark writes into a card
+
+
+def hand_written(card: str) -> str:
+    """A card without what its benchmark wrote."""
+    return GENERATED.sub("", card)
+
 
 def sentences(text: str) -> list[str]:
     """Sentences of prose, lists and cells of tables; code blocks and images are left out, inline code is one word."""
