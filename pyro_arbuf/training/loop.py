@@ -88,8 +88,9 @@ def fit(
         validate_every: Steps between validations.
         checkpoint_minutes: Minutes between writes of the state.
         mixed_precision: As accelerate has it; embedding, head and validation stay in float32.
-        origin: Of a warm start: "started_from", perhaps the "folder" of that, the "steps" and "minutes" its weights had,
-            and perhaps the "runs" behind them; kept in the state. Give the source another seed for new data; the command line adds the steps to it.
+        origin: Of a warm start: "started_from", perhaps the "folder" of that, the "steps" and "minutes" its weights
+            had, and perhaps the "runs" behind them; kept in the state. Give the source another seed for new data; the
+            command line adds the steps to it.
         on_checkpoint: Called by the main process whenever the state has been written: before the first step, every
             `checkpoint_minutes`, after the last step, and on Ctrl-C.
 

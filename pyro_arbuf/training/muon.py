@@ -36,26 +36,27 @@ class BatchedMuon(torch.optim.Muon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    alike[tuple(matrix.shape)].append(matrix)
+                    alike[matrix.shape].append(matrix)
             for matrices in alike.values():
                 self._update(matrices, group)
         return loss
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         """The step of matrices of one shape."""
-        gradients = [matrix.grad for matrix in matrices]
-        for matrix in matrices:
+        gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])
+        momenta = []
+        for matrix, gradient in zip(matrices, gradients, strict=True):
             if "momentum_buffer" not in self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
-        momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        updates = torch.stack(gradients).lerp(torch.stack(momenta), group["momentum"])
+            momenta.append(self.state[matrix]["momentum_buffer"].lerp_(gradient, 1 - group["momentum"]))
+        updates = gradients.lerp(torch.stack(momenta), group["momentum"])
         updates = orthogonalized(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rate = group["lr"] * 0.2 * max(matrices[0].shape) ** 0.5
-        torch._foreach_add_(matrices, list(updates.unbind()), alpha=-rate)
+        for matrix, update in zip(matrices, updates, strict=True):
+            matrix.add_(update, alpha=-rate)
 
 
 def orthogonalized(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -29,8 +29,8 @@ class RunState:
 
     Attributes:
         setup: How the run was begun: what a resumed one must agree with.
-        origin: Of a warm start: "started_from", perhaps the "folder" of that, the "steps" and "minutes" its weights had,
-            and perhaps the "runs" behind them.
+        origin: Of a warm start: "started_from", perhaps the "folder" of that, the "steps" and "minutes" its weights
+            had, and perhaps the "runs" behind them.
         step: Steps done.
         seconds: Time used, over all resumed parts.
         history: Of every validation, "step", mean training "loss" since the one before, and "validation".
