@@ -26,8 +26,12 @@ from pyro_arbuf.programs.evidence import (
 from pyro_arbuf.programs.evidence_error import EvidenceError, measure_evidence_error
 from pyro_arbuf.programs.guide import AmortizedGuide
 from pyro_arbuf.programs.likelihood import likelihood
+from pyro_arbuf.programs.local_c2st import LocalC2ST, local_c2st
+from pyro_arbuf.programs.observation import ObservationCheck, check_observation
+from pyro_arbuf.programs.posterior_sbc import posterior_sbc
 from pyro_arbuf.programs.refine import Refined, refine
 from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.tarp import ExpectedCoverage, tarp
 from pyro_arbuf.workflow.check_model import ModelCheckWarning, check_model
 from pyro_arbuf.workflow.datatree import to_datatree, to_inference_data
 from pyro_arbuf.workflow.loo import LooConditionals, exact_loo, loo_conditionals, to_elpd_data
@@ -44,10 +48,13 @@ __all__ = [
     "Evidence",
     "EvidenceComparison",
     "EvidenceError",
+    "ExpectedCoverage",
+    "LocalC2ST",
     "LooConditionals",
     "ModelCheckWarning",
     "ModelConfig",
     "Moments",
+    "ObservationCheck",
     "OrderSpread",
     "PlateOverTargetsWarning",
     "Refined",
@@ -57,13 +64,16 @@ __all__ = [
     "amortize",
     "calibrate",
     "check_model",
+    "check_observation",
     "compare_evidence",
     "exact_loo",
     "likelihood",
     "load",
+    "local_c2st",
     "log_evidence",
     "loo_conditionals",
     "measure_evidence_error",
+    "posterior_sbc",
     "predictive",
     "random_orders",
     "refine",
@@ -71,6 +81,7 @@ __all__ = [
     "self_consistency",
     "shipped_models",
     "subset_gap",
+    "tarp",
     "to_datatree",
     "to_elpd_data",
     "to_inference_data",

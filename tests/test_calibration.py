@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from pyro_arbuf.priors.gaussian import exact_posterior
 from pyro_arbuf.programs import calibration
-from pyro_arbuf.programs.calibration import LEVELS, _coverage, _uniformity, calibrate
+from pyro_arbuf.programs.calibration import calibrate
+from pyro_arbuf.programs.ranks import LEVELS, central_coverage, rank_p_values
 from pyro_arbuf.programs.simulator import Simulations
 
 D, NUM_TRIALS = 400, 8
@@ -133,22 +134,24 @@ def test_vector_latents_have_a_name_per_number(build_model, monkeypatch):
 @pytest.mark.parametrize("num_draws", [5, 19, 50, 99])
 def test_uniform_ranks_cover_every_level_exactly_and_pass(num_draws):
     ranks = torch.arange(num_draws + 1).repeat(20)[:, None]
-    torch.testing.assert_close(_coverage(ranks, num_draws)[:, 0], torch.tensor(LEVELS).double(), rtol=0, atol=1e-6)
-    assert _uniformity(ranks, num_draws).item() > 0.999
+    torch.testing.assert_close(
+        central_coverage(ranks, num_draws)[:, 0], torch.tensor(LEVELS).double(), rtol=0, atol=1e-6
+    )
+    assert rank_p_values(ranks, num_draws).item() > 0.999
 
 
 def test_p_values_are_those_of_the_chi_squared_test():
     stats = pytest.importorskip("scipy.stats")
     generator = torch.Generator().manual_seed(0)
     ranks = torch.randint(100, (300, 3), generator=generator)
-    for got, column in zip(_uniformity(ranks, 99), ranks.T, strict=True):
+    for got, column in zip(rank_p_values(ranks, 99), ranks.T, strict=True):
         counts = torch.bincount(column // 5, minlength=20).numpy()
         assert got.item() == pytest.approx(stats.chisquare(counts).pvalue)
 
 
 def test_p_value_is_corrected_for_the_number_of_latents(net, exact):
     result = calibrate(net, 40, 19, 2)
-    assert result.p_value == pytest.approx(min(1.0, 2 * result.p_values.min().item()))
+    assert result.p_value == pytest.approx(min(1.0, 3 * min(result.density_p_value, result.p_values.min().item())))
     many = result._replace(p_values=torch.tensor([0.9, 0.8]))
     assert many.p_value == 1.0
 
@@ -156,22 +159,24 @@ def test_p_value_is_corrected_for_the_number_of_latents(net, exact):
 def test_plot_has_a_panel_per_latent_and_one_of_coverage(net, exact):
     found = calibrate(net, 40, 19, 2)
     axes = found.plot()
-    assert [ax.get_title().split(" ")[0] for ax in axes] == ["tau", "mu", "coverage"]
+    assert [ax.get_title().split(" ")[0] for ax in axes] == ["tau", "mu", "joint", "coverage"]
     assert sum(patch.get_height() for patch in axes[0].patches[1:]) == 40
     assert len(axes[-1].lines) == 3
     figure = axes[0].figure
     figure.canvas.draw()
     plt.close(figure)
-    own = Figure().subplots(1, 3)
+    own = Figure().subplots(1, 4)
     assert found.plot(own) is own and own[0].has_data()
-    with pytest.raises(ValueError, match="axes must be 3, one for each latent and one of coverage; got 2"):
+    with pytest.raises(
+        ValueError, match="axes must be 4, one for each latent, one of the joint density and one of coverage; got 2"
+    ):
         found.plot(own[:2])
 
 
 @pytest.mark.parametrize("value", [0, 2.0, True, "5"])
 @pytest.mark.parametrize("name", ["num_datasets", "num_draws", "num_trials", "num_orders"])
 def test_numbers_that_are_no_positive_integers_are_refused(net, name, value):
-    with pytest.raises(ValueError, match=f"{name} must be a positive integer; got {value!r}"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1; got {value!r}"):
         calibrate(net, **{name: value})
 
 

@@ -17,6 +17,7 @@ from pyro_arbuf.cli.commands import COMMANDS
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs import calibration
+from pyro_arbuf.programs.ranks import LEVELS, central_coverage, rank_p_values
 from pyro_arbuf.programs.reports import SMALLEST_P
 from pyro_arbuf.training.loop import make_optimizers
 from pyro_arbuf.training.run_state import RunState
@@ -80,10 +81,10 @@ def test_check_ranks_the_latents_of_a_program(
     uniform: bool, run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     ranks = torch.arange(200)[:, None] % 100 if uniform else torch.zeros(200, 1, dtype=torch.int64)
-    p_values, coverage = calibration._uniformity(ranks, 99), calibration._coverage(ranks, 99)
+    p_values, coverage = rank_p_values(ranks, 99), central_coverage(ranks, 99)
     some = torch.full((1,), 0.3)
     gain = torch.linspace(1, 2, 200)
-    found = calibration.Calibration(["mu"], ranks, 99, p_values, calibration.LEVELS, coverage, some, some, gain)
+    found = calibration.Calibration(["mu"], ranks, 99, p_values, LEVELS, coverage, some, some, gain, ranks[:, 0])
     monkeypatch.setattr(check_module, "calibrate", lambda net, datasets, **_: found)
     run_check = ("check", "gaussian", "--datasets", "200")
     if not uniform:

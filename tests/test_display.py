@@ -34,7 +34,8 @@ LATENTS = (Latent("slope", (), None, None, False, (0.0,), (1.0,)),)
 def results() -> dict[str, object]:
     """One of each kind of result, with many numbers."""
     levels, some = (0.5, 0.9), torch.tensor([0.25, 0.75])
-    calibration = (["a", "b"], torch.zeros(9, 2), 99, some, levels, torch.stack([some, some]), some, some, MANY)
+    coverage, ranks = torch.stack([some, some]), torch.zeros(9, 2, dtype=torch.int64)
+    calibration = (["a", "b"], ranks, 99, some, levels, coverage, some, some, MANY, ranks[:, 0])
     draws = {"a": MANY, "b": MANY[:, None].expand(40, 2)}
     return {
         "Evidence": Evidence(MANY, MANY),

@@ -6,7 +6,8 @@ import torch
 
 from pyro_arbuf.priors.gaussian import exact_posterior
 from pyro_arbuf.programs import calibration, reports
-from pyro_arbuf.programs.calibration import LEVELS, Calibration
+from pyro_arbuf.programs.calibration import Calibration
+from pyro_arbuf.programs.ranks import LEVELS
 from pyro_arbuf.programs.reports import rise_at_the_end, training_report, verdict
 
 GOOD = "The posterior is calibrated and learned from the data."
@@ -17,8 +18,8 @@ D = 100
 def measured(contraction=(0.3, 0.5), marginal=(1.2, 0.7), gain=2.0, p=0.4) -> Calibration:
     """A calibration of two latents."""
     ranks, coverage = torch.zeros(D, 2, dtype=torch.int64), torch.zeros(len(LEVELS), 2)
-    p_values, gains = torch.tensor([p / 2, 0.9]), gain + torch.linspace(-1, 1, D)
-    rest = (torch.tensor(contraction), torch.tensor(marginal), gains)
+    p_values, gains = torch.tensor([p / 3, 0.9]), gain + torch.linspace(-1, 1, D)
+    rest = (torch.tensor(contraction), torch.tensor(marginal), gains, torch.arange(D) % 100)
     return Calibration(["slope", "noise"], ranks, 99, p_values, LEVELS, coverage, *rest)
 
 

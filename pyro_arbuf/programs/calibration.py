@@ -1,7 +1,7 @@
-"""Simulation-based calibration of an amortised posterior, and what it has learned from the data."""
+"""Simulation-based calibration of a posterior and of its joint density, and what it has learned from the data."""
 
-import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,32 +11,43 @@ from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.orders import random_orders
+from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Locations, latent_locations, pad_outcome
-from pyro_arbuf.programs.simulator import Program, Simulations, Simulator
+from pyro_arbuf.programs.known_truth import Known, Posterior, check_sizes, known_posteriors, simulating, trained_trials
+from pyro_arbuf.programs.ranks import (
+    LEVELS,
+    central_coverage,
+    panels,
+    plot_coverage,
+    plot_ranks,
+    rank_p_values,
+    sbc_tree,
+    smallest_p_value,
+)
+from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import find_simulator
-from pyro_arbuf.progress import progress_bar
-from pyro_arbuf.random_state import seeded
 
-LEVELS = tuple(i / 20 for i in range(1, 20))
-NUM_BINS = 20
-BATCH = 25  # data sets at a time
+JOINT = "joint density"
+Group = Literal["prior_sbc", "posterior_sbc"]
 
 
 def _summary(found: "Calibration") -> tuple[str, Table]:
+    before = "prior sd" if found.group == "prior_sbc" else "sd before"
     table = {
-        "latent": found.names,
-        "p of uniform ranks": [f"{p:.3f}" for p in found.p_values.tolist()],
-        "90 % interval holds": [f"{share:.3f}" for share in found.coverage[found.levels.index(0.9)].tolist()],
-        "posterior sd / prior sd": [f"{share:.2f}" for share in found.contraction.tolist()],
-        "gain (nats)": [f"{gain:.2f}" for gain in found.marginal_gain.tolist()],
+        "latent": [*found.names, JOINT],
+        "p of uniform ranks": [f"{p:.3f}" for p in [*found.p_values.tolist(), found.density_p_value]],
+        "90 % interval holds": [*(f"{c:.3f}" for c in found.coverage[found.levels.index(0.9)].tolist()), ""],
+        f"posterior sd / {before}": [*(f"{share:.2f}" for share in found.contraction.tolist()), ""],
+        "gain (nats)": [f"{gain:.2f}" for gain in [*found.marginal_gain.tolist(), found.gain.mean().item()]],
     }
-    return f"Calibration({len(found.ranks)} data sets, p = {found.p_value:.3f} for all latents together)", table
+    return f"Calibration({len(found.ranks)} data sets, p = {found.p_value:.3f} for all rows together)", table
 
 
 @shown_as_table(_summary)
 class Calibration(NamedTuple):
-    """What `calibrate` measures, per latent number.
+    """What `calibrate` measures, per latent number and of their joint density; also what `posterior_sbc` measures.
 
     Attributes:
         names: P names, of the latents' unconstrained numbers.
@@ -52,6 +63,10 @@ class Calibration(NamedTuple):
             network: a mean over data sets, 0 for what is not learned.
         gain: `(D,)` nats, log density of the true latents under the posterior minus that under the prior, which is the
             program's own where it has a density, else the network's without data.
+        density_ranks: `(D,)` int64, how many of the posterior draws have a lower joint log density than the true
+            latents. The ranks of single numbers miss a wrong dependence among them; these see it.
+        group: Of ArviZ's schema: "prior_sbc", or "posterior_sbc" where the true latents come from the posterior of
+            some observed data, which then takes the prior's place in `contraction` and the gains.
     """
 
     names: list[str]
@@ -63,17 +78,25 @@ class Calibration(NamedTuple):
     contraction: Tensor
     marginal_gain: Tensor
     gain: Tensor
+    density_ranks: Tensor
+    group: Group = "prior_sbc"
+
+    @property
+    def density_p_value(self) -> float:
+        """Of the chi-squared test that the ranks of the joint density are uniform."""
+        return rank_p_values(self.density_ranks[:, None], self.num_draws).item()
 
     @property
     def p_value(self) -> float:
-        """The smallest p-value after Bonferroni's correction for P latents."""
-        return min(1.0, self.p_values.min().item() * len(self.names))
+        """The smallest p-value after Bonferroni's correction for P latents and their joint density."""
+        return smallest_p_value(torch.cat([self.p_values, self.p_values.new_tensor([self.density_p_value])]))
 
     def plot(self, axes: Any = None) -> Any:
         """Draws histograms of the ranks with a 99 % band, and the coverage against the nominal one with a 95 % band.
 
         Args:
-            axes: P + 1 axes of matplotlib to draw into; `None` = those of a new figure of pyplot.
+            axes: P + 2 axes of matplotlib to draw into, one for each latent, one of the joint density, one of coverage;
+                `None` = those of a new figure of pyplot.
 
         Returns:
             The axes, an array; their figure is `axes[0].figure`.
@@ -83,30 +106,25 @@ class Calibration(NamedTuple):
         """
         import matplotlib.pyplot as plt  # slow, and only figures need it
 
-        count = len(self.names)
         with plt.style.context("pyro_arbuf.house"):
-            if axes is None:
-                axes = plt.subplots(1, count + 1, figsize=(2.6 * (count + 1), 2.6))[1]
-            if len(axes) != count + 1:
-                raise ValueError(f"axes must be {count + 1}, one for each latent and one of coverage; got {len(axes)}")
-            for p, ax in enumerate(axes[:-1]):
-                self._plot_ranks(ax, p)
-            nominal = torch.tensor(self.levels).numpy()
-            half = 1.96 * (nominal * (1 - nominal) / len(self.ranks)) ** 0.5
-            axes[-1].fill_between(nominal, nominal - half, nominal + half, color="0.85", lw=0)
-            axes[-1].plot([0, 1], [0, 1], color="0.6", lw=1)
-            axes[-1].plot(nominal, self.coverage.numpy(), lw=1.2, label=self.names)
-            axes[-1].set(title="coverage", xlabel="nominal", ylabel="measured")
-            axes[-1].legend(fontsize="x-small")
+            what = "one for each latent, one of the joint density and one of coverage"
+            axes = panels(axes, len(self.names) + 2, what)
+            columns = zip([*self.names, JOINT], [*self.ranks.T, self.density_ranks], strict=True)
+            p_values = [*self.p_values.tolist(), self.density_p_value]
+            for ax, (name, ranks), p in zip(axes, columns, p_values, strict=False):  # the last one is of coverage
+                plot_ranks(ax, ranks, self.num_draws, f"{name} (p = {p:.2f})")
+            plot_coverage(axes[-1], self.coverage, len(self.ranks), self.names)
         return axes
 
-    def _plot_ranks(self, ax: Any, p: int) -> None:
-        """Draws the ranks of one latent number."""
-        expected = len(self.ranks) / NUM_BINS
-        half = 2.58 * (expected * (1 - 1 / NUM_BINS)) ** 0.5
-        ax.axhspan(expected - half, expected + half, color="0.85")
-        ax.hist(self.ranks[:, p].numpy(), NUM_BINS, range=(-0.5, self.num_draws + 0.5), color="C0")
-        ax.set(title=f"{self.names[p]} (p = {self.p_values[p]:.2f})", xlabel="rank", yticks=[])
+    def to_datatree(self) -> Any:
+        """The ranks as ArviZ 1.x reads them: `plot_ecdf_pit(found.to_datatree(), group=found.group)`.
+
+        Returns:
+            An `xarray.DataTree` of one group, named by `group`; a draw of it is a data set, and values are shares of
+            posterior draws below the truth, by the names of latent numbers and as "joint density".
+        """
+        columns = dict(zip(self.names, self.ranks.T, strict=True)) | {JOINT: self.density_ranks}
+        return sbc_tree(self.group, columns, self.num_draws)
 
 
 @torch.no_grad()
@@ -118,10 +136,12 @@ def calibrate(
     program: Program | Simulator | None = None,
     num_orders: int = 1,
     seed: int = 0,
+    posterior: Posterior | None = None,
 ) -> Calibration:
     """Simulation-based calibration: ranks of true latents among posterior draws, uniform for a calibrated posterior.
 
-    Uniform ranks do not say that the posterior has learned from the data; `contraction` and `gain` do.
+    The joint log density of the true latents is ranked too, which sees how they depend on each other. Uniform ranks do
+    not say that the posterior has learned from the data; `contraction` and `gain` do.
 
     Args:
         net: A network with latents.
@@ -130,8 +150,11 @@ def calibrate(
         num_trials: Trials per data set; `None` = the largest trained number.
         program: The program, or a Simulator of it, which holds its inputs too; `None` = the one the network was trained
             on.
-        num_orders: Orders of the posterior's chain.
+        num_orders: Orders of the posterior's chain; for the network's own posterior.
         seed: Of data sets and draws.
+        posterior: What is checked in place of the network's own posterior: a function of a Context of B data sets, in
+            the program's units, that returns a distribution of batch shape `(B,)` and event shape `(P,)` with `sample`
+            and `log_prob`, of the unconstrained numbers.
 
     Returns:
         Ranks, p-values, coverage, contraction and gains; its `plot()` draws them.
@@ -140,41 +163,72 @@ def calibrate(
         ValueError: If the network's program is not known, a number is no positive integer, or `seed` no integer.
 
     Source:
-        Talts et al. (2018), "Validating Bayesian inference algorithms with simulation-based calibration".
+        Talts et al. (2018), "Validating Bayesian inference algorithms with simulation-based calibration"; Modrak et al.
+        (2023), "Simulation-based calibration checking for Bayesian computation: the choice of test quantities shapes
+        sensitivity".
     """
-    num_trials = max(1, net.config.num_context[1]) if num_trials is None else num_trials
-    numbers = {"num_datasets": num_datasets, "num_draws": num_draws, "num_trials": num_trials, "num_orders": num_orders}
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer; got {value!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0; got {seed!r}")
+    trials = trained_trials(net.config) if num_trials is None else num_trials
+    check_sizes(seed, posterior, num_datasets=num_datasets, num_draws=num_draws, num_trials=trials)
+    check_count("num_orders", num_orders)
+    if posterior is not None and num_orders > 1:
+        raise ValueError(f"num_orders is for the network's own posterior; got {num_orders} and a posterior; leave it 1")
     simulator = find_simulator(net, program)
     net = net.in_units()  # the program's
     orders = random_orders(net.config.num_latents, num_orders) if num_orders > 1 else None
-    parts, device = [], next(net.parameters()).device
-    with seeded(seed), warnings.catch_warnings():
-        # Draws from the prior are what it was trained on.
-        warnings.filterwarnings("ignore", message=".*outside the trained range.*")
-        for start in progress_bar(range(0, num_datasets, BATCH), desc="calibration", leave=False):
-            drawn = simulator.draw(min(BATCH, num_datasets - start), num_trials)
-            drawn = Simulations(*(part.to(device) for part in drawn))
-            context = net.condition(drawn.x, net.config.squeeze_outcome(drawn.y))
-            posterior = ArBufferPosterior(context, orders)
-            draws, truth = posterior.sample((num_draws,)), drawn.latents
-            marginal = _marginal_log_prob(context, truth) - _marginal_log_prob(net.condition(), truth)
-            measured = ((draws < truth).sum(0), _spread(draws), truth, marginal, posterior.log_prob(truth))
-            parts.append([part.cpu() for part in measured])
-        ranks, spread, truth, marginal, density = map(torch.cat, zip(*parts, strict=True))  # (D, P), the last (D,)
-        gain = density - _log_prior(simulator, net, truth)
-    names = [
+    own = posterior or (lambda context: ArBufferPosterior(context, orders))
+    with simulating(seed):
+        known = known_posteriors(
+            net,
+            lambda rows: simulator.draw(rows.stop - rows.start, trials),
+            own,
+            num_datasets,
+            num_draws,
+            "calibration",
+        )
+        return rank_known(known, net.condition(), lambda truth: _log_prior(simulator, net, truth), "prior_sbc")
+
+
+def rank_known(
+    known: Iterable[Known], before: Context, log_before: Callable[[Tensor], Tensor], group: Group
+) -> Calibration:
+    """Ranks true latents and their joint density among posterior draws, and measures what the data sets have taught.
+
+    Args:
+        known: The data sets, some at a time.
+        before: What is known before them.
+        log_before: Log density `(D,)` of true latents `(D, P)` before them, nats.
+        group: Of ArviZ's schema.
+    """
+    parts, num_draws = [], 0
+    for truth, context, law, draws in known:
+        num_draws, density = len(draws), law.log_prob(truth)
+        below = (law.log_prob(draws) < density).sum(0)
+        marginal = _marginal_log_prob(context, truth) - _marginal_log_prob(before, truth)
+        measured = ((draws < truth).sum(0), _spread(draws), truth, marginal, density, below)
+        parts.append([part.cpu() for part in measured])
+    ranks, spread, truth, marginal, density, below = map(torch.cat, zip(*parts, strict=True))  # (D, P) or (D,)
+    return Calibration(
+        number_names(before.model.config),
+        ranks,
+        num_draws,
+        rank_p_values(ranks, num_draws),
+        LEVELS,
+        central_coverage(ranks, num_draws),
+        (spread / _spread(truth)).mean(0),
+        marginal.mean(0),
+        density - log_before(truth),
+        below,
+        group,
+    )
+
+
+def number_names(config: ModelConfig) -> list[str]:
+    """Names of the latents' unconstrained numbers, "mu" or "shift[0]"."""
+    return [
         latent.name if latent.size == 1 else f"{latent.name}[{i}]"
-        for latent in net.config.latents
+        for latent in config.latents
         for i in range(latent.size)
     ]
-    uniformity, coverage = _uniformity(ranks, num_draws), _coverage(ranks, num_draws)
-    contraction = (spread / _spread(truth)).mean(0)
-    return Calibration(names, ranks, num_draws, uniformity, LEVELS, coverage, contraction, marginal.mean(0), gain)
 
 
 def _spread(draws: Tensor) -> Tensor:
@@ -205,27 +259,3 @@ def _log_prior(simulator: Simulator, net: ArBufferModel, unconstrained: Tensor) 
     if not bool(density.isfinite().all()):  # or a value was rounded to the bound of its support
         density = ArBufferPosterior(net.condition()).log_prob(unconstrained.to(next(net.parameters()).device)).cpu()
     return density
-
-
-def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:
-    """p-values `(P,)` of the chi-squared test of uniform ranks `(D, P)` on 0..num_draws."""
-    num_bins = min(NUM_BINS, num_draws + 1)
-    edge = torch.arange(num_draws + 1) * num_bins // (num_draws + 1)  # bin of each rank
-    share = torch.bincount(edge, minlength=num_bins).double() / (num_draws + 1)
-    expected = len(ranks) * share
-    counts = torch.stack([torch.bincount(edge[column], minlength=num_bins) for column in ranks.T])
-    statistic = ((counts - expected) ** 2 / expected).sum(-1)
-    return torch.special.gammaincc(torch.tensor((num_bins - 1) / 2, dtype=torch.float64), statistic / 2)
-
-
-def _coverage(ranks: Tensor, num_draws: int) -> Tensor:
-    """Share `(levels, P)` of data sets whose central interval of each level holds the true value.
-
-    A rank r stands for the cell from r / (S + 1) to (r + 1) / (S + 1), so that uniform ranks cover exactly each level.
-    """
-    low = ranks.double() / (num_draws + 1)
-    covered = []
-    for level in LEVELS:
-        inside = (low + 1 / (num_draws + 1)).clamp(max=(1 + level) / 2) - low.clamp(min=(1 - level) / 2)
-        covered.append((inside.clamp(min=0) * (num_draws + 1)).mean(0))
-    return torch.stack(covered)

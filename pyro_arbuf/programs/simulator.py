@@ -140,6 +140,31 @@ class Simulator:
             raise ValueError(f"draw needs num_datasets >= 1 and {rule}; got {num_datasets} and {num_trials}")
         return self._runs.simulate(self._runs.draw_inputs(num_datasets, num_trials, self.mode), self.mode)
 
+    @torch.no_grad()
+    def draw_at(self, x: Tensor, num_datasets: int) -> Simulations:
+        """Draws data sets that all have the inputs x `(n, D_x)`; those that fail are drawn anew, with other inputs."""
+        return self._runs.simulate(x.to(torch.get_default_device()).expand(num_datasets, *x.shape), self.mode)
+
+    @torch.no_grad()
+    def draw_given(self, latents: Tensor, x: Tensor) -> Simulations:
+        """Draws outcomes at inputs x `(n, D_x)` for given unconstrained latents `(B, P)`, a data set for each.
+
+        Raises:
+            ValueError: If the program gives numbers that are not finite.
+        """
+        home = torch.get_default_device()  # where the program makes its tensors
+        latents, x = latents.to(home), x.to(home).expand(len(latents), *x.shape)
+        parts = latents.split([latent.size for latent in self.latents], -1)
+        values = {latent.name: latent.constrain(part)[0] for latent, part in zip(self.latents, parts, strict=True)}
+        y = self._runs.outcomes(values, x, self.mode).float()
+        bad = int((~y.isfinite().flatten(1).all(1)).sum())
+        if bad:
+            raise ValueError(
+                f"the program must simulate finite outcomes at the given latents; got others in {bad} of {len(y)} data "
+                "sets; clamp what the program returns"
+            )
+        return Simulations(latents.float(), x.float(), y)
+
     def log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of the program's own prior at latents.
 

@@ -47,6 +47,9 @@ GROUPS = (
     "constant_data",
     "log_likelihood",
     "joint_log_likelihood",
+    "log_prior",
+    "prior_sbc",
+    "posterior_sbc",
 )
 
 
@@ -244,6 +247,20 @@ def assemble_tree(groups: Groups, coords: Mapping[str, Sequence], dims: Mapping[
         "creation_library": "pyro_arbuf",
     }
     return tree
+
+
+def draws_tree(groups: Mapping[str, Draws], observed: Draws | None = None) -> xr.DataTree:
+    """The tree of draws `(S, ...)` of one chain by group and name, and of what was observed.
+
+    Raises:
+        ValueError: If lengths differ within a group.
+    """
+    found = {
+        group: {name: label(name, value, None, (1, len(value))) for name, value in values.items()}
+        for group, values in groups.items()
+    }
+    found["observed_data"] = {name: label(name, value, None) for name, value in (observed or {}).items()}
+    return assemble_tree(found, {}, {})
 
 
 def _dataset(group: str, arrays: Mapping[str, xr.DataArray], coords: Mapping[str, Sequence]) -> xr.Dataset:

@@ -1,0 +1,123 @@
+"""Posteriors of simulated data sets, whose true latents are known: what every check of calibration goes through."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.validation import check_count
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.programs.same_law import Simulations
+from pyro_arbuf.progress import progress_bar
+from pyro_arbuf.random_state import seeded
+
+BATCH = 25  # data sets at a time
+
+
+class Law(Protocol):
+    """A posterior of P unconstrained numbers, of batch shape `(B,)`: any distribution of torch or Pyro is one."""
+
+    def sample(self, sample_shape: torch.Size, /) -> Tensor:
+        """Draws `(*sample_shape, B, P)`."""
+        ...
+
+    def log_prob(self, value: Tensor, /) -> Tensor:
+        """Log density `(*sample_shape, B)` of values `(*sample_shape, B, P)`, nats."""
+        ...
+
+
+Posterior = Callable[[Context], Law]
+
+
+class Known(NamedTuple):
+    """Some simulated data sets, B of them.
+
+    Attributes:
+        truth: `(B, P)`, the unconstrained latents that they were simulated from.
+        context: The data sets, conditioned on.
+        law: Their posterior.
+        draws: `(S, B, P)` of it.
+    """
+
+    truth: Tensor
+    context: Context
+    law: Law
+    draws: Tensor
+
+
+def check_sizes(seed: object, posterior: object, **counts: object) -> None:
+    """Raises ValueError unless counts are integers of at least 1, the seed is one of at least 0, a posterior callable.
+
+    A posterior may be `None`.
+    """
+    for name, value in counts.items():
+        check_count(name, value)
+    check_count("seed", seed, 0)
+    if posterior is not None and not callable(posterior):
+        raise ValueError(
+            "posterior must be a function of a Context that returns a distribution with sample and log_prob; got "
+            f"{type(posterior).__name__}; use lambda context: ..., or leave it out for the network's own"
+        )
+
+
+def trained_trials(config: ModelConfig) -> int:
+    """The largest trained number of trials."""
+    return max(1, config.num_context[1])
+
+
+@contextlib.contextmanager
+def simulating(seed: int) -> Iterator[None]:
+    """Draws from a seed, without warnings of a trained range: draws from the prior are what was trained on."""
+    with seeded(seed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*outside the trained range.*")
+        yield
+
+
+def known_posteriors(
+    net: ArBufferModel,
+    simulate: Callable[[slice], Simulations],
+    posterior: Posterior,
+    num_datasets: int,
+    num_draws: int,
+    what: str,
+) -> Iterator[Known]:
+    """Simulates data sets, some at a time, and draws from the posterior of each.
+
+    Args:
+        net: The network, in the program's units.
+        simulate: Draws the data sets of a slice of 0..D - 1.
+        posterior: Of a context.
+        num_datasets: Data sets D.
+        num_draws: Posterior draws S of each.
+        what: Of the progress bar.
+
+    Raises:
+        ValueError: If the posterior's draws are not `(S, B, P)`.
+    """
+    device = next(net.parameters()).device
+    for start in progress_bar(range(0, num_datasets, BATCH), desc=what, leave=False):
+        drawn = simulate(slice(start, min(start + BATCH, num_datasets)))
+        drawn = Simulations(*(part.to(device) for part in drawn))
+        context = net.condition(drawn.x, net.config.squeeze_outcome(drawn.y))
+        law = posterior(context)
+        yield Known(drawn.latents, context, law, checked_draws(law, num_draws, drawn.latents.shape))
+
+
+def checked_draws(law: Law, num_draws: int, shape: torch.Size) -> Tensor:
+    """Draws `(S, B, P)` of a posterior.
+
+    Raises:
+        ValueError: If they have another shape.
+    """
+    draws = law.sample(torch.Size([num_draws]))
+    if draws.shape != (num_draws, *shape):
+        raise ValueError(
+            f"posterior(context).sample({(num_draws,)}) must have the shape (draws, data sets, latent numbers) = "
+            f"{(num_draws, *shape)}; got {tuple(draws.shape)}; its batch must be that of the context"
+        )
+    return draws
