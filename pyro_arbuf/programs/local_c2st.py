@@ -183,7 +183,8 @@ def _trees() -> Classifier:
         raise RuntimeError(
             "local_c2st needs scikit-learn, which is not installed; use pip install 'pyro-arbuf[diagnostics]'"
         ) from None
-    return lambda: HistGradientBoostingClassifier(max_iter=50, max_depth=4, early_stopping=False, random_state=0)
+    options: dict[str, Any] = {"max_iter": 50, "max_depth": 4, "early_stopping": False, "random_state": 0}
+    return lambda: HistGradientBoostingClassifier(**options)
 
 
 def _features(law: Law, some: Tensor, asked: Tensor) -> Tensor:
