@@ -27,6 +27,10 @@ SMALL |= {"num_layers": 1, "num_heads": 2, "buffer_size": 4, "steps": 1, "minute
 FEWER = {
     "amortize": SMALL,
     "calibrate": {"num_datasets": 20, "num_draws": 19},
+    "tarp": {"num_datasets": 20, "num_draws": 19},
+    "posterior_sbc": {"num_datasets": 20, "num_draws": 19},
+    "local_c2st": {"num_datasets": 50, "num_draws": 50, "num_null": 2},
+    "check_observation": {"num_sets": 20, "num_draws": 20},
     "measure_evidence_error": {"num_datasets": 5, "num_draws": 200, "num_orders": 2},
 }
 HOW_TO = sorted(set((DOCS / "how-to").glob("*.md")) - {DOCS / "how-to" / "index.md"})
