@@ -224,7 +224,8 @@ def test_models_lists_the_shipped_ones(
         save(tiny.tiny_model(**config), Path("shipped", name))
     Path("shipped/first/training.json").write_text('{"validation": -0.98765}')
     Path("shipped/first/README.md").write_text(
-        "# first\n\nIt is\nfor tests.\n\nMore.\n\n| mean | 1 | 0.069 (0.003) | 2 |\n"
+        "# first\n\nIt is\nfor tests.\n\nMore.\n\n| mean | 9 | 8 | 7 |\n\n"
+        "<!-- quality.py -->\n| mean | 1 | 0.069 (0.003) | 2 |\n"
     )
     run("models")
     head, _, headings, first, second, *legend = capsys.readouterr().out.splitlines()

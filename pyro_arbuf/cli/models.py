@@ -74,6 +74,6 @@ def _first_paragraph(card: Path) -> str:
 
 def _gap(card: Path) -> str:
     """The mean gap to the exact prediction that `benchmarks/quality.py` wrote into a card."""
-    rows = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
-    means = [row.split("|") for row in rows if row.startswith("| mean |")]
-    return means[0][-3].strip() if means else ""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    found = re.search(r"<!-- quality\.py -->.*?^\| mean \|(.*)$", text, re.MULTILINE | re.DOTALL)
+    return found[1].split("|")[-3].strip() if found else ""
