@@ -58,5 +58,5 @@ napoleon_custom_sections = [("Source", "notes_style")]
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!pyro_arbuf\.).*"),
-    (r"py:class", r"pyro_arbuf\.(network|inference|distributions\.base|programs\.same_law)\..*"),
+    (r"py:class", r"pyro_arbuf\.(network|inference|distributions\.base|programs\.(same_law|known_truth))\..*"),
 ]
