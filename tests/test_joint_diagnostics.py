@@ -281,6 +281,15 @@ def test_network_without_latents_or_program_is_refused(scalar_model, build_model
         local_c2st(build_model(**FIELDS), X, Y)
 
 
+@pytest.mark.parametrize("check", ["posterior_sbc", "local_c2st"])
+def test_data_beyond_the_trained_range_are_warned_of_once(build_model, check):
+    net = sum_of_two.with_program(build_model(**FIELDS, y_range=(-1.0, 1.0)))
+    options = {"num_null": 1, "classifier": few_trees} if check == "local_c2st" else {}
+    with pytest.warns(UserWarning, match="outside the trained range") as caught:
+        getattr(pyro_arbuf, check)(net, X, Y, 20, 19, posterior=exact, **options)
+    assert len(caught) == 1
+
+
 def test_units_of_the_network_change_nothing(net):
     scaled = net.in_units(y_loc=1.0, y_scale=10.0)
     assert torch.equal(tarp(net, 20, 19, 4).ranks, tarp(scaled, 20, 19, 4).ranks)

@@ -13,7 +13,7 @@ from pyro_arbuf.distributions.base import RealEvent
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_latent, check_tensor, inference_scope
-from pyro_arbuf.network.latents import Locations, latent_locations, pad_outcome
+from pyro_arbuf.network.latents import Locations, constrained, latent_locations, pad_outcome
 
 
 class ArBufferPosterior(TorchDistribution):
@@ -186,8 +186,7 @@ class ArBufferPosterior(TorchDistribution):
         """Named sites in their own supports, `(*batch, *shape)`, with the log Jacobian of each, `(*batch,)`."""
         if draws.shape[-1:] != self.event_shape:
             raise ValueError(f"draws must have shape (*batch, {self.event_shape[0]}); got {tuple(draws.shape)}")
-        parts = draws.split([latent.size for latent in self.latents], -1)
-        return {latent.name: latent.constrain(part) for latent, part in zip(self.latents, parts, strict=True)}
+        return constrained(self.latents, draws)
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
         """Unconstrained numbers `(*batch, P)` of named sites in their own supports; undoes `sites`.

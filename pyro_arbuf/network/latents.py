@@ -92,6 +92,12 @@ class Latent:
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
 
 
+def constrained(latents: Sequence[Latent], unconstrained: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What `Latent.constrain` makes of each latent's part of unconstrained numbers `(*batch, P)`, by name."""
+    parts = unconstrained.split([latent.size for latent in latents], -1) if latents else ()
+    return {latent.name: latent.constrain(part) for latent, part in zip(latents, parts, strict=True)}
+
+
 class Locations(NamedTuple):
     """Inputs with their location column: where a distribution is at latents instead of a user's inputs.
 

@@ -14,7 +14,7 @@ from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.network.latents import Locations, latent_locations, pad_outcome
+from pyro_arbuf.network.latents import Locations, constrained, latent_locations, pad_outcome
 from pyro_arbuf.programs.known_truth import Known, Posterior, check_sizes, known_posteriors, simulating, trained_trials
 from pyro_arbuf.programs.ranks import (
     LEVELS,
@@ -248,9 +248,7 @@ def _marginal_log_prob(context: Context, unconstrained: Tensor) -> Tensor:
 
 def _log_prior(simulator: Simulator, net: ArBufferModel, unconstrained: Tensor) -> Tensor:
     """Log density `(D,)` of unconstrained latents: of the program's prior, or by the network where that has none."""
-    sizes = [latent.size for latent in net.config.latents]
-    parts = zip(net.config.latents, unconstrained.split(sizes, -1), strict=True)
-    sites = {latent.name: latent.constrain(part) for latent, part in parts}
+    sites = constrained(net.config.latents, unconstrained)
     try:
         density = simulator.log_prior({name: value for name, (value, _) in sites.items()})
         density = density + sum(jacobian for _, jacobian in sites.values())

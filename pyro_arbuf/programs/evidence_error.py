@@ -12,12 +12,12 @@ from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.evidence import log_evidence
+from pyro_arbuf.programs.known_truth import simulating, trained_trials
 from pyro_arbuf.programs.program_batches import draw_designs
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, importance_sample
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import find_simulator
 from pyro_arbuf.progress import progress_bar
-from pyro_arbuf.random_state import seeded
 
 Exact = Callable[[Tensor, Tensor], float]  # the log evidence of inputs and outcomes, nats
 FEWEST = 5  # data sets with a known evidence: fewer say little of an error
@@ -88,7 +88,7 @@ def measure_evidence_error(
     """
     if exact is not None and not callable(exact):
         raise ValueError(f"exact must be a function of (x, y) that returns a number; got {type(exact).__name__}")
-    num_trials = max(1, net.config.num_context[1]) if num_trials is None else num_trials
+    num_trials = trained_trials(net.config) if num_trials is None else num_trials
     check_count("num_datasets", num_datasets, FEWEST)
     check_count("num_trials", num_trials)
     check_count("num_orders", num_orders, 2)
@@ -96,9 +96,7 @@ def measure_evidence_error(
     simulator = find_simulator(net, program, needs_latents=exact is None)
     plain = net.in_units()  # the program's units
     device, errors, k_hats = next(net.parameters()).device, [], []
-    with seeded(seed), warnings.catch_warnings():
-        # Draws from the prior are what it was trained on.
-        warnings.filterwarnings("ignore", message=".*outside the trained range.*")
+    with simulating(seed):
         warnings.filterwarnings("ignore", message=".*rests on few of its.*orders.*")
         drawn = draw_designs(simulator, num_datasets, num_trials)
         for x, y in progress_bar(

@@ -65,6 +65,14 @@ def check_sizes(seed: object, posterior: object, **counts: object) -> None:
         )
 
 
+def in_program_units(net: ArBufferModel, x: Tensor, y: Tensor) -> Context:
+    """The context of one data set of a user, `(1, n, .)` in the program's units; warnings are in the user's."""
+    plain, (x, y, _) = net.in_units(), net.condition(x, y).observations
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said above
+        return plain.condition(x, plain.config.squeeze_outcome(y))
+
+
 def trained_trials(config: ModelConfig) -> int:
     """The largest trained number of trials."""
     return max(1, config.num_context[1])

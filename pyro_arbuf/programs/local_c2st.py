@@ -14,7 +14,15 @@ from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.calibration import number_names
 from pyro_arbuf.programs.consistency import one_data_set
-from pyro_arbuf.programs.known_truth import Law, Posterior, check_sizes, checked_draws, known_posteriors, simulating
+from pyro_arbuf.programs.known_truth import (
+    Law,
+    Posterior,
+    check_sizes,
+    checked_draws,
+    in_program_units,
+    known_posteriors,
+    simulating,
+)
 from pyro_arbuf.programs.ranks import panels
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import find_simulator
@@ -151,16 +159,16 @@ def local_c2st(
             f"classifier must be a function that makes one; got {type(make).__name__}; use lambda: ... around it"
         )
     simulator = find_simulator(net, program)
-    old_x, old_y, _ = net.condition(x, y).observations  # (1, n, .) in the program's units
-    net, own = net.in_units(), posterior or ArBufferPosterior
+    observed, own = in_program_units(net, x, y), posterior or ArBufferPosterior
+    net, (x, _, _) = net.in_units(), observed.observations
     with simulating(seed):
-        law = own(net.condition(old_x, net.config.squeeze_outcome(old_y)))
+        law = own(observed)
         draws = checked_draws(law, SUMMARY_DRAWS + num_draws, torch.Size([1, net.config.num_latents]))
         asked = _features(law, draws[:SUMMARY_DRAWS], draws[SUMMARY_DRAWS:]).flatten(0, 1)
         pairs = []
         for truth, _, own_law, own_draws in known_posteriors(
             net,
-            lambda rows: simulator.draw_at(old_x[0], rows.stop - rows.start),
+            lambda rows: simulator.draw_at(x[0], rows.stop - rows.start),
             own,
             num_datasets,
             SUMMARY_DRAWS + 1,

@@ -1,6 +1,5 @@
 """`check_observation`: whether an observation is where the simulations are, by the network's own predictive law."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +11,9 @@ from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.validation import check_count, check_x, check_y
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.consistency import one_data_set
+from pyro_arbuf.programs.known_truth import simulating
 from pyro_arbuf.programs.likelihood import likelihood
 from pyro_arbuf.programs.ranks import panels
-from pyro_arbuf.random_state import seeded
 
 
 def _summary(found: "ObservationCheck") -> tuple[str, Table]:
@@ -121,17 +120,17 @@ def check_observation(
     check_y("y", y, net)
     for name, value, least in (("num_sets", num_sets, 20), ("num_draws", num_draws, 1), ("seed", seed, 0)):
         check_count(name, value, least)
-    joint = ArBufferJoint(net.condition(), x)
+    unconditioned = net.condition()
+    joint = ArBufferJoint(unconditioned, x)
     observed = joint.log_prob(y).item()
-    with seeded(seed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*outside the trained range.*")  # of x they are given above
+    with simulating(seed):  # warnings are given above
         predictive = joint.log_prob(joint.sample((num_sets,))).cpu()
         if not net.config.latents:
             return ObservationCheck(observed, predictive, {}, predictive[:0], predictive[:0])
         posterior = ArBufferPosterior(net.condition(x, y))
         unconstrained = posterior.sample((num_draws,))
         pairs = posterior.sites_and_jacobians(unconstrained)
-        log_prior = ArBufferPosterior(net.condition()).log_prob(unconstrained) - sum(j for _, j in pairs.values())
+        log_prior = ArBufferPosterior(unconditioned).log_prob(unconstrained) - sum(j for _, j in pairs.values())
         log_likelihood = likelihood(net, x, {name: value for name, (value, _) in pairs.items()}).log_prob(y)
     draws = {name: value.cpu() for name, (value, _) in pairs.items()}
     return ObservationCheck(observed, predictive, draws, log_prior.cpu(), log_likelihood.cpu())

@@ -11,7 +11,14 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.programs.calibration import Calibration, rank_known
 from pyro_arbuf.programs.consistency import one_data_set
-from pyro_arbuf.programs.known_truth import Posterior, check_sizes, checked_draws, known_posteriors, simulating
+from pyro_arbuf.programs.known_truth import (
+    Posterior,
+    check_sizes,
+    checked_draws,
+    in_program_units,
+    known_posteriors,
+    simulating,
+)
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import find_simulator
@@ -70,9 +77,8 @@ def posterior_sbc(
             "posterior_sbc simulates new trials given the latents alone, which must be independent of the old ones; "
             f"got a program whose trials are: {simulator.trials}; use calibrate(net) and local_c2st(net, x, y)"
         )
-    observed, net = net.condition(x, y), net.in_units()  # the program's
-    old_x, old_y, _ = observed.observations  # (1, n, .) in the program's units
-    before, own = net.condition(old_x, net.config.squeeze_outcome(old_y)), posterior or ArBufferPosterior
+    before, own = in_program_units(net, x, y), posterior or ArBufferPosterior
+    net, (old_x, old_y, _) = net.in_units(), before.observations
     with simulating(seed):
         law = own(before)
         truths = checked_draws(law, num_datasets, torch.Size([1, net.config.num_latents])).squeeze(1)

@@ -12,6 +12,7 @@ from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_count
+from pyro_arbuf.network.latents import constrained
 from pyro_arbuf.programs.configuration import check_program, outcome_names
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.random_state import seeded
@@ -285,5 +286,4 @@ def _observations(context: Context) -> tuple[Tensor, Tensor]:
 def _given(context: Context) -> dict[str, Tensor]:
     """Values of the latents that a context fixes, in their own supports."""
     latents = [latent for latent in context.model.config.latents if latent.name in context.latents]
-    parts = context.given[0].split([latent.size for latent in latents]) if latents else ()
-    return {latent.name: latent.constrain(part)[0] for latent, part in zip(latents, parts, strict=True)}
+    return {name: value for name, (value, _) in constrained(latents, context.given[0]).items()}

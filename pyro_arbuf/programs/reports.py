@@ -16,6 +16,7 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.calibration import Calibration, calibrate
 from pyro_arbuf.programs.consistency import self_consistency, subset_gap
+from pyro_arbuf.programs.known_truth import trained_trials
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.sites import in_short
 from pyro_arbuf.programs.sources import find_simulator
@@ -213,7 +214,7 @@ def _report_calibration(net: ArBufferModel, rise: float | None, train_longer: st
     worst = (checked.coverage - torch.tensor(checked.levels)[:, None]).abs().max().item()
     gain, error = _mean_and_error(checked.gain)
     pairs = zip(checked.names, checked.contraction.tolist(), strict=True)
-    num_trials = max(1, net.config.num_context[1])
+    num_trials = trained_trials(net.config)
     text = (
         f", {REPORT_DATASETS} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage off by "
         f"at most {worst:.3f}\n"
@@ -250,5 +251,5 @@ def _report_gap(net: ArBufferModel, simulator: Simulator) -> tuple[str, str]:
 def _one_data_set(net: ArBufferModel, simulator: Simulator) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs `(n, D_x)` and outcomes of a data set of the largest trained number of trials."""
     with seeded(0):
-        drawn = simulator.draw(1, max(1, net.config.num_context[1]))
+        drawn = simulator.draw(1, trained_trials(net.config))
     return drawn.x[0], net.config.squeeze_outcome(drawn.y[0])

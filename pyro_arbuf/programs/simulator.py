@@ -13,6 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_arbuf.inference.outcome_sites import stack_sites
+from pyro_arbuf.network.latents import constrained
 from pyro_arbuf.programs.inspect import inspect_program
 from pyro_arbuf.programs.notes import growing_columns
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
@@ -154,8 +155,7 @@ class Simulator:
         """
         home = torch.get_default_device()  # where the program makes its tensors
         latents, x = latents.to(home), x.to(home).expand(len(latents), *x.shape)
-        parts = latents.split([latent.size for latent in self.latents], -1)
-        values = {latent.name: latent.constrain(part)[0] for latent, part in zip(self.latents, parts, strict=True)}
+        values = {name: value for name, (value, _) in constrained(self.latents, latents).items()}
         y = self._runs.outcomes(values, x, self.mode).float()
         bad = int((~y.isfinite().flatten(1).all(1)).sum())
         if bad:

@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_arbuf.display import Table, shown_as_table
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.network.latents import Latent, standardisation
 from pyro_arbuf.programs.known_truth import Posterior, check_sizes, known_posteriors, simulating, trained_trials
 from pyro_arbuf.programs.ranks import (
     LEVELS,
@@ -148,10 +148,11 @@ def tarp(
     )
     simulator = find_simulator(net, program)
     net, parts = net.in_units(), []  # the program's units
-    scale = prior_scales(net.config.latents)
+    device = next(net.parameters()).device
+    scale = prior_scales(net.config.latents).to(device)
     with simulating(seed):
         references = simulator.draw(num_references, trials).latents
-        points = references.to(next(net.parameters()).device)[:, None] / scale.to(next(net.parameters()).device)
+        points = references.to(device)[:, None] / scale
         for truth, _, _, draws in known_posteriors(
             net,
             lambda rows: simulator.draw(rows.stop - rows.start, trials),
@@ -160,8 +161,8 @@ def tarp(
             num_draws,
             "coverage",
         ):
-            radius = (truth / scale.to(truth.device) - points).norm(dim=-1)  # (R, B)
-            distance = (draws[:, None] / scale.to(truth.device) - points).norm(dim=-1)  # (S, R, B)
+            radius = (truth / scale - points).norm(dim=-1)  # (R, B)
+            distance = (draws[:, None] / scale - points).norm(dim=-1)  # (S, R, B)
             parts.append((distance < radius).sum(0).T.cpu())
     ranks = torch.cat(parts)
     coverage = torch.stack([share_between(ranks, num_draws, 0.0, level) for level in LEVELS])
@@ -170,4 +171,5 @@ def tarp(
 
 def prior_scales(latents: tuple[Latent, ...]) -> Tensor:
     """Scale `(P,)` of each unconstrained number under the prior."""
-    return torch.tensor([s for latent in latents for s in (latent.scale or (1.0,) * latent.size)])
+    _, scale = standardisation(latents, 1, None, None)
+    return scale[1:, 0]  # the first is the outcome's
