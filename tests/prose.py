@@ -3,6 +3,15 @@
 import re
 
 GENERATED = re.compile(r"<!-- \w+\.py -->.*?<!-- end -->", re.DOTALL)  # what a benchmark writes into a card
+HEADINGS = [  # of a card
+    "What it is for",
+    "Prior",
+    "Input ranges",
+    "How to use it",
+    "How it was trained",
+    "Measured score",
+    "Where it fails, and what to do then",
+]
 
 
 def hand_written(card: str) -> str:

@@ -6,22 +6,13 @@ from pathlib import Path
 
 import pyro
 import pytest
-from prose import GENERATED, hand_written, too_long
+from prose import GENERATED, HEADINGS, hand_written, too_long
 
 import pyro_arbuf
 
 MODELS = Path(__file__).parent.parent / "models"
 CARDS = sorted(MODELS.glob("*/README.md"))
 EACH_CARD = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
-HEADINGS = [
-    "What it is for",
-    "Prior",
-    "Input ranges",
-    "How to use it",
-    "How it was trained",
-    "Measured score",
-    "Where it fails, and what to do then",
-]
 
 
 @EACH_CARD

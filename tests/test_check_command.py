@@ -1,6 +1,7 @@
 """`pyro-arbuf check` and `card`, and what all commands have in common."""
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from prose import HEADINGS, too_long
 
 from pyro_arbuf import cli, save
 from pyro_arbuf.cli import check as check_module
@@ -103,8 +105,9 @@ def test_card_says_what_the_folder_knows(run: Callable[..., None], capsys: pytes
     Path("net/training.json").write_text(json.dumps({"steps": 12345, "minutes": 7.5, "validation": -0.5}))
     run("card", "net")
     text = Path("net/README.md").read_text()
-    assert "# net\n" in text and "| observed pairs | 0 to 8 |" in text and "| x | 1 column: -2 to 2 |" in text
-    assert "12,345 steps, 7.5 minutes" in text and "Validation: -0.5000 nats per target." in text
+    assert "# net\n" in text and "- The context has 0 to 8 observed pairs.\n" in text
+    assert "- The input x has 1 column: -2 to 2.\n" in text and "12,345 steps and 7.5 minutes" in text
+    assert "The score in validation was -0.5000 nats per target." in text
     assert f"{text.count('FILL IN')} places" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"net/README\.md exists, and a new card would replace it; use --overwrite"):
         run("card", "net")
@@ -117,7 +120,7 @@ def test_card_takes_the_state_of_an_amortized_run(run: Callable[..., None]) -> N
     RunState(best_score=-1.25, step=70).save(Path("net/state.safetensors"), net, make_optimizers(net))
     run("card", "net", "--output", "card.md")
     text = Path("card.md").read_text()
-    assert "70 steps" in text and "-1.2500" in text and "with the latents slope" in text and "ArBufferPosterior" in text
+    assert "70 steps" in text and "-1.2500" in text and 'the latents "slope".' in text and "ArBufferPosterior" in text
 
 
 def test_damaged_record_is_said(run: Callable[..., None]) -> None:
@@ -125,6 +128,20 @@ def test_damaged_record_is_said(run: Callable[..., None]) -> None:
     Path("net/training.json").write_text("{")
     with pytest.raises(SystemExit, match=r"net/training\.json is damaged: .*; remove it"):
         run("card", "net")
+
+
+def test_card_has_the_headings_of_the_shipped_ones_and_short_sentences() -> None:
+    for config in (ModelConfig(), tiny.tiny_model(prior="mine", dim_y=2, outcomes=("count", "real")).config):
+        text = card_of("mine", config, {"steps": 3, "minutes": 1.0, "validation": 0.5})
+        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == HEADINGS
+        assert too_long(text) == []
+
+
+def test_card_is_refused_in_a_folder_that_is_not_there(run: Callable[..., None]) -> None:
+    save(tiny.tiny_model(), "net")
+    with pytest.raises(SystemExit, match=r"--output must be in a folder that exists; got cards/mine\.md"):
+        run("card", "net", "--output", "cards/mine.md")
+    assert not Path("cards").exists()
 
 
 def test_card_has_places_to_fill_in_without_a_record() -> None:

@@ -238,6 +238,17 @@ def test_series_whose_trials_depend_on_those_before_alone_have_nothing_to_note(p
     assert notes(program, None, None, outcome) == ()
 
 
+@pytest.mark.parametrize("inputs_of", [lambda n: torch.linspace(0, 1, n), lambda n: torch.rand(n).sort().values])
+def test_series_that_lies_closer_the_longer_it_is_is_noted(inputs_of):
+    (note,) = notes(series_programs.one_event, lambda n: inputs_of(n)[:, None])
+    assert note.startswith("The series lies closer together in x the more trials it has") and "0 to n - 1" in note
+
+
+@pytest.mark.parametrize("inputs_of", [lambda n: 0.1 * torch.arange(n), lambda n: torch.rand(n).add(0.01).cumsum(0)])
+def test_series_in_steps_of_one_law_has_nothing_to_note(inputs_of):
+    assert notes(series_programs.one_event, lambda n: inputs_of(n)[:, None]) == ()
+
+
 def groups(x):
     """Intercepts of three groups, in which the trials lie in turn."""
     center = pyro.sample("center", dist.Normal(0.0, 1.0))

@@ -86,6 +86,13 @@ def test_draws_are_the_same_in_csv_and_netcdf(run: Callable[..., list[str]]) -> 
         assert tree["constant_data"]["input"].values.tolist() == ["year"]
 
 
+def test_joint_is_drawn_from_once(run: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, sample = [], ArBufferJoint.sample
+    monkeypatch.setattr(ArBufferJoint, "sample", lambda self, *args: drawn.append(args) or sample(self, *args))
+    run(*ONE, "--draws", "3", "--output", "draws.nc")
+    assert len(drawn) == 1
+
+
 def test_dates_are_inputs(run: Callable[..., list[str]], capsys: pytest.CaptureFixture) -> None:
     Path("data.csv").write_text("day,y\n2021-01-01,1.0\n2021-01-08,2.0\n2021-01-15,\n2021-01-22,1.5\n")
     _, *rows = run("--x", "day", "--y", "y", "--at", "2021-01-29:2021-02-10:7,2021-03-01", "--plot", "out.png")
@@ -141,6 +148,8 @@ MISTAKES = {
     "held_out": ([*ONE, "--held-out", "9"], "--held-out must be from 1 to the 4 observed rows; got 9"),
     "held_out_column": ([*ONE, "--held-out", "rain"], "column 'rain' of data.csv must say 1 or 0.*; line 2 holds '3'"),
     "suffix": ([*ONE, "--output", "d.xlsx"], r"--output must be a file that ends on \.csv, \.nc; got d\.xlsx"),
+    "folder": ([*ONE, "--output", "no/d.csv"], r"--output must be in a folder that exists; got no/d\.csv; make the"),
+    "plot_folder": ([*ONE, "--plot", "no/p.png"], r"--plot must be in a folder that exists; got no/p\.png"),
     "draws": ([*ONE, "--draws", "1"], "--draws must be at least 2; got 1"),
     "interval": ([*ONE, "--interval", "90"], "--interval must be a probability between 0 and 1; got 90"),
     "one_row": ([*ONE, "--held-out", "3"], "column 'temp' must hold at least 2 different observed values"),
@@ -163,3 +172,34 @@ def test_ranges_have_both_ends() -> None:
     for wrong in ("3:1", "1:2:0", "1:2:3:4", "nan", "1:inf", "0:1:1e-300", "today"):
         with pytest.raises(ValueError, match="--at must hold"):
             values_at([wrong], numbers)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2021-07-01:2024-07-01:1y", ["2021-07-01", "2022-07-01", "2023-07-01", "2024-07-01"]),
+        ("2020-02-29:2024-12-31:2y", ["2020-02-29", "2022-02-28", "2024-02-29"]),
+        ("2021-01-31:2021-04-15:1m", ["2021-01-31", "2021-02-28", "2021-03-31"]),
+        ("2021-01:2021-06:3m", ["2021-01-01", "2021-04-01"]),
+        ("2021-01-01:2021-01-15:7d", ["2021-01-01", "2021-01-08", "2021-01-15"]),
+        ("2021-01-01T06:00:2021-01-03T06:00", ["2021-01-01T06", "2021-01-02T06", "2021-01-03T06"]),
+        ("2021-01-01 00:00:2021-01-01 12:00:6h", ["2021-01-01", "2021-01-01T06", "2021-01-01T12"]),
+        ("2021-01-01T00:00:00:2021-01-29T00:00:00:14", ["2021-01-01", "2021-01-15", "2021-01-29"]),
+        ("2021-01-01T06:00:2021-01-15T06:00:14", ["2021-01-01T06", "2021-01-15T06"]),
+        ("2021-01-01T06:30:2021-03-01T06:30:1m", ["2021-01-01T06:30", "2021-02-01T06:30", "2021-03-01T06:30"]),
+    ],
+)
+def test_ranges_of_dates_have_steps_of_the_calendar_and_ends_with_times(text: str, expected: list[str]) -> None:
+    np.testing.assert_array_equal(
+        values_at([text], np.zeros(1, "datetime64[us]")), np.array(expected, "datetime64[us]")
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["2021:2025", "2021-01-01:2022-01-01:1.5m", "2021-01-01:2022-01-01:0y", "2021-01-01:2021-01-02T06:00", "x"]
+)
+def test_ranges_of_dates_that_cannot_be_read_are_explained(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"--at must hold dates, or ranges .*2021-07-01:2025-07-01:1y, ends of one form"
+    ):
+        values_at([text], np.zeros(1, "datetime64[us]"))

@@ -50,7 +50,7 @@ def write_cards(folder: Path) -> None:
         text = card.read_text().replace("[loss.png](loss.png)", "the figure below")
         text = re.sub(r"\]\((\w+\.png)\)", rf"](../../models/{name}/\1)", text)
         loss = f"![Training loss and validation density of {name} over the steps](../../models/{name}/loss.png)"
-        write_if_changed(folder / f"{name}.md", f"{text}\n## Training\n\n{loss}\n")
+        write_if_changed(folder / f"{name}.md", f"{text}\n## Loss in training\n\n{loss}\n")
     index = (ROOT / "models" / "README.md").read_text()
     index = re.sub(r"\]\(([\w-]+)/README\.md\)", r"](\1.md)", index)
     toctree = "\n".join(card.parent.name for card in cards)

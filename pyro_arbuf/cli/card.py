@@ -7,6 +7,7 @@ import tyro
 
 from pyro_arbuf.checkpoint import find_model, read_config
 from pyro_arbuf.cli.models import CARD, read_record
+from pyro_arbuf.cli.options import check_folder
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.inference.description import describe_outcome, show_ranges
 from pyro_arbuf.network.config import ModelConfig
@@ -19,11 +20,23 @@ license: FILL IN
 
 # {title}
 
-FILL IN: in one sentence, what this network predicts, and for which data.
+FILL IN: in one sentence, what this network predicts.
+
+## What it is for
+
+FILL IN: the data that it is made for, and the question that it answers about them.
+
+## Prior
 
 {prior}
 
-## Use
+## Input ranges
+
+{ranges}
+
+Outside these ranges predictions are unreliable, and the package warns.
+
+## How to use it
 
 ```python
 import pyro_arbuf
@@ -33,25 +46,17 @@ context = net.condition(x, y)  # {shapes}
 {call}
 ```
 
-## Trained ranges
-
-| what | range in training |
-|---|---|
-{ranges}
-
-Outside these ranges predictions are unreliable, and the package warns.
-
-## Training
+## How it was trained
 
 {training}
 
-## Measured
+## Measured score
 
 {score}FILL IN: what `pyro-arbuf check FOLDER` prints, and a comparison with a known answer.
 
-## Where it fails
+## Where it fails, and what to do then
 
-FILL IN: data that it should not be used for, and how a user would notice.
+FILL IN: data that it should not be used for, how a user would notice, and what the user can do.
 """
 
 
@@ -72,6 +77,7 @@ def card(
         overwrite: Let the card replace another file.
     """
     output = find_model(folder) / CARD if output is None else output
+    check_folder("--output", output)
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists, and a new card would replace it; use --overwrite, or another --output")
     text = card_of(folder.resolve().name, read_config(folder), read_record(folder))
@@ -87,29 +93,48 @@ def card_of(title: str, config: ModelConfig, record: dict[str, Any]) -> str:
         config: Of the network.
         record: What training.json says; empty where there is none.
     """
-    ranges = {"observed pairs": config.num_context, "targets": config.num_targets}
-    rows = {what: "not declared" if pair is None else f"{pair[0]} to {pair[1]}" for what, pair in ranges.items()}
-    rows["x"] = f"{config.dim_x} column{'s' * (config.dim_x > 1)}: {show_ranges(config.x_range)}"
-    rows["y"] = f"{describe_outcome(config.dim_y, config.outcomes)}: {show_ranges(config.y_range)}"
-    call = "draws = pyro_arbuf.ArBufferJoint(context, x_new).sample((1000,))  # joint predictions"
-    prior = f"**Prior.** {config.prior or 'FILL IN'}. FILL IN: what its functions or tables are like."
-    if config.latents:
-        names = ", ".join(latent.name for latent in config.latents)
-        prior = (
-            f"**Program.** {config.prior or 'FILL IN'}, with the latents {names}. FILL IN: the program, or where it is."
-        )
-        call = "posterior = pyro_arbuf.ArBufferPosterior(context)  # posterior.sites(posterior.sample((1000,)))"
-    size = f"{config.num_layers} layers of width {config.width}, {config.buffer_size} buffer slots"
-    training = f"FILL IN: how long, and on what machine. The network has {size}."
+    prior, call = _law_and_call(config)
+    size = (
+        f"The network has width {config.width}, {config.num_layers} layers and K = {config.buffer_size} buffer slots."
+    )
+    training = f"FILL IN: how long, and on what machine. {size}"
     if "steps" in record and "minutes" in record:
-        training = f"{record['steps']:,} steps, {record['minutes']:g} minutes. The network has {size}."
+        training = f"Training took {record['steps']:,} steps and {record['minutes']:g} minutes. {size}"
     validation = record.get("validation")
     return TEMPLATE.format(
         title=title,
         prior=prior,
         shapes=f"x (n, {config.dim_x}), y {'(n,)' if config.dim_y is None else f'(n, {config.dim_y})'}",
         call=call,
-        ranges="\n".join(f"| {what} | {text} |" for what, text in rows.items()),
+        ranges="\n".join(f"- {sentence}" for sentence in _ranges(config)),
         training=training,
-        score="" if validation is None else f"Validation: {validation:.4f} nats per target.\n\n",
+        score="" if validation is None else f"The score in validation was {validation:.4f} nats per target.\n\n",
     )
+
+
+def _law_and_call(config: ModelConfig) -> tuple[str, str]:
+    """What a network was trained on, to be filled in, and the line of code that asks it."""
+    known = config.prior or "FILL IN"
+    if not config.latents:
+        call = "draws = pyro_arbuf.ArBufferJoint(context, x_new).sample((1000,))  # joint predictions"
+        return f"The prior is {known}. FILL IN: the law of its functions or tables.", call
+    names = ", ".join(f'"{latent.name}"' for latent in config.latents)
+    law = "FILL IN: their laws, the law of the outcome, and where the program is."
+    call = (
+        "posterior = pyro_arbuf.ArBufferPosterior(context)\n"
+        "values = posterior.sites(posterior.sample((1000,)))  # 1,000 draws of each latent"
+    )
+    return f"The program is {known}, with the latents {names}. {law}", call
+
+
+def _ranges(config: ModelConfig) -> list[str]:
+    """What a network was trained on, in sentences."""
+    counts = {"The context has": (config.num_context, "observed pairs"), "There are": (config.num_targets, "targets")}
+    told = [f"{start} {pair[0]} to {pair[1]} {what}." for start, (pair, what) in counts.items() if pair is not None]
+    columns = f"{config.dim_x} column{'s' * (config.dim_x > 1)}"
+    outcome = describe_outcome(config.dim_y, config.outcomes)
+    return [
+        *told,
+        f"The input x has {columns}: {show_ranges(config.x_range)}.",
+        f"The outcome y is {outcome}: {show_ranges(config.y_range)}.",
+    ]

@@ -108,16 +108,23 @@ class CsvTable:
             value = parse_date(cell) if date else float(cell)
         except ValueError:
             other = "a date, where the rows before hold numbers" if not date and DATE.fullmatch(cell) else repr(cell)
-            hint = (
-                "write 3.5 for 3,5" if re.fullmatch(r"-?\d+,\d+", cell) else "leave the cell empty where it is missing"
-            )
             kind = "dates like 2021-12-31" if date else "numbers, or dates like 2021-12-31"
             raise ValueError(
-                f"column {name!r} of {self.path} must hold {kind}; line {line} holds {other}; {hint}"
+                f"column {name!r} of {self.path} must hold {kind}; line {line} holds {other}; {self._hint(name, cell)}"
             ) from None
         if not date and np.isinf(value):
             raise ValueError(f"column {name!r} of {self.path} must hold finite numbers; line {line} holds {cell!r}")
         return value
+
+    def _hint(self, name: str, cell: str) -> str:
+        """What to do about a cell that holds no number and no date."""
+        if re.fullmatch(r"-?\d+,\d+", cell):
+            return "write 3.5 for 3,5"
+        if re.fullmatch(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}|\d{4}([./])\d{1,2}\2\d{1,2}", cell):
+            return "write the year first, then month and day, with two digits each"
+        if not any(re.search(r"\d", other) for other in self.text(name)):
+            return "text is no input: give each category a column of 0 and 1, or leave the column out"
+        return "leave the cell empty where it is missing"
 
 
 def parse_date(text: str) -> np.datetime64:

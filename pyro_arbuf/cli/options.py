@@ -1,5 +1,6 @@
-"""What commands share: types of their arguments, options that exclude each other, and whether a network fits."""
+"""What commands share: types of their arguments, options that exclude each other, whether a network fits."""
 
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -32,6 +33,12 @@ def refuse(why: str, **options: object) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{', '.join(given)} {why}; leave {'it' if len(given) == 1 else 'them'} out")
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Raises ValueError unless the folder of a file that a command will write is there; `None` = no file."""
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{option} must be in a folder that exists; got {path}; make the folder {path.parent} first")
 
 
 def check_fits(config: ModelConfig, wanted: ModelConfig, name: str) -> None:

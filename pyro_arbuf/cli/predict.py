@@ -10,7 +10,7 @@ import tyro
 
 from pyro_arbuf.checkpoint import load
 from pyro_arbuf.cli.csv_table import Columns, read_csv
-from pyro_arbuf.cli.options import NetworkName
+from pyro_arbuf.cli.options import NetworkName, check_folder
 from pyro_arbuf.cli.prediction_task import Task, make_task
 from pyro_arbuf.cli.predictions import Predictions, plot_predictions, summary, write_csv, write_netcdf
 from pyro_arbuf.distributions.joint import ArBufferJoint
@@ -54,8 +54,8 @@ def predict(
         data: CSV file with a header; cells that are empty or say NA are missing; dates are like 2021-12-31.
         x: Names of the columns that are inputs.
         y: Name of the column that is the outcome; of several sites, one for each.
-        at: Inputs to predict: numbers or dates, lists 1,2,3 and ranges first:last:step, both ends included; a step of
-            dates is in days. Write --at=-2:2 where the first one is negative.
+        at: Inputs to predict: numbers or dates, lists 1,2,3 and ranges first:last:step, both ends included. A step of
+            dates is a number of days, or like 6h, 1m (months) or 1y. Write --at=-2:2 where the first one is negative.
         held_out: How many of the last observed rows are held out, or the column that says so by 1 and 0.
         draws: How many joint draws.
         output: File for the draws, .csv (a row for each draw of each target) or .nc (NetCDF, as ArviZ reads it).
@@ -73,13 +73,13 @@ def predict(
     joint = _joint(context, task.x_new)
     with seeded(seed):
         drawn = joint.sample((draws,))
-    found = Predictions(task, drawn.double().numpy().reshape(draws, len(task.x_new), -1), joint, interval)
+    found = Predictions(task, drawn, joint, interval)
     print(summary(found))
     if task.held_out.any():
         print(_density_of_held_out(joint, task))
     if output is not None:
         write = write_csv if output.suffix == ".csv" else write_netcdf
-        write(found, output, seed)
+        write(found, output)
         _say(f"{output}: {draws} joint draws of {len(task.x_new)} targets")
     if plot is not None:
         plot_predictions(found, plot)
@@ -90,6 +90,7 @@ def _check_options(output: Path | None, plot: Path | None, x: tuple[str, ...], d
     for option, path, suffixes in (("--output", output, TABLES), ("--plot", plot, FIGURES)):
         if path is not None and path.suffix not in suffixes:
             raise ValueError(f"{option} must be a file that ends on {', '.join(suffixes)}; got {path}")
+        check_folder(option, path)
     if plot is not None and len(x) != 1:
         raise ValueError(f"--plot needs one --x column, the axis of the figure; got {len(x)}; leave it out")
     if draws < 2:

@@ -1,17 +1,24 @@
 """What `pyro-arbuf predict` asks: which rows of a table are observed, which are to be predicted, which are held out."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pyro_arbuf.cli.csv_table import DATE, Columns, CsvTable, parse_date
+from pyro_arbuf.cli.csv_table import Columns, CsvTable, parse_date
 from pyro_arbuf.network.config import ModelConfig
 
 MOST_TARGETS = 500  # networks are trained on some hundred, and each block of them is encoded anew for every draw
 YES = {"1", "true", "yes", "y", "x", "test"}
 NO = {"0", "false", "no", "n", "", "train"}
+FORMS = (r"\d{4}-\d\d(?:-\d\d)?", *(rf"\d{{4}}-\d\d-\d\d[T ]\d\d:\d\d{rest}" for rest in ("", r":\d\d(?:\.\d+)?")))
+DATE_RANGES = [
+    re.compile(rf"(?P<first>{form}):(?P<last>{form})(?::(?P<number>\d*\.?\d+)(?P<unit>[hdmy]?))?") for form in FORMS
+]
+MICROSECONDS = {"h": 3_600_000_000, "d": 86_400_000_000}
+MONTHS = {"m": 1, "y": 12}
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,8 @@ def values_at(texts: Sequence[str], like: np.ndarray) -> np.ndarray:
 
     Args:
         texts: As the user wrote them.
-        like: The column that they continue, which is of numbers or dates; a step of dates is in days.
+        like: The column that they continue, which is of numbers or dates; a step of dates is in days, or a number with
+            h, d, m or y: hours, days, months, years.
 
     Raises:
         ValueError: If one of them is no such thing.
@@ -152,26 +160,51 @@ def values_at(texts: Sequence[str], like: np.ndarray) -> np.ndarray:
 
 def _values(text: str, dates: bool) -> np.ndarray:
     try:
-        parts = [text] if dates and DATE.fullmatch(text) else text.split(":")  # times have colons too
-        ends: list[Any] = [parse_date(part) if dates else np.float64(part) for part in parts[:2]]
-        first, *rest = ends
-        if not rest:
-            return _finite(np.array([first]))
-        step = float(parts[2]) if len(parts) == 3 else 1.0
-        unit: Any = np.timedelta64(round(step * 86_400_000_000), "us") if dates else step
-        if len(parts) > 3 or not unit > unit * 0:
-            raise ValueError
-        with np.errstate(over="ignore"):  # too many steps are refused below
-            steps = float((rest[0] - first) / unit)
-        if not 0 <= steps < MOST_TARGETS:
-            raise ValueError
-        return _finite(first + unit * np.arange(int(steps + 1e-9) + 1))
+        return _finite(_dates(text) if dates else _numbers(text))
     except (ValueError, OverflowError):
-        example = "2021-01-01:2021-12-31:7, a step in days" if dates else "2021:2030 or 0:1:0.1"
+        kind, example = "numbers", "2021:2030 or 0:1:0.1"
+        if dates:
+            kind, example = "dates", "2021-01-01:2021-12-31:7 in days or 2021-07-01:2025-07-01:1y, ends of one form"
         raise ValueError(
-            f"--at must hold {'dates' if dates else 'numbers'}, or ranges of at most {MOST_TARGETS} values, {example}; "
-            f"got {text!r}"
+            f"--at must hold {kind}, or ranges of at most {MOST_TARGETS} values, {example}; got {text!r}"
         ) from None
+
+
+def _numbers(text: str) -> np.ndarray:
+    """A number, or a range of numbers."""
+    first, *rest = [np.float64(part) for part in text.split(":")]
+    return _range(first, *rest) if rest else np.array([first])
+
+
+def _range(first: Any, last: Any, step: Any = np.float64(1.0)) -> np.ndarray:
+    """From the first to the last value, which is one of them where steps lead there."""
+    if not step > step * 0:
+        raise ValueError
+    with np.errstate(over="ignore"):  # too many steps are refused
+        steps = float((last - first) / step)
+    if not 0 <= steps < MOST_TARGETS:
+        raise ValueError
+    return first + step * np.arange(int(steps + 1e-9) + 1)
+
+
+def _dates(text: str) -> np.ndarray:
+    """A date, or a range of dates whose ends are of one form: times have colons too."""
+    found = next(filter(None, (pattern.fullmatch(text) for pattern in DATE_RANGES)), None)
+    if found is None:
+        return np.array([parse_date(text)])
+    first, last = parse_date(found["first"]), parse_date(found["last"])
+    number, unit = float(found["number"] or 1), found["unit"] or "d"
+    if unit in MICROSECONDS:
+        return _range(first, last, np.timedelta64(round(number * MICROSECONDS[unit]), "us"))
+    if number % 1:
+        raise ValueError
+    ends = [date.astype("datetime64[M]").astype(int) for date in (first, last)]
+    months = _range(ends[0], ends[1], int(number) * MONTHS[unit]).astype("datetime64[M]")
+    # The same day of each month, or its last one.
+    length = (months + 1).astype("datetime64[D]") - months.astype("datetime64[D]")
+    day, time = first.astype("datetime64[D]") - first.astype("datetime64[M]"), first - first.astype("datetime64[D]")
+    steps = months.astype("datetime64[D]") + np.minimum(day, length - 1) + time
+    return steps[steps <= last]
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -2,16 +2,17 @@
 
 import csv
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from pyro_arbuf.cli.prediction_task import Task
 from pyro_arbuf.display import align
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.files import write_atomically
-from pyro_arbuf.workflow.datatree import to_datatree
 
 SHOWN_DRAWS = 20  # in a figure
 
@@ -22,15 +23,20 @@ class Predictions:
 
     Attributes:
         task: What was asked.
-        draws: `(S, M, D_y)`, in the units of the file.
+        drawn: `(S, M)` or `(S, M, D_y)`, in the units of the file.
         joint: What they were drawn from.
         interval: Probability of the intervals that are shown.
     """
 
     task: Task
-    draws: np.ndarray
+    drawn: Tensor
     joint: ArBufferJoint
     interval: float
+
+    @cached_property
+    def draws(self) -> np.ndarray:
+        """Draws `(S, M, D_y)` as float64."""
+        return self.drawn.double().reshape(*self.drawn.shape[:2], -1).numpy()
 
     def of(self, column: int) -> dict[str, np.ndarray]:
         """Mean, standard deviation and ends of the interval of an outcome at every target, `(M,)` each, by heading."""
@@ -64,7 +70,7 @@ def show(values: np.ndarray) -> list[str]:
     return ["" if np.isnan(value) else f"{value:.10g}" for value in values]
 
 
-def write_csv(found: Predictions, path: Path, seed: int) -> None:
+def write_csv(found: Predictions, path: Path) -> None:
     """Writes a row for each draw of each target: number of the draw and of the target, inputs, outcomes."""
     task, (num_draws, num_targets, dim_y) = found.task, found.draws.shape
     inputs = list(zip(*(show(task.x_new[name]) for name in task.x_new.columns), strict=True))
@@ -85,7 +91,7 @@ def write_csv(found: Predictions, path: Path, seed: int) -> None:
     write_atomically(path, write)
 
 
-def write_netcdf(found: Predictions, path: Path, seed: int) -> None:
+def write_netcdf(found: Predictions, path: Path) -> None:
     """Writes the same draws in ArviZ's schema: group predictions, dimensions chain, draw and target."""
     try:
         import h5netcdf  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -93,9 +99,11 @@ def write_netcdf(found: Predictions, path: Path, seed: int) -> None:
         raise ValueError(
             f"{path} needs the package h5netcdf, which is not installed; install it, or write a .csv"
         ) from error
+    from pyro_arbuf.workflow.groups import assemble_tree, joint_groups
+
     columns = found.task.x_new.columns
     labels: dict[str, Any] = {"target": found.task.x_new[columns[0]]} if len(columns) == 1 else {}
-    tree = to_datatree(found.joint, num_samples=len(found.draws), coords=labels | {"input": columns}, seed=seed)
+    tree = assemble_tree(joint_groups(found.joint, found.drawn, None, {}), labels | {"input": columns}, {})
     write_atomically(path, lambda file: tree.to_netcdf(file, engine="h5netcdf"))
 
 

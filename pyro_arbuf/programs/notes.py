@@ -30,11 +30,18 @@ LATER_SIZE: dict[Mode, int] = {"inputs": 1024, "datasets": 1024, "loop": 64}  # 
 LEAST_SPREAD = 0.3  # of ranks, as a share of that without ties: below, a few rare events would look like a correlation
 NUM_CHANGES = 8  # values of a site that are tried
 MOST_DRAWS = 200  # of a site, to find another value of it: enough for one of 3 data sets in 100
+NUM_INPUTS = 64  # sets of inputs whose steps are averaged
+CLOSER_STEPS = 0.7  # of the steps of a series, those of one that is twice as long: a fixed range has a half
 JOINT = "which depend on each other given the latents: their likelihood is a joint density, by ArBufferJoint"
 UNORDERED = (
     "The trials are a series, but no column of the inputs grows from trial to trial, so that the network cannot tell "
     "their order; unless it does not matter, add the number of the trial as a column: inputs that return "
     "torch.cat([torch.arange(n)[:, None], x], -1), of which the program may leave the first aside."
+)
+CLOSER = (
+    "The series lies closer together in x the more trials it has, so that no distance in x stands for the next trial, "
+    "which the network has to learn at every distance; unless the law is one of distances in x, give the number of "
+    "the trial, 0 to n - 1, or steps of one size, as the column that grows."
 )
 LATER = (
     "The law of a trial depends on the trials after it, on their inputs or on their number: with as many trials again "
@@ -113,8 +120,7 @@ def program_notes(
     """
     notes = []
     if runs.outcome.trials == "series":
-        ordered = bool(growing_columns(runs.inputs(max(num_trials))).any())
-        return (*_trial_notes(dependence, None), *(() if ordered else (UNORDERED,)))
+        return (*_trial_notes(dependence, None), *_order_notes(runs, max(num_trials)))
     if not runs.latents:  # nothing is given, so that all trials depend on each other
         return tuple(_trial_notes(dependence._replace(shared=(), correlation=0.0), None))
     shared = _outside_trials(runs, traces, num_trials)
@@ -132,6 +138,20 @@ def program_notes(
 def growing_columns(x: Tensor) -> Tensor:
     """Which columns of inputs `(n, D_x)` grow from trial to trial, `(D_x,)` bool."""
     return (x[1:] > x[:-1]).all(0)
+
+
+def _order_notes(runs: ProgramRuns, num_trials: int) -> list[str]:
+    """Notes on inputs of a series that tell its order badly, or not at all."""
+    growing = growing_columns(runs.inputs(num_trials))
+    if not bool(growing.any()):
+        return [UNORDERED]
+    with seeded(0), contextlib.suppress(Exception):  # inputs need not be for so many trials
+        steps, closer = (
+            torch.stack([runs.inputs(n).diff(dim=0).median(0).values for _ in range(NUM_INPUTS)]).mean(0)
+            for n in (NUM_TRIALS, 2 * NUM_TRIALS)
+        )
+        return [CLOSER] if bool((closer < CLOSER_STEPS * steps)[growing].all()) else []
+    return []
 
 
 def _trial_notes(dependence: Dependence, possible: Set[str] | None) -> list[str]:

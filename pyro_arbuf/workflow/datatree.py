@@ -106,7 +106,7 @@ def to_datatree(
                     "an ArBufferJoint alone takes observed, num_samples, constant_data, coords, dims and seed; got "
                     f"{sorted(given) or 'a model'} too; for a Pyro model pass its draws"
                 )
-            groups = joint_groups(draws, observed, 1000 if num_samples is None else num_samples, dims or {})
+            groups = joint_groups(draws, 1000 if num_samples is None else num_samples, observed, dims or {})
         else:
             if observed is not None or (num_samples is not None and not isinstance(draws, Importance)):
                 raise ValueError(

@@ -149,9 +149,9 @@ def _evaluate(fit: Fit, given: set[str]) -> list[dict[str, Tensor]]:
 
 
 def joint_groups(
-    joint: ArBufferDistribution, observed: Tensor | None, num_samples: int, dims: Mapping[str, Sequence[str]]
+    joint: ArBufferDistribution, draws: Tensor | int, observed: Tensor | None, dims: Mapping[str, Sequence[str]]
 ) -> Groups:
-    """Groups of a distribution by itself, its outcome called y."""
+    """Groups of a distribution by itself, its outcome called y; `draws` `(S, *batch, *event)`, or how many to draw."""
     batch, context = joint.batch_shape, joint.context
     batch_names = tuple(f"y_dim_{i}" for i in range(len(batch)))
     names = {
@@ -167,7 +167,8 @@ def joint_groups(
         density = joint.log_prob(outcomes)
         groups["observed_data"] = {"y": label("y", outcomes, names["y"])}
         groups["joint_log_likelihood"] = {"y": label("y", density, names["y"][: len(batch)])}
-    drawn = label("y", joint.sample(Size([num_samples])), names["y"], (1, num_samples))
+    draws = joint.sample(Size([draws])) if isinstance(draws, int) else draws
+    drawn = label("y", draws, names["y"], (1, len(draws)))
     groups["predictions" if observed is None else "posterior_predictive"] = {"y": drawn}
     config, (x_context, y_context, length) = context.model.config, _observations(context, joint.x)
     if length is not None:
