@@ -196,7 +196,15 @@ def test_ranges_of_dates_have_steps_of_the_calendar_and_ends_with_times(text: st
 
 
 @pytest.mark.parametrize(
-    "text", ["2021:2025", "2021-01-01:2022-01-01:1.5m", "2021-01-01:2022-01-01:0y", "2021-01-01:2021-01-02T06:00", "x"]
+    "text",
+    [
+        "2021:2025",
+        "2021-01-31:2021-01-01:1m",
+        "2021-01-01:2022-01-01:1.5m",
+        "2021-01-01:2022-01-01:0y",
+        "2021-01-01:2021-01-02T06:00",
+        "x",
+    ],
 )
 def test_ranges_of_dates_that_cannot_be_read_are_explained(text: str) -> None:
     with pytest.raises(

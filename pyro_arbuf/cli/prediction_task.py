@@ -173,10 +173,12 @@ def _values(text: str, dates: bool) -> np.ndarray:
 def _numbers(text: str) -> np.ndarray:
     """A number, or a range of numbers."""
     first, *rest = [np.float64(part) for part in text.split(":")]
+    if len(rest) > 2:
+        raise ValueError
     return _range(first, *rest) if rest else np.array([first])
 
 
-def _range(first: Any, last: Any, step: Any = np.float64(1.0)) -> np.ndarray:
+def _range(first: Any, last: Any, step: Any = 1.0) -> np.ndarray:
     """From the first to the last value, which is one of them where steps lead there."""
     if not step > step * 0:
         raise ValueError
@@ -196,7 +198,7 @@ def _dates(text: str) -> np.ndarray:
     number, unit = float(found["number"] or 1), found["unit"] or "d"
     if unit in MICROSECONDS:
         return _range(first, last, np.timedelta64(round(number * MICROSECONDS[unit]), "us"))
-    if number % 1:
+    if number % 1 or last < first:
         raise ValueError
     ends = [date.astype("datetime64[M]").astype(int) for date in (first, last)]
     months = _range(ends[0], ends[1], int(number) * MONTHS[unit]).astype("datetime64[M]")
