@@ -18,7 +18,7 @@ from pyro_arbuf.network.network import Network
 
 MICROSECONDS = 86_400_000_000  # of a day
 NUMERIC = "iufb"  # kinds of NumPy's dtypes
-REMEDY = "convert it, e.g. by pd.to_numeric or pd.to_datetime, or leave the column out"
+REMEDY = "convert it, by pd.to_numeric, pd.to_datetime or, for categories, pd.get_dummies, or leave the column out"
 
 
 class Table(NamedTuple):
