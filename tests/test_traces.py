@@ -72,6 +72,18 @@ def test_what_is_far_off_or_hidden_or_not_earlier_counts_for_nothing(traces):
     torch.testing.assert_close(seen, traces(torch.tensor([702.0], dtype=torch.float64), Trail(*(t[:2] for t in trail))))
 
 
+def test_sums_of_tasks_with_the_same_times_are_those_of_each(traces):
+    generator = torch.Generator().manual_seed(2)
+    times, values = torch.arange(5, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64, generator=generator)
+    now, visible = torch.tensor([2.0, 6.0], dtype=torch.float64), torch.rand(2, 5, generator=generator) < 0.7
+    each = torch.stack([traces(now, Trail(times, own), visible) for own in values])
+    same = traces(now.expand(3, -1), Trail(times.expand(3, -1), values), visible)
+    torch.testing.assert_close(same, each, rtol=1e-12, atol=1e-12)
+    shifts = torch.tensor([[0.0], [3.0], [1.0]], dtype=torch.float64)
+    shifted = traces(now + shifts, Trail(times + shifts, values), visible)  # the same lags, the times of none another's
+    torch.testing.assert_close(shifted, each, rtol=1e-12, atol=1e-12)
+
+
 def test_trails_of_tasks_and_draws_are_joined():
     first = Trail(torch.zeros(2, 1, 3), torch.zeros(2, 4, 3, 5))
     both = extended(first, Trail(torch.ones(2, 1, 1), torch.ones(2, 1, 1, 5)))

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_arbuf.network.tracing import is_traced
+
 LONGEST = 512  # lags, beyond which a sum no longer sees a trial
 SLOWEST = 0.97  # the last of the rates
 
@@ -98,16 +100,19 @@ class Traces(nn.Module):
         return torch.cat([torch.ones_like(own[..., :1]), own, learned], -1) * known.unsqueeze(-1)
 
     def forward(self, time: Tensor, trail: Trail, visible: Tensor | None = None) -> Tensor:
-        """The sums `(*batch, Q, size)` at times `(*batch, Q)`.
+        """The sums `(*batch, Q, size)` at times `(*batch, Q)`; one of a batch where it would hold the same sums.
 
         Args:
             time: In units of one trial.
             trail: What may be read: of it the trials that are earlier.
             visible: `(*batch, Q, N)` bool, which of them; `None` = all.
         """
-        lags = (time.unsqueeze(-1) - trail.time.unsqueeze(-2)).round().clamp(0, LONGEST + 1).long()
+        lags = _of_all(time).unsqueeze(-1) - _of_all(trail.time).unsqueeze(-2)
+        lags = lags.round().clamp(0, LONGEST + 1).long()
         lags = lags if visible is None else lags * visible
-        return (self.weights[:, lags] @ trail.values).movedim(0, -2).flatten(-2)  # R products (*batch, Q, V)
+        weights = self.weights[:, lags].movedim(0, -3)  # (*batch, R, Q, N)
+        sums = weights.flatten(-3, -2) @ trail.values
+        return sums.unflatten(-2, weights.shape[-3:-1]).transpose(-3, -2).flatten(-2)
 
     def just_before(self, sums: Tensor) -> Tensor:
         """Numbers `(*batch, Q, D)` of the trial just before, of the sums; 0 where it is unknown."""
@@ -118,3 +123,14 @@ class Traces(nn.Module):
         rates = sums.unflatten(-1, (-1, self.num_values))
         known, numbers, learned = rates.tensor_split((1, 1 + self.num_numbers), -1)
         return torch.cat([known, torch.asinh(numbers), learned], -1).flatten(-2)
+
+
+def _of_all(time: Tensor) -> Tensor:
+    """Times `(Q,)` where those of a batch `(*batch, Q)` are the same, so that one table of lags serves all; else these.
+
+    Only where a value may decide without waiting for a device.
+    """
+    if time.dim() == 1 or not time.numel() or time.device.type != "cpu" or is_traced():
+        return time
+    first = time.flatten(0, -2)[0]
+    return first if bool((time == first).all()) else time
