@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-slow test-gpu test-arviz1 lint docs bench clean
+.PHONY: demo test test-slow test-gpu test-arviz1 lint docs bench sbibm clean
 
 demo: .venv/installed
 	$(BIN)/python tutorials/01_joint_prediction.py
@@ -39,6 +39,10 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/eeg.py
 	for model in ar1 rescorla-wagner; do $(BIN)/python benchmarks/series.py $$model || exit 1; done
 	for what in pair poisson choice-rt; do $(BIN)/python benchmarks/outcomes.py $$what --folder runs/outcomes || exit 1; done
+
+# The observations and reference draws of sbibm, files of its package, which is never imported.
+sbibm:
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .sbibm sbibm
 
 # One environment for everything. torch comes first, so that no dependency asks for another build of it.
 .venv/installed: pyproject.toml constraints.txt

@@ -1,0 +1,155 @@
+"""Five tasks of the sbibm benchmark at two budgets of simulations, scored by its protocol beside published figures.
+
+    make sbibm                                          # its files of observations, once
+    python benchmarks/sbi_table.py --folder runs/sbi    # everything, into benchmarks/SBI.md; goes on where it was
+    python benchmarks/sbi_table.py --folder runs/sbi --tasks two_moons --budgets 10000
+
+For each task and budget `amortize` trains a network on a fixed set of simulations, with its default settings. C2ST as
+sbibm scores it: 10,000 draws of the posterior against 10,000 of the reference, a classifier with two layers of ten
+times as many units as parameters, five folds, the mean over ten observations; 0.5 = cannot be told apart. Networks,
+draws and scores are kept in the folder. Prints a table, then one JSON line.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pyro
+import torch
+import tyro
+from sbi import SEED, c2st, mean_se, posterior_draws, quiet
+from sbi_tasks import NUM_OBSERVATIONS, TASKS, read_observation
+from torch import Tensor
+from tqdm import tqdm
+
+import pyro_arbuf
+from pyro_arbuf import ArBufferModel, amortize
+from pyro_arbuf.checkpoint import CONFIG
+from pyro_arbuf.files import write_atomically
+from pyro_arbuf.random_state import seeded
+
+PAGE = Path(__file__).parent / "SBI.md"
+PUBLISHED = ("NPE, spline flows", "NPE-PFN", "NLE", "sequential NPE")
+STATE = "state.safetensors"
+
+
+class Cell(NamedTuple):
+    """A task at a budget.
+
+    Attributes:
+        task: Its name.
+        budget: Number of simulations.
+        folder: Where its network, its draws and its scores are.
+    """
+
+    task: str
+    budget: int
+    folder: Path
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds of training so far."""
+        path = self.folder / "seconds.json"
+        return json.loads(path.read_text()) if path.exists() else 0.0
+
+    @property
+    def scores(self) -> list[float]:
+        """C2ST of the observations that are scored."""
+        path = self.folder / "scores.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def network(self, minutes: float) -> ArBufferModel:
+        """The trained network; what is missing of its training is done first."""
+        done = self.folder / "done"
+        if not done.exists():
+            started, resume = time.process_time(), (self.folder / STATE).exists()
+            options = {"num_context": (0, 1), "num_simulations": self.budget, "minutes": minutes, "report": False}
+            try:
+                amortize(TASKS[self.task].program, folder=self.folder, resume=resume, **options)
+            finally:
+                self._write("seconds.json", self.seconds + time.process_time() - started)
+            done.touch()
+        assert (self.folder / CONFIG).exists()
+        return pyro_arbuf.load(self.folder)
+
+    def score(self, net: ArBufferModel, files: Path, num_draws: int) -> None:
+        """Scores the observations that are not scored yet, and keeps draws and scores."""
+        scores = self.scores
+        for number in tqdm(range(len(scores) + 1, NUM_OBSERVATIONS + 1), desc=f"{self.task}, {self.budget}"):
+            y, reference = read_observation(files, self.task, number)
+            with seeded(SEED + number):
+                some = torch.randperm(len(reference))[:num_draws]
+                draws = self._draws(net, TASKS[self.task].coded(y), number, len(reference))
+            scores.append(c2st(draws[some], reference[some]))
+            self._write("scores.json", scores)
+
+    def _draws(self, net: ArBufferModel, y: Tensor, number: int, num_draws: int) -> Tensor:
+        """Draws `(S, P)` of the posterior."""
+        path = self.folder / f"draws_{number}.pt"
+        if not path.exists():
+            found = posterior_draws(net, torch.zeros(1, 1), y[None], num_draws)["theta"]
+            write_atomically(path, lambda file: torch.save(found, file))
+        return torch.load(path, weights_only=True)
+
+    def _write(self, name: str, value: object) -> None:
+        write_atomically(self.folder / name, lambda file: file.write_text(json.dumps(value)))
+
+
+def table(cells: list[Cell]) -> str:
+    """The table, in Markdown: cells without scores are empty."""
+    budgets = sorted({cell.budget for cell in cells})
+    heads = [f"{budget:,} simulations | CPU seconds" for budget in budgets]
+    lines = [f"| task | {' | '.join(heads)} | wanted | {' | '.join(PUBLISHED)} |"]
+    lines.append(f"|{'---|' * (2 * len(budgets) + 2 + len(PUBLISHED))}")
+    for name in dict.fromkeys(cell.task for cell in cells):
+        found = []
+        for cell in sorted((cell for cell in cells if cell.task == name), key=lambda cell: cell.budget):
+            mean, error = mean_se(cell.scores) if cell.scores else (0.0, 0.0)
+            found += [f"{mean:.3f} ({error:.3f})", f"{cell.seconds:.0f}"] if cell.scores else ["", ""]
+        task = TASKS[name]
+        found += [f"{value:.2f}" for value in (task.aim, *task.published)]
+        lines.append(f"| {name} | {' | '.join(found)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    folder: Path = Path("runs/sbi"),
+    files: Path = Path(".sbibm"),
+    tasks: tuple[str, ...] = tuple(TASKS),
+    budgets: tuple[int, ...] = (10_000, 100_000),
+    minutes: tuple[float, ...] = (8.0, 30.0),
+    num_draws: int = 10_000,
+    page: Path = PAGE,
+    threads: int | None = None,
+) -> None:
+    """Scores `amortize` on tasks of the sbibm benchmark.
+
+    Args:
+        folder: Where networks, draws and scores are kept.
+        files: Where the package sbibm is installed, of which only files are read.
+        tasks: Which.
+        budgets: Numbers of simulations.
+        minutes: Of training, for each of the budgets.
+        num_draws: Of the posterior and of the reference, at most 10,000.
+        page: Where the table is written.
+        threads: CPU threads.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    quiet()
+    pyro.set_rng_seed(SEED)
+    cells = [Cell(task, budget, folder / f"{task}-{budget}") for budget in budgets for task in tasks]
+    for cell in cells:
+        read_observation(files, cell.task, 1)
+    for cell, limit in zip(cells, [limit for limit in minutes for _ in tasks], strict=True):
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        cell.score(cell.network(limit), files, num_draws)
+    text = table(cells)
+    print(text)
+    page.write_text((page.read_text() if page.exists() else "").partition("| task |")[0] + text)
+    print(json.dumps({"benchmark": "sbi_table"} | {f"{c.task}, {c.budget}": c.scores for c in cells}))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
