@@ -95,7 +95,8 @@ def draw(courses: list[Course], path: Path) -> None:
         axes.set(xlabel="minutes of one CPU core", xscale="log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.legend(fontsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8)
     figure.savefig(path, dpi=100)
 
 

@@ -4,10 +4,11 @@
 
 A variant is `base`, which is what `fit` does, or settings of it joined by commas: learning_rate, warmup, final_decay
 (the share of the run at its end over which the rate falls), ema (decay of an average of the weights, which is then
-scored), batch_size, late_batch_size (in the second half), num_targets, and width, num_layers, num_heads, mlp_width of
-the network. All variants are scored on one validation set, of functions that none is trained on. `--start` takes the
-weights that all of them start from. Finished seeds are kept in the folder: the same command goes on where it was
-stopped. Prints a table, then one JSON line.
+scored), batch_size, late_batch_size (in the second half), num_targets, start (a network whose weights it begins with
+where they fit, as `amortize` does), and width, num_layers, num_heads, mlp_width of the network. All variants are scored
+on one validation set, of functions that none is trained on. `--start` takes the weights that all of them start from.
+Finished seeds are kept in the folder: the same command goes on where it was stopped. Prints a table, then one
+JSON line.
 """
 
 import copy
@@ -28,6 +29,7 @@ from pyro_arbuf import ArBufferModel, load
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.programs.sources import make_source
+from pyro_arbuf.programs.warm_start import copy_weights
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.training.loop import MAX_GRADIENT_NORM, WARMUP, make_optimizers
 from pyro_arbuf.training.sources import TaskSource
@@ -48,6 +50,7 @@ class Recipe:
         batch_size: Data sets per step.
         late_batch_size: The same in the second half of the run; `None` = no other.
         num_targets: Fresh targets per data set.
+        start: A network whose weights it begins with where they fit; `None` = random ones.
         sizes: Fields of the network's configuration.
     """
 
@@ -58,6 +61,7 @@ class Recipe:
     batch_size: int = 32
     late_batch_size: int | None = None
     num_targets: int = 48
+    start: str | None = None
     sizes: tuple[tuple[str, int], ...] = ()
 
     def rate(self, progress: float) -> float:
@@ -76,6 +80,7 @@ def read_recipe(text: str) -> Recipe:
     if text == "base":
         return Recipe()
     known: dict[str, Any] = {"learning_rate": float, "warmup": float, "final_decay": float, "ema": float}
+    known["start"] = str
     known |= dict.fromkeys(("batch_size", "late_batch_size", "num_targets", *SIZES), int)
     found = {}
     for setting in text.split(","):
@@ -100,6 +105,8 @@ class Run:
             self.model = ArBufferModel(dataclasses.replace(config, **dict(recipe.sizes)))
         if start is not None:
             self.model = load(start).requires_grad_(True).train()
+        if recipe.start is not None:
+            copy_weights(self.model, recipe.start)
         self.average = copy.deepcopy(self.model)
         self.optimizers = make_optimizers(self.model, recipe.learning_rate, recipe.learning_rate)
 
@@ -148,9 +155,9 @@ def train_and_score(name: str, variants: list[str], seed: int, minutes: float, s
     bar = tqdm(total=100 * len(runs), desc=f"seed {seed}", unit="%", bar_format="{l_bar}{bar}|{elapsed}<{remaining}")
     while unfinished := [run for run in runs.values() if run.progress < 1]:
         least = min(unfinished, key=lambda run: run.progress)
-        before = least.progress
         least.turn()
-        bar.update(100 * (min(least.progress, 1.0) - before))
+        done = sum(min(run.progress, 1.0) for run in runs.values())
+        bar.update(min(100 * done, bar.total) - bar.n)
     bar.close()
     batches = make_source(name).validation()
     return {text: {"scores": run.score(batches).tolist(), "steps": run.steps} for text, run in runs.items()}

@@ -204,3 +204,17 @@ def test_recipes_take_turns_by_cpu_seconds_and_are_kept(benchmark, capsys, tmp_p
     benchmark("recipe").main("sawtooth", [sizes, f"{sizes},ema=0.9"], threads=num_threads, **settings)
     assert capsys.readouterr().out.strip().splitlines()[-1] == json.dumps(first)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_more_training_would_buy_is_read_from_the_runs(benchmark, capsys, tmp_path):
+    folder, runs = tmp_path / "net", [(10.0, 1.0), (20.0, None), (30.0, 1.3)]
+    folder.mkdir()
+    record = {"runs": [{"minutes": minutes, "validation": score} for minutes, score in runs]}
+    (folder / "training.json").write_text(json.dumps(record))
+    card = "<!-- quality.py -->\n| mean | 2.0 | 1.9 | 1.9 | 1.9 | 1.5 | 0.100 (0.003) | 0.05 (0.00) |\n<!-- end -->\n"
+    (folder / "README.md").write_text(card)
+    benchmark("more_training").main(tmp_path, plot=tmp_path / "runs.png")
+    printed = capsys.readouterr().out
+    gained = 0.3 / np.log2(6)
+    assert f"| `net` | 10 → 60 | 1.000 → 1.300 | 0.400 → 0.100 | {gained:.3f} |" in printed
+    assert (tmp_path / "runs.png").stat().st_size > 0

@@ -60,6 +60,12 @@ def test_layers_of_other_shapes_and_those_of_inputs_stay_as_they_are():
     assert all(name in copied for name in before if name.startswith(("backbone.", "head.", "latent_head.")))
 
 
+def test_a_network_of_the_same_program_gives_all_weights():
+    model, source = ArBufferModel(SETS), pyro_arbuf.load("gaussian").state_dict()
+    copy_weights(model, "gaussian")
+    assert all(torch.equal(value, source[name]) for name, value in model.state_dict().items())
+
+
 def test_amortize_says_where_it_begins_and_goes_on_with_a_run(tmp_path, capsys):
     options = {"num_context": (0, 5), "report": False, "batch_size": 2}
     begun = amortize(line, inputs, steps=1, folder=tmp_path, **options)

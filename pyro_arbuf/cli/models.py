@@ -40,7 +40,7 @@ def _row(folder: Path) -> dict[str, str]:
         "outcome": describe_outcome(config.dim_y, config.outcomes),
         "latents": str(config.num_latents or ""),
         "score": "" if score is None else f"{score:.3f}",
-        "gap": _gap(folder / CARD),
+        "gap": measured_gap(folder / CARD),
         "for": _first_paragraph(folder / CARD),
     }
 
@@ -72,7 +72,7 @@ def _first_paragraph(card: Path) -> str:
     return " ".join(parts[1].split()) if len(parts) > 1 else ""
 
 
-def _gap(card: Path) -> str:
+def measured_gap(card: Path) -> str:
     """The mean gap to the exact prediction that `benchmarks/quality.py` wrote into a card."""
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     found = re.search(r"<!-- quality\.py -->.*?^\| mean \|(.*)$", text, re.MULTILINE | re.DOTALL)

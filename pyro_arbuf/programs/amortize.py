@@ -25,9 +25,10 @@ from pyro_arbuf.programs.program_batches import Bank, ProgramSource, make_bank
 from pyro_arbuf.programs.reports import describe_training, training_report
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import shipped_programs
+from pyro_arbuf.programs.warm_start import AUTO, copy_weights, start_of
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.training.loop import fit
-from pyro_arbuf.training.run_state import RunState
+from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
 from pyro_arbuf.training.sources import PriorSource, TaskSource
 
 DEFAULT_MINUTES = 8.0
@@ -52,6 +53,7 @@ def amortize(
     batch_size: int | None = None,
     report: bool = True,
     vectorized: bool | None = None,
+    start_from: str | Path | None = AUTO,
     **sizes: Any,
 ) -> ArBufferModel:
     """Trains a network on simulations of a Pyro program, or on a prior of functions, with progress bar and report.
@@ -88,6 +90,9 @@ def amortize(
             the end, with a verdict.
         vectorized: Whether the program is written for leading batch dimensions, as for `Simulator`; `None` = tried
             once, and what was found is printed.
+        start_from: Where the weights begin: "auto" = at those of a shipped network of programs of the same kind, if
+            the sizes are the same; a name or folder that `load` takes = at those; `None` = at random ones. Layers of
+            other shapes, and those that read the inputs of another program, begin at random ones in any case.
         **sizes: Fields of `ModelConfig`, e.g. `width=128`; of a plain function also `outcomes="count"` or
             `"categorical(n)"`, where its y are no real numbers.
 
@@ -117,14 +122,17 @@ def amortize(
         if resume and not (Path(folder) / STATE).exists():
             raise ValueError(f"resume=True needs the state of a run; there is none in {folder}; start without resume")
     if plain:
-        return _amortize_prior(program, num_context, minutes, steps, folder, resume, seed, batch_size, report, sizes)
+        return _amortize_prior(
+            program, num_context, minutes, steps, folder, resume, seed, batch_size, report, start_from, sizes
+        )
     simulator = Simulator(program, inputs, latents, outcome, vectorized)
     config = program_config(simulator, num_context, _name_of(program), **sizes)
     if resume and folder is not None:
         config = _with_statistics_of(config, Path(folder) / STATE)
-    print(describe_training(simulator, config, minutes, steps, num_simulations))
+    start = start_of(config, start_from)
+    print(describe_training(simulator, config, minutes, steps, num_simulations, start))
     source = _source(simulator, config, num_simulations, seed, batch_size)
-    model, state = _train(source, minutes, steps, folder, resume, seed)
+    model, state = _train(source, minutes, steps, folder, resume, seed, start)
     model.simulator = simulator
     if report:
         print(training_report(model, state.best_score, state.step, state.history, folder))
@@ -141,24 +149,36 @@ def _amortize_prior(
     seed: int,
     batch_size: int | None,
     report: bool,
+    start_from: str | Path | None,
     sizes: dict[str, Any],
 ) -> ArBufferModel:
     """What `amortize` does with a prior as a plain function."""
     probed = probe(function, num_context, **sizes)
-    print(describe_prior(probed, minutes, steps))
+    start = start_of(probed.config, start_from)
+    print(describe_prior(probed, minutes, steps, start))
     source = PriorSource(FunctionPrior(function), probed.config, batch_size or 32, seed=seed)
-    model, state = _train(source, minutes, steps, folder, resume, seed)
+    model, state = _train(source, minutes, steps, folder, resume, seed, start)
     if report:
         print(prior_report(model, source, state.best_score, state.step, state.history, folder))
     return model
 
 
 def _train(
-    source: TaskSource, minutes: float | None, steps: int | None, folder: str | Path | None, resume: bool, seed: int
+    source: TaskSource,
+    minutes: float | None,
+    steps: int | None,
+    folder: str | Path | None,
+    resume: bool,
+    seed: int,
+    start: str | Path | None,
 ) -> tuple[ArBufferModel, RunState]:
     """A network of a source's configuration trained on it, frozen, with the best weights, and the state of its run."""
     with seeded(seed):
         model = ArBufferModel(source.config)
+    origin = None
+    if start is not None and not resume:
+        copy_weights(model, start)
+        origin = FROM_SCRATCH | {"started_from": str(start)}
 
     def keep(state: RunState) -> None:
         if folder is not None:
@@ -166,7 +186,8 @@ def _train(
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(folder or scratch) / STATE
-        state = fit(model, source, path, minutes=minutes, steps=steps, resume=resume, on_checkpoint=keep)
+        limits = {"minutes": minutes, "steps": steps}
+        state = fit(model, source, path, **limits, resume=resume, origin=origin, on_checkpoint=keep)
     model.load_state_dict(state.best_weights)
     model.cpu().eval().requires_grad_(False)
     return model, state

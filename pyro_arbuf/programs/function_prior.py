@@ -22,6 +22,7 @@ from pyro_arbuf.programs.consistency import subset_gap
 from pyro_arbuf.programs.reports import (
     STILL_RISING,
     rise_at_the_end,
+    starting_weights,
     to_go_on,
     training_limits,
     what_was_reached,
@@ -248,13 +249,14 @@ def _check_order(x: Tensor) -> None:
             )
 
 
-def describe_prior(probed: Probed, minutes: float | None, steps: int | None) -> str:
+def describe_prior(probed: Probed, minutes: float | None, steps: int | None, start: str | Path | None = None) -> str:
     """What will be trained, as a few lines of text.
 
     Args:
         probed: What `probe` returns.
         minutes: Limit of the training; `None` = none.
         steps: Likewise.
+        start: The network whose weights it begins with; `None` = it begins with random ones.
     """
     config = probed.config
     words = describe_outcome(config.dim_y, config.outcomes)
@@ -264,7 +266,8 @@ def describe_prior(probed: Probed, minutes: float | None, steps: int | None) -> 
         "inputs": f"{config.dim_x} column{'s' if config.dim_x > 1 else ''} in {show_ranges(config.x_range)}",
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} observed points, outcomes in "
         f"{show_ranges(config.y_range)}",
-        "training": f"{training_limits(minutes, steps)}, on new functions in every step",
+        "training": f"{training_limits(minutes, steps)}, on new functions in every step, from "
+        f"{starting_weights(start)}",
     }
     notes = [f"  note: {note}" for note in probed.notes]
     return "\n".join([f"amortize {config.prior}:", *(f"  {name}: {text}" for name, text in lines.items()), *notes])

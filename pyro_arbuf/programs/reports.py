@@ -40,7 +40,12 @@ STILL_RISING = 0.01  # nats per target over the last third of a run
 
 
 def describe_training(
-    simulator: Simulator, config: ModelConfig, minutes: float | None, steps: int | None, num_simulations: int | None
+    simulator: Simulator,
+    config: ModelConfig,
+    minutes: float | None,
+    steps: int | None,
+    num_simulations: int | None,
+    start: str | Path | None = None,
 ) -> str:
     """What will be trained, as a few lines of text.
 
@@ -50,6 +55,7 @@ def describe_training(
         minutes: Limit of the training; `None` = none.
         steps: Likewise.
         num_simulations: Size of a fixed set of simulations; `None` = new ones in every step.
+        start: The network whose weights it begins with; `None` = it begins with random ones.
     """
     outcome = f"{_describe_outcome(config)} per {'data set (one observation)' if simulator.single else 'trial'}"
     columns = f"{config.dim_x} column{'s' if config.dim_x > 1 else ''}"
@@ -64,7 +70,7 @@ def describe_training(
         "simulated": simulator.mode_reason,
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
         f"{show_ranges(config.y_range)}",
-        "training": f"{training_limits(minutes, steps)}, on {simulated}",
+        "training": f"{training_limits(minutes, steps)}, on {simulated}, from {starting_weights(start)}",
     }
     notes = [f"  note: {note}" for note in simulator.notes]
     if config.dim_y is not None and config.dim_y > 1 and not config.chained:
@@ -101,6 +107,11 @@ def training_limits(minutes: float | None, steps: int | None) -> str:
     """When a run ends, in words."""
     limits = [f"{limit:g} {unit}" for limit, unit in ((minutes, "minutes"), (steps, "steps")) if limit is not None]
     return f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}"
+
+
+def starting_weights(start: str | Path | None) -> str:
+    """Where a run begins, in words."""
+    return "random weights" if start is None else f"the weights of the network '{start}' where they fit"
 
 
 def what_was_reached(prior: str, steps: int, validation: float, rise: float | None) -> str:

@@ -1,8 +1,8 @@
 """Where the training of a program begins: at the weights of a shipped network, in the layers that fit.
 
 Attention that averages over trials and heads that say how sure they are serve one program as well as another, so that
-minutes of training go into what is its own. What a network has learned of its inputs is not taken over, as those of
-another program mean something else.
+minutes of training go into what is its own. What a network has learned of its inputs is taken over only where the
+program is the same.
 
 Deviation: the paper trains every network from random weights.
 """
@@ -47,10 +47,14 @@ def start_of(config: ModelConfig, start_from: str | Path | None) -> str | Path |
 
 
 def copy_weights(model: ArBufferModel, start: str | Path) -> None:
-    """Gives a network the weights of another one, where names and shapes are the same and they are not of inputs."""
-    weights, own = load(start).state_dict(), model.state_dict()
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    model.load_state_dict({n: v for n, v in fitting.items() if not n.startswith(OF_INPUTS)}, strict=False)
+    """Gives a network the weights of another one, where names and shapes are the same.
+
+    Those that read inputs only where both are of one prior or program, as inputs of another mean something else.
+    """
+    other, own = load(start), model.state_dict()
+    left = () if other.config.prior == model.config.prior else OF_INPUTS
+    fitting = {n: v for n, v in other.state_dict().items() if n in own and own[n].shape == v.shape}
+    model.load_state_dict({n: v for n, v in fitting.items() if not n.startswith(left)}, strict=False)
 
 
 def _sizes(config: ModelConfig) -> dict[str, int | bool | None]:
