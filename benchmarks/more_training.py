@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import matplotlib.figure
 import tyro
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from pyro_arbuf.checkpoint import models_folder, shipped_models
 from pyro_arbuf.cli.models import CARD, RECORD, measured_gap
 
 LIST = Path(__file__).parent.parent / "models" / "README.md"
+TICKS = (10, 20, 40, 80, 160, 320)  # minutes
 START, END = "<!-- more_training.py -->", "<!-- end -->"
 
 
@@ -89,12 +90,12 @@ def draw(courses: list[Course], path: Path) -> None:
         elif len(course.minutes) > 1:
             gained = [score - course.scores[0] for score in course.scores]
             right.plot(course.minutes, gained, marker="o", label=course.name)
-    left.set(title="gap to the exact prediction", ylabel="nats per target", yscale="log")
+    left.set(title="gap to the exact prediction", ylabel="nats per target", ylim=(0, None))
     right.set(title="gained since the first run", ylabel="nats per target")
     for axes in (left, right):
-        axes.set(xlabel="minutes of one CPU core", xscale="log")
+        axes.set(xlabel="minutes of one CPU core", xscale="log", xticks=TICKS, xlim=(TICKS[0], TICKS[-1]))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_major_formatter(ScalarFormatter())
         if axes.lines:
             axes.legend(fontsize=8)
     figure.savefig(path, dpi=100)

@@ -53,7 +53,10 @@ def write_cards(folder: Path) -> None:
         write_if_changed(folder / f"{name}.md", f"{text}\n## Loss in training\n\n{loss}\n")
     index = (ROOT / "models" / "README.md").read_text()
     index = re.sub(r"\]\(([\w-]+)/README\.md\)", r"](\1.md)", index)
-    toctree = "\n".join(card.parent.name for card in cards)
+    index = re.sub(r"\]\((\w+\.png)\)", r"](../../models/\1)", index)
+    recipe = (ROOT / "models" / "RECIPE.md").read_text().replace("(README.md#", "(index.md#")
+    write_if_changed(folder / "RECIPE.md", recipe)
+    toctree = "\n".join([*(card.parent.name for card in cards), "RECIPE"])
     write_if_changed(folder / "index.md", f"{index}\n```{{toctree}}\n:hidden:\n\n{toctree}\n```\n")
 
 
