@@ -13,10 +13,12 @@ from program_cases import inputs, line, lone_line, one_vector, sampled_line
 
 import pyro_arbuf
 from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.outcomes import outcome_of
 from pyro_arbuf.programs import amortize as amortization
 from pyro_arbuf.programs import reports
 from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.reports import training_report
+from pyro_arbuf.programs.scales import range_of_outcomes
 from pyro_arbuf.training.loop import fit
 from pyro_arbuf.training.run_state import RunState
 
@@ -322,3 +324,10 @@ def test_mistake_is_explained_before_any_training(case: str, monkeypatch: pytest
     monkeypatch.setattr(ArBufferModel, "forward", None)
     with pytest.raises(ValueError, match=re.escape(message)):
         tiny(**options)
+
+
+def test_outcomes_that_are_positive_have_a_range_of_positive_numbers() -> None:
+    drawn = torch.tensor([0.1, 1.0, 2.0, 8.0])
+    assert range_of_outcomes(drawn, outcome_of("real")) == (0.0, pytest.approx(15.0, rel=0.1))
+    assert range_of_outcomes(drawn - 0.2, outcome_of("real"))[0] < -10
+    assert range_of_outcomes(drawn + 100, outcome_of("real"))[0] > 80

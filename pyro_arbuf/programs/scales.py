@@ -69,14 +69,15 @@ def range_of_inputs(column: Tensor) -> Range:
 
 
 def range_of_outcomes(column: Tensor, kind: Outcome) -> Range:
-    """Around the median, twice as far as the farthest outcome; all categories; of counts, from 0."""
+    """Around the median, twice as far as the farthest outcome, of positive numbers not below 0; all categories."""
     if kind.num_categories:
         return 0.0, kind.num_categories - 1.0
     middle = column.median().item()
     spread = (column - middle).abs().max().item() or 1.0
     if kind.support.is_discrete:
         return 0.0, float(math.ceil(middle + 2 * spread))
-    return rounded(middle - 2 * spread, spread), rounded(middle + 2 * spread, spread)
+    low = rounded(middle - 2 * spread, spread)
+    return max(low, 0.0) if column.min() > 0 else low, rounded(middle + 2 * spread, spread)
 
 
 def one_or_each(ranges: list[Range]) -> Range | tuple[Range, ...]:
