@@ -14,7 +14,9 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.programs.warm_start import AUTO, OF_INPUTS, copy_weights, start_of
 
-SETS, ONE, SERIES = (pyro_arbuf.load(name).config for name in ("gaussian", "gaussian-linear", "ar1"))
+SETS, ONE, SERIES, CHOICES = (
+    pyro_arbuf.load(name).config for name in ("gaussian", "gaussian-linear", "ar1", "rescorla-wagner")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,8 @@ def _fresh_accelerator():
     [
         (SETS, "ddm"),
         (ONE, "two-moons"),
-        (SERIES, "rescorla-wagner"),
+        (SERIES, "ar1"),
+        (CHOICES, "rescorla-wagner"),
         (replace(SETS, width=32), None),
         (replace(SETS, num_layers=3), None),
     ],

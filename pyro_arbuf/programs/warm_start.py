@@ -14,7 +14,7 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 
 AUTO = "auto"
-OF_SETS, OF_SERIES, OF_ONE = "ddm", "rescorla-wagner", "two-moons"
+OF_SETS, OF_ONE, OF_SERIES, OF_REAL_SERIES = "ddm", "two-moons", "rescorla-wagner", "ar1"
 SIZES = ("width", "num_layers", "num_heads", "mlp_width", "scaled_queries")  # of blocks
 OF_INPUTS = ("embedder.frequencies", "embedder.x_")
 
@@ -33,7 +33,9 @@ def start_of(config: ModelConfig, start_from: str | Path | None) -> str | Path |
     if start_from is None:
         return None
     single = config.num_context[1] == 1 and not config.dependent
-    automatic = OF_SERIES if config.lag_column is not None else OF_ONE if single else OF_SETS
+    automatic = OF_ONE if single else OF_SETS
+    if config.lag_column is not None:
+        automatic = OF_REAL_SERIES if config.all_real else OF_SERIES
     name = automatic if start_from == AUTO else start_from
     other = read_config(find_model(name))
     if _sizes(other) == _sizes(config):
