@@ -70,6 +70,7 @@ def fit(
     mixed_precision: Literal["no", "bf16"] = "no",
     origin: dict[str, Any] | None = None,
     on_checkpoint: Callable[[RunState], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> RunState:
     """Trains a model on the tasks of a source until `steps` or `minutes` are used up.
 
@@ -93,6 +94,7 @@ def fit(
             command line adds the steps to it.
         on_checkpoint: Called by the main process whenever the state has been written: before the first step, every
             `checkpoint_minutes`, after the last step, and on Ctrl-C.
+        clock: Seconds, by which time is counted; `time.process_time` counts those that the processor worked for it.
 
     Returns:
         The state at the end: best weights, their score, history.
@@ -107,7 +109,7 @@ def fit(
     check_positive(minutes=minutes, steps=steps, validate_every=validate_every)
     if resume and not state_path.exists():
         raise ValueError(f"resume=True needs the state of a run; there is none at {state_path}; start without resume")
-    run = _Run(model, source, state_path, learning_rate, mixed_precision, on_checkpoint)
+    run = _Run(model, source, state_path, learning_rate, mixed_precision, on_checkpoint, clock)
     with ExitStack() as held:
         if run.main:
             held.enter_context(sole_writer(state_path))
@@ -156,6 +158,7 @@ class _Run:
         learning_rate: float,
         mixed_precision: Literal["no", "bf16"],
         on_checkpoint: Callable[[RunState], None] | None,
+        clock: Callable[[], float],
     ):
         from accelerate import Accelerator, DistributedDataParallelKwargs  # slow, and only training needs it
 
@@ -167,7 +170,7 @@ class _Run:
         self.model, self.source, self.path = model, source, state_path
         self.learning_rate, self.mixed_precision, self.on_checkpoint = learning_rate, mixed_precision, on_checkpoint
         self.optimizers = make_optimizers(model, learning_rate, learning_rate)
-        self.updating = False
+        self.clock, self.updating = clock, False
 
     def open(self, resume: bool, origin: dict[str, Any] | None) -> None:
         """Begins a run's state, or takes up that of an earlier one that was begun alike; then readies the devices."""
@@ -189,7 +192,7 @@ class _Run:
         self.wrapped, *self.prepared = self.accelerator.prepare(self.model, *self.optimizers)
         self.model = self.accelerator.unwrap_model(self.wrapped)
         self.running = torch.tensor(self.state.running_loss, device=self.accelerator.device)
-        now = time.monotonic()
+        now = self.clock()
         self.times = {"started": now - self.state.seconds, "validated": now, "saved": now}
 
     def _setup(self, origin: dict[str, Any] | None) -> dict[str, Any]:
@@ -229,7 +232,7 @@ class _Run:
 
     def seconds_since(self, event: Literal["started", "validated", "saved"]) -> float:
         """Seconds since the run was started, over all resumed parts, or was last validated or saved."""
-        return time.monotonic() - self.times[event]
+        return self.clock() - self.times[event]
 
     def step(self, done: float) -> None:
         """Does one step at the learning rate of a progress.
@@ -277,12 +280,12 @@ class _Run:
             )
         score = self.improve(loss)
         self.running.zero_()
-        self.times["validated"] = time.monotonic()
+        self.times["validated"] = self.clock()
         return f" step {state.step}, joint {score:.3f}, loss {loss:.3f}"
 
     def save(self) -> None:
         """Writes the state and tells the caller."""
-        self.times["saved"] = time.monotonic()
+        self.times["saved"] = self.clock()
         self.state.seconds, self.state.running_loss = self.seconds_since("started"), self.running.item()
         if self.main:
             self.state.save(self.path, self.model, [prepared.optimizer for prepared in self.prepared])
