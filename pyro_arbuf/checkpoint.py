@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Size, Tensor
 
+from pyro_arbuf.baselines.architectures import make_model
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.hub import fetch
 from pyro_arbuf.model import ArBufferModel
@@ -98,7 +99,7 @@ def load(name: str | Path, trainable: bool = False) -> ArBufferModel:
         weights = _read_weights(folder / WEIGHTS)
     except OSError as error:
         raise ValueError(f"{folder} cannot be read ({error}); check its permissions") from error
-    model = ArBufferModel(config)
+    model = make_model(config)
     model.load_state_dict(weights)
     return model.float().eval().requires_grad_(trainable)
 
@@ -195,7 +196,7 @@ def _check_weights(path: Path, config: ModelConfig) -> None:
             "take both files from one source"
         )
     with torch.device("meta"):
-        expected = {name: value.shape for name, value in ArBufferModel(config).state_dict().items()}
+        expected = {name: value.shape for name, value in make_model(config).state_dict().items()}
     wrong = _differing(expected, shapes)
     if wrong:
         raise ValueError(

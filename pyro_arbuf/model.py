@@ -34,7 +34,8 @@ class ArBufferModel(Network):
         head: Likewise.
 
     Raises:
-        ValueError: If a location is so large that its scale is lost beside it.
+        ValueError: If a location is so large that its scale is lost beside it, or the configuration is of another
+            architecture.
 
     Attributes:
         simulator: The `Simulator` of the program it was amortised from; dropped when pickled or copied.

@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from pyro_arbuf.checkpoint import CONFIG, find_model, load, save
+from pyro_arbuf.baselines.architectures import make_model
+from pyro_arbuf.checkpoint import CONFIG, find_model, load, read_config, save
 from pyro_arbuf.cli.options import PriorName, check_fits, refuse
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.parts import ArchitectureName
 from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.named_functions import find_function, is_function_name
 from pyro_arbuf.programs.sources import make_source
@@ -49,6 +51,7 @@ def train(
     inputs: str | None = None,
     latents: tuple[str, ...] | None = None,
     outcome: tuple[str, ...] | None = None,
+    architecture: ArchitectureName | None = None,
 ) -> None:
     """Trains a model on a prior; the best weights are in OUTPUT whenever the run stops.
 
@@ -84,6 +87,8 @@ def train(
         inputs: Of a program of your own: module:function that draws its inputs, called with their number.
         latents: Of a program of your own: its sites whose posterior is wanted; none after the option = no latents.
         outcome: Of a program of your own: its site, or sites, of the outcome; y if not given.
+        architecture: Of a prior of functions or of recordings: "buffer", or what the paper compares it with; "buffer"
+            if not given; with `--from`, that of the weights.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -93,7 +98,8 @@ def train(
     settings = {"batch_size": batch_size, "num_targets": num_targets, "learning_rate": learning_rate}
     settings |= {"mixed_precision": mixed_precision}
     if is_function_name(prior):
-        foreign = {"from": from_, "overwrite": overwrite or None, "data": data} | settings | {"batch_size": None}
+        foreign = {"from": from_, "overwrite": overwrite or None, "data": data, "architecture": architecture}
+        foreign |= settings | {"batch_size": None}
         refuse(f"are not for a function of your own, {prior}", **foreign)
         resume = resume or (auto_resume and (output / STATE).exists())
         limits = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
@@ -106,7 +112,8 @@ def train(
         _check_output(output, from_)
     settings = DEFAULTS | {name: value for name, value in settings.items() if value is not None}
     limits = {"minutes": minutes, "steps": steps}
-    _train_shipped(prior, output, state_path, settings, seed, from_, sizes, data, resume=resume, **limits)
+    made_for = {"data": data, "architecture": _architecture(architecture, from_)}
+    _train_shipped(prior, output, state_path, settings, seed, from_, sizes, made_for, resume=resume, **limits)
 
 
 def _train_shipped(
@@ -117,7 +124,7 @@ def _train_shipped(
     seed: int,
     from_: str | None,
     sizes: dict[str, int],
-    data: Path | None,
+    made_for: dict[str, Any],
     resume: bool,
     **limits: Any,
 ) -> None:
@@ -125,9 +132,9 @@ def _train_shipped(
     origin = None if from_ is None else _origin_of(from_)
     begun = RunState.read(state_path).origin if resume and state_path.exists() else origin or FROM_SCRATCH
     # A warm start goes on with new data: its stream is another one.
-    source = make_source(prior, settings["batch_size"], settings["num_targets"], seed + begun["steps"], data)
+    source = make_source(prior, settings["batch_size"], settings["num_targets"], seed + begun["steps"], **made_for)
     torch.manual_seed(seed)
-    model = ArBufferModel(replace(source.config, **sizes)) if from_ is None else _warm_model(from_, source.config)
+    model = make_model(replace(source.config, **sizes)) if from_ is None else _warm_model(from_, source.config)
 
     def keep(state: RunState) -> None:
         save(model, output, state.best_weights)
@@ -163,6 +170,16 @@ def _train_own(prior: str, output: Path, own: dict[str, Any], **options: Any) ->
     print(f"{output}: pyro_arbuf.load({str(output)!r}) loads it")
 
 
+def _architecture(given: ArchitectureName | None, from_: str | None) -> ArchitectureName:
+    """The architecture that is trained; raises ValueError if it is not that of the weights it starts from."""
+    if from_ is None:
+        return given or "buffer"
+    found = read_config(find_model(from_)).architecture
+    if given not in (None, found):
+        raise ValueError(f"--architecture must be that of --from {from_}, {found}; got {given}; leave it out")
+    return found
+
+
 def _check_output(output: Path, from_: str | None) -> None:
     """Raises ValueError if a new run would replace a model that it does not start from."""
     improved = from_ is not None and find_model(from_).resolve() == output.resolve()
@@ -189,7 +206,7 @@ def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
     names = ["prior", "x_range", "y_range", "num_context", "num_targets", "x_spacing", "evidence_rmse"]
     if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function
         names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale", "y_scale_weight"]
-    model = ArBufferModel(replace(trained.config, **{field: getattr(wanted, field) for field in names}))
+    model = make_model(replace(trained.config, **{field: getattr(wanted, field) for field in names}))
     model.load_state_dict(trained.state_dict())
     return model
 

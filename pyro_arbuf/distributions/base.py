@@ -91,6 +91,7 @@ class ArBufferDistribution(TorchDistribution):
 
     arg_constraints = {}  # pyright: ignore[reportAssignmentType]
     has_rsample = False
+    jointly = True  # whether targets share anything
 
     def __init__(
         self,
@@ -147,9 +148,7 @@ class ArBufferDistribution(TorchDistribution):
     def _repr_html_(self) -> str:
         config = self.context.model.config
         lines = {
-            "targets": f"{self._num_targets}, jointly"
-            if hasattr(self, "orders")
-            else f"{self._num_targets}, each alone",
+            "targets": f"{self._num_targets}, {'jointly' if self.jointly else 'each alone'}",
             "outcome": describe_outcome(config.dim_y, config.outcomes),
             "batch": str(tuple(self.batch_shape)) if self.batch_shape else "none: one event",
             "observed": f"{self.context.num_context} pairs",

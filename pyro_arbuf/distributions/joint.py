@@ -88,7 +88,7 @@ class ArBufferJoint(ArBufferDistribution):
     ):
         with inference_scope():
             super().__init__(context, x, nan=nan, validate_args=validate_args)
-            slots = context.model.config.buffer_size
+            slots = context.model.buffer_size
             buffer_size = slots if buffer_size is None else buffer_size
             if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or not 1 <= buffer_size <= slots:
                 raise ValueError(f"buffer_size must be an integer in 1..{slots} (the model's K); got {buffer_size!r}")

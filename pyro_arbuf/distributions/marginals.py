@@ -41,6 +41,8 @@ class ArBufferMarginals(ArBufferDistribution):
         RuntimeError: If the context is not current.
     """
 
+    jointly = False
+
     def __init__(
         self,
         context: Context,

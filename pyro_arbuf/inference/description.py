@@ -46,6 +46,8 @@ def describe_network(net: Network) -> dict[str, str]:
         "buffer": f"{config.buffer_size} slots",
         "weights": f"{number / 1e6:.2f} million, {weights}",
     }
+    if config.architecture != "buffer":
+        lines["buffer"] = f"none like ours: the architecture is {config.architecture}, see pyro_arbuf.baselines"
     if config.latents:
         lines["latents"] = ", ".join(latent.name for latent in config.latents)
     if config.unit_map is not None:

@@ -91,7 +91,7 @@ class ModelConfig(UserUnits, Measured, Trained, Units, Architecture):
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"config.json must be an object; got {type(values).__name__}")
-        if set(values) & set(PARTS):
+        if any(isinstance(values.get(part), dict) for part in PARTS):  # "architecture" is the name of a field, too
             values = _joined(values)
         for added in ADDED_LATER:
             if not set(added) & set(values):
@@ -131,6 +131,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
         "scaled_queries": False,
     },
     {"y_scale_weight": None, "x_spacing": None},
+    {"architecture": "buffer"},
 )
 
 

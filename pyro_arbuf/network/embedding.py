@@ -87,7 +87,7 @@ class Embedder(nn.Module):
         self.y_out = nn.Linear(hidden_width, width)
         self.y_skip = nn.Linear(y_features, width, bias=False)
         self.role = nn.Parameter(torch.randn(3, width) * 0.5)
-        self.positions = LearnedPositions(config.buffer_size, width)
+        self.positions: nn.Module = LearnedPositions(config.buffer_size, width)
         self.empty_context = nn.Parameter(torch.randn(width) * 0.5)
         if self.num_latents:
             self.latent = nn.Parameter(torch.randn(self.num_latents, width) * 0.5)

@@ -3,6 +3,8 @@
 Pure torch. Knows nothing of a user's arguments, of Contexts, of orders or of Pyro.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.embedding import Embedder
 from pyro_arbuf.network.heads import GaussianMixtureHead, Head, make_head
 from pyro_arbuf.network.latents import FINEST
+from pyro_arbuf.network.parts import ArchitectureName
 from pyro_arbuf.network.predictives import LatentsAmongOutcomes, Predictive
 from pyro_arbuf.network.traces import extended
 from pyro_arbuf.network.tracing import is_traced
@@ -31,11 +34,14 @@ class Network(nn.Module):
         head: Features `(*batch, M, d)` to a `Predictive` of batch shape `(*batch, M, D_y)`, in standardised units.
 
     Raises:
-        ValueError: If a location is so large that its scale is lost beside it.
+        ValueError: If a location is so large that its scale is lost beside it, or the configuration is of another
+            architecture.
 
     Source:
         Hassan et al. (2026), section 3.
     """
+
+    architecture: ClassVar[ArchitectureName] = "buffer"
 
     def __init__(
         self,
@@ -45,6 +51,11 @@ class Network(nn.Module):
         head: Head | None = None,
     ):
         super().__init__()
+        if config.architecture != self.architecture:
+            raise ValueError(
+                f"config.architecture must be {self.architecture!r} for {type(self).__name__}; got "
+                f"{config.architecture!r}; use pyro_arbuf.baselines.make_model(config)"
+            )
         check_resolution(config, torch.get_default_dtype())
         self.__dict__["config"] = config  # past the property, which cannot be set
         sizes = (config.width, config.head_width)
@@ -74,6 +85,11 @@ class Network(nn.Module):
             "configuration and give it these weights: other = ArBufferModel(config); "
             "other.load_state_dict(net.state_dict())"
         )
+
+    @property
+    def buffer_size(self) -> int:
+        """Most targets between two absorptions: the slots of the buffer, K."""
+        return self.config.buffer_size
 
     @property
     def latents(self) -> tuple[str, ...]:

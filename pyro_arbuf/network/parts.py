@@ -3,7 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from pyro_arbuf.network.outcomes import Outcome, Real, outcome_of
 
 Range = tuple[float, float]
 OPTIONAL = ("num_frequencies", "num_y_frequencies", "num_traces")  # sizes that may be 0
+ArchitectureName = Literal["buffer", "tnp-d", "tnp-a", "tnp-nd", "decoder", "lbanp", "lbanp-buffer"]
 LARGEST_SIZE = 2**16  # far above what is trained; products of two cannot overflow when shapes are computed
 
 
@@ -53,6 +54,7 @@ class Architecture:
         row_layers: Of rows, the blocks over the cells of a row.
         scaled_queries: Whether queries grow with the logarithm of the number of keys they read, so that the attention
             to contexts longer than in training stays as sharp.
+        architecture: "buffer", or what the paper compares it with, see `pyro_arbuf.baselines`.
     """
 
     dim_x: int = 1
@@ -82,6 +84,7 @@ class Architecture:
     num_cls: int = 2
     row_layers: int = 2
     scaled_queries: bool = False
+    architecture: ArchitectureName = "buffer"
 
     def _check_architecture(self) -> None:
         sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
@@ -112,6 +115,7 @@ class Architecture:
         for latent in self.latents:
             _check_latent(latent)
         self._check_rows()
+        self._check_baseline()
         names = [latent.name for latent in self.latents]
         if len(set(names)) < len(names):
             raise ValueError(f"latents must have different names; got {names}")
@@ -129,6 +133,23 @@ class Architecture:
             raise ValueError(
                 f"num_traces must be 0 in a network that sees no lags (lag_column=None); got {self.num_traces}; give "
                 "the column that numbers the trials by lag_column="
+            )
+
+    def _check_baseline(self) -> None:
+        if self.architecture not in get_args(ArchitectureName):
+            names = ", ".join(get_args(ArchitectureName))
+            raise ValueError(f"architecture must be one of {names}; got {self.architecture!r}")
+        if self.architecture == "buffer":
+            return
+        if self.latents or self.inputs == "rows" or not self.all_real or self.num_traces:
+            raise ValueError(
+                f"architecture={self.architecture!r} is for priors of functions and for recordings: real outcomes at "
+                "inputs='features', without latents or traces; use architecture='buffer' for anything else"
+            )
+        if self.lag_column is not None and self.architecture in ("decoder", "lbanp", "lbanp-buffer"):
+            raise ValueError(
+                f"architecture={self.architecture!r} must have lag_column=None, as its attention sees no lags; got "
+                f"{self.lag_column}; use 'buffer', 'tnp-d', 'tnp-a' or 'tnp-nd'"
             )
 
     def _check_rows(self) -> None:

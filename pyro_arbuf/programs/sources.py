@@ -8,10 +8,11 @@ import math
 from pathlib import Path
 from typing import cast
 
+from pyro_arbuf.baselines.architectures import TRAINED_ON_CHAINS, matched_config
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.network.parts import Range
-from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe, RecordingRecipe, TableRecipe
+from pyro_arbuf.network.parts import ArchitectureName, Range
+from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe, Recipe, RecordingRecipe, TableRecipe
 from pyro_arbuf.programs.configuration import check_program, outcome_names, program_config
 from pyro_arbuf.programs.program_batches import ProgramSource, make_bank
 from pyro_arbuf.programs.simulator import Program, Simulator
@@ -23,7 +24,12 @@ BANK_SEED = 1
 
 
 def make_source(
-    name: str, batch_size: int = 32, num_targets: int = 48, seed: int = 0, data: Path | str | None = None
+    name: str,
+    batch_size: int = 32,
+    num_targets: int = 48,
+    seed: int = 0,
+    data: Path | str | None = None,
+    architecture: ArchitectureName = "buffer",
 ) -> PriorSource | TableSource | RecordingSource | ProgramSource:
     """What a shipped model is trained on.
 
@@ -33,12 +39,15 @@ def make_source(
         num_targets: Fresh targets per data set.
         seed: Of the data stream.
         data: File of the recordings of a row that is trained on some; `None` for all other rows.
+        architecture: Of the network; of a baseline that is trained on chains, these are as long as a network with a
+            buffer has targets.
 
     Returns:
         The source; its `config` has the sizes of the row and `prior` = the name.
 
     Raises:
-        ValueError: If the name is unknown, a size is not positive, or a file of recordings is missing, or superfluous.
+        ValueError: If the name is unknown, a size is not positive, a file of recordings is missing, or superfluous, or
+            the architecture is not for such a row.
     """
     if name not in RECIPES:
         raise ValueError(f"name must be one of {list(RECIPES)}; got {name!r}")
@@ -46,6 +55,8 @@ def make_source(
     if (data is not None) != isinstance(recipe, RecordingRecipe):
         rule = "is trained on recordings, which are not shipped; give" if data is None else "needs none; leave out"
         raise ValueError(f"{name!r} {rule} their file, data= or --data; got {data}")
+    if architecture != "buffer":
+        recipe, num_targets = _baseline(name, recipe, architecture, num_targets)
     if isinstance(recipe, PriorRecipe):
         config = dataclasses.replace(recipe.config, prior=name)
         return PriorSource(recipe.prior, config, batch_size, num_targets, seed)
@@ -60,6 +71,23 @@ def make_source(
     if recipe.num_simulations is not None:
         simulations = make_bank(simulator, recipe.num_simulations, max(1, recipe.num_context[1]), BANK_SEED)
     return ProgramSource(simulations, config, batch_size, num_targets, seed, recipe.posterior_share)
+
+
+def _baseline(
+    name: str, recipe: Recipe, architecture: ArchitectureName, num_targets: int
+) -> tuple[PriorRecipe | RecordingRecipe, int]:
+    """The row of a baseline, and the number of fresh targets, of which one that is trained on chains needs none."""
+    if not isinstance(recipe, PriorRecipe | RecordingRecipe):
+        raise ValueError(
+            f"architecture must be 'buffer' for {name!r}; got {architecture!r}; baselines are for priors of functions "
+            "and for recordings"
+        )
+    config = recipe.config
+    if architecture in TRAINED_ON_CHAINS:
+        if isinstance(recipe, PriorRecipe):  # recordings may be too short for more
+            config = dataclasses.replace(config, buffer_size=config.buffer_size + num_targets)
+        num_targets = 1
+    return recipe._replace(config=matched_config(config, architecture)), num_targets
 
 
 def shipped_programs() -> dict[str, ProgramRecipe]:
