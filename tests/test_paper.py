@@ -1,0 +1,154 @@
+"""The benchmark of the paper's comparison: its numbers are what they are said to be, and the command runs."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_eeg_baselines import write_trials
+
+from pyro_arbuf import ArBufferJoint, ArBufferMarginals
+from pyro_arbuf.baselines import make_model
+from pyro_arbuf.network.predictives import GaussianMixture
+from pyro_arbuf.training.run_state import RunState
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module
+
+
+@pytest.fixture
+def functions():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (part.double() for part in tiny.lines(2, 5 + 10, generator))
+    return x[:, :5], y[:, :5], x[:, 5:], y[:, 5:]
+
+
+def frozen(name):
+    torch.manual_seed(0)
+    config = dataclasses.replace(tiny.CONFIG, architecture=name, buffer_size=16)
+    return make_model(config).double().eval().requires_grad_(False)
+
+
+def test_a_law_of_independent_targets_is_consistent(load, functions, monkeypatch):
+    systems = load("paper_systems")
+    monkeypatch.setattr(systems.System, "joint", lambda self, context, x, orders: ArBufferMarginals(context, x))
+    net, system = frozen("buffer"), systems.System("buffer")
+    assert systems.order_gap(net, system, functions) < 1e-12 and systems.rest_gap(net, system, functions) < 1e-12
+
+
+def test_one_target_more_is_integrated_out(load, functions, monkeypatch):
+    systems = load("paper_systems")
+    net, system = frozen("buffer"), systems.SYSTEMS["buffer K=16"]
+    found = systems.rest_gap(net, system, functions)
+    x_context, y_context, x, y = functions
+    context, n = net.condition(x_context, y_context.squeeze(-1)), systems.SUBSET
+    orders = torch.arange(n + 1)[None]
+    grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    joint = ArBufferJoint(context, torch.cat([x[:, n : n + 1], x[:, :n]], 1), orders)
+    values = torch.cat([grid.view(-1, 1, 1).expand(-1, 2, 1), y[:, :n, 0].expand(len(grid), -1, -1)], -1)
+    implied = torch.trapezoid(joint.log_prob(values).exp(), grid, dim=0).log()
+    alone = ArBufferJoint(context, x[:, :n], orders[:, :-1]).log_prob(y[:, :n, 0])
+    expected = ((alone - implied).abs().mean() / n).item()
+    assert found == pytest.approx(expected, rel=0.02) and found > 1e-5
+
+
+def test_gaussian_of_fewer_targets_is_the_marginal_of_one(load, functions):
+    systems = load("paper_systems")
+    net, system = frozen("tnp-nd"), systems.SYSTEMS["TNP-ND"]
+    gap = systems.rest_gap(net, system, functions)
+    net.backbone.among_targets = torch.nn.ModuleList()  # targets do not read each other: one consistent Gaussian
+    assert systems.rest_gap(net, system, functions) < 1e-10 < gap
+
+
+def test_published_draws_of_tnp_a_are_those_of_its_joint(load, monkeypatch):
+    speed = load("paper_speed")
+    net, (x, y, x_new) = frozen("tnp-a"), (torch.rand(n, 1, dtype=torch.float64) for n in (5, 5, 4))
+    monkeypatch.setattr(GaussianMixture, "sample", lambda self: self.mean)
+    monkeypatch.setattr(GaussianMixture, "draw", lambda self, uniform, normal: self.mean)
+    joint = ArBufferJoint(net.condition(x, y[:, 0]), x_new, orders=torch.arange(4)[None])
+    published = speed.re_encoded_draws(net, x, y[:, 0], x_new, 2)
+    torch.testing.assert_close(published, joint.sample((2,)), rtol=1e-10, atol=1e-10)
+
+
+def test_differences_are_paired(load):
+    paper = load("paper")
+    cells = {8: {"oracle": [3.0, 1.0], paper.OURS: [2.5, 0.5], "TNP-A": [1.5, 0.5]}}
+    found = paper.summarise(cells)
+    assert found["TNP-A"]["ours minus it"] == pytest.approx((0.5, 0.5))
+    assert found[paper.OURS]["oracle minus it"] == pytest.approx((0.5, 0.0))
+    assert found["oracle"]["mean"] == pytest.approx((2.0, 1.0)) and set(found["oracle"]) == {"mean"}
+
+
+def test_figures_of_the_paper_are_of_systems_that_are_measured(load):
+    paper = load("paper")
+    for (task, _), published in paper.PUBLISHED.items():
+        assert set(published) <= set(paper.SYSTEMS) and task in paper.TASKS
+
+
+@pytest.mark.slow
+def test_paper_writes_a_page_and_goes_on_where_it_was_stopped(load, capsys, tmp_path, monkeypatch):
+    paper, systems = load("paper"), load("paper_systems")
+    path = write_trials(tmp_path / "file.npz", per_subject=2)
+    tasks = ("sawtooth", "eeg interpolation", "eeg forecasting")
+    sizes = {"num_functions": 2, "num_trials": 2, "num_orders": 2, "num_targets": (3, 17), "num_context": (4,)}
+    page = tmp_path / "PAPER.md"
+    settings = {"folder": tmp_path / "runs", "minutes": 0.01, "data": path, "page": page, "small": True}
+    page.write_text(f"A remark.\n\n{paper.START}\nold\n{paper.END}\nAnother.\n")
+    paper.main(tasks, **settings, **sizes)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    result = json.loads(line)["tasks"]
+    assert set(result) == {"sawtooth, M = 3", "sawtooth, M = 17", "eeg interpolation, M = 3", "eeg forecasting, M = 3"}
+    assert set(result["sawtooth, M = 3"]["systems"]) == {"oracle", *systems.SYSTEMS}
+    assert set(result["eeg forecasting, M = 3"]["systems"]) == set(systems.EEG_SYSTEMS)
+    assert sum(row.startswith("| sawtooth | ") for row in table) == 7 and (tmp_path / "PAPER.png").stat().st_size > 9000
+    text = page.read_text()
+    assert text.startswith("A remark.") and text.endswith("Another.\n") and "### sawtooth, M = 17" in text
+    states = {file: RunState.read(file).step for file in (tmp_path / "runs").rglob("state.safetensors")}
+    monkeypatch.setattr(paper, "log_prob", None)  # nothing is scored again
+    paper.main(tasks, **settings, **sizes)
+    assert capsys.readouterr().out.strip().splitlines() == [*table, line]
+    assert states == {file: RunState.read(file).step for file in states} and len(states) == 11
+
+
+@pytest.mark.slow
+def test_speed_of_the_paper_prints_tables_and_one_line_of_json(load, capsys, monkeypatch):
+    speed = load("paper_speed")
+    monkeypatch.setattr(speed, "GRID", ((8, 2),))
+    monkeypatch.setattr(speed, "STEP_FUNCTIONS", 1)
+    speed.main(repeats=1)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    result = json.loads(line)
+    assert set(result["training step, N = 16"]) == set(speed.ARCHITECTURES)
+    assert {"draws", "densities", "memory MiB"} == set(result["N = 8, B = 2"])
+    assert sum(row.startswith("| buffer") for row in table) == 3
+
+
+def test_a_source_without_slots_as_targets_has_fresh_ones_alone(load):
+    ablations = load("paper_ablations")
+    source = tiny.line_source(num_targets=6)
+    batch, whole = ablations.FreshTargets(source).batch(3), source.batch(3)
+    assert batch.x_target.shape[1] == 6 == len(batch.prefix_len) and whole.x_target.shape[1] == 10
+    assert torch.equal(batch.x_buffer, whole.x_buffer)
+    assert not (batch.x_target[:, :, None] == batch.x_buffer[:, None]).any()
+
+
+@pytest.mark.slow
+def test_ablations_of_the_paper_go_on_where_they_were_stopped(load, capsys, tmp_path, monkeypatch):
+    ablations = load("paper_ablations")
+    settings = {"folder": tmp_path, "minutes": 0.01, "num_functions": 2, "num_context": (4,), "small": True}
+    ablations.main("sawtooth", **settings)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    found = json.loads(line)["variants"]
+    assert found["orders: 16"][1] == pytest.approx([0.0, 0.0]) and len(found) == 8 + 5 + 2 + 2
+    assert found["buffer size: 16"][0] == pytest.approx(found["orders: 16"][0], abs=1e-4)
+    monkeypatch.setattr(load("paper_systems"), "fit", None)  # nothing is trained again
+    ablations.main("sawtooth", **settings)
+    assert capsys.readouterr().out.strip().splitlines() == [*table, line]
