@@ -15,7 +15,7 @@ from pyro_arbuf.network.config import ModelConfig
 
 AUTO = "auto"
 OF_SETS, OF_ONE, OF_SERIES, OF_REAL_SERIES = "ddm", "two-moons", "rescorla-wagner", "ar1"
-SIZES = ("width", "num_layers", "num_heads", "mlp_width", "scaled_queries")  # of blocks
+SIZES = ("width", "num_layers", "num_heads", "mlp_width", "scaled_queries", "architecture")  # of blocks
 OF_INPUTS = ("embedder.frequencies", "embedder.x_")
 
 
