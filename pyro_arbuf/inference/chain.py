@@ -19,9 +19,11 @@ from pyro_arbuf.inference.context import Context, check_current, encode_pairs
 from pyro_arbuf.inference.layout import (
     MAX_TOKENS,
     cut,
+    distinct,
     draws_at_once,
     fold,
     join_context,
+    repeated,
     unfold,
 )
 from pyro_arbuf.inference.tables import Maps, map_pairs
@@ -276,7 +278,7 @@ def grow_context(context: Context, x: Tensor, y: Tensor, shape: Size) -> Context
 
 
 def predict_marginals(context: Context, x: Tensor) -> Predictive:
-    """The set model's independent predictive: every target read with an empty buffer.
+    """The set model's independent predictive: every target read with an empty buffer, those of equal inputs once.
 
     Args:
         context: Conditions B tasks.
@@ -289,5 +291,10 @@ def predict_marginals(context: Context, x: Tensor) -> Predictive:
         RuntimeError: If the weights have changed since the context was made.
     """
     check_current(context)
-    embedded = context.model.embed_targets(context.cache, x)
-    return context.model.predict(context.cache, BufferCache(), None, embedded)[0]
+    without_repetitions = distinct(x)
+    own = x if without_repetitions is None else without_repetitions[0]
+    embedded = context.model.embed_targets(context.cache, own)
+    predictive = context.model.predict(context.cache, BufferCache(), None, embedded)[0]
+    if without_repetitions is None:
+        return predictive
+    return predictive.map(lambda parameter: repeated(parameter, without_repetitions[1]))

@@ -9,6 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.validation import may_look_at
 from pyro_arbuf.network.cache import ContextCache
 
 MAX_TOKENS = 2**14  # tokens in flight in one chunk of draws: memory is fixed whatever the number of draws
@@ -51,6 +52,39 @@ def _split_dims(shape: Size, context_batch: Size) -> tuple[list[int], list[int]]
     lead = len(shape) - len(context_batch)
     of_context = [i for i in range(lead, len(shape)) if context_batch[i - lead] != 1]
     return of_context, [i for i in range(len(shape)) if i not in of_context]
+
+
+def distinct(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Inputs of targets without the repetitions that conditions of an experiment have.
+
+    Args:
+        x: `(B, S, M, D_x)`.
+
+    Returns:
+        Inputs `(B, 1, U, D_x)` of every task, and which of them each target has, `(B, S, M)` int64. `None` = each task
+        would have more than half as many targets as it has, or no value may decide: one that is traced, or a gradient
+        is wanted of, or that a device would have to be waited for.
+    """
+    if x.device.type != "cpu" or not may_look_at(x):
+        return None
+    which = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
+    number, most = 1, x.shape[1] * x.shape[2] // 2
+    for column in x.unbind(-1):
+        values, code = torch.unique(column, return_inverse=True)
+        known, which = torch.unique(which * len(values) + code, return_inverse=True)
+        number = len(known)
+        if number > most:
+            return None
+    rows = x.new_empty(number, x.shape[-1])
+    rows[which.flatten()] = x.flatten(0, 2)  # any of the equal ones
+    return rows.expand(len(x), 1, -1, -1), which
+
+
+def repeated(tensor: Tensor, which: Tensor) -> Tensor:
+    """What holds of every target, `(B, S, M, ...)`, from what holds of `distinct` ones, `(B, 1, U, ...)`."""
+    index = which.flatten(1)
+    index = index.view(*index.shape, *(1,) * (tensor.dim() - 3)).expand(-1, -1, *tensor.shape[3:])
+    return tensor.squeeze(1).gather(1, index).unflatten(1, which.shape[1:])
 
 
 def chunks(size: int, chunk: int) -> Iterator[slice]:

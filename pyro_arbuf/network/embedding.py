@@ -2,7 +2,7 @@
 
     context  E_x(x) + E_y(y) + role        buffer slot j  E_x(x) + E_y(y) + role + a(j)        target  E_x(x) + role
 
-with a(j) the position of slot j, an object of its own.
+with a(j) the position of slot j, see `network/positions`.
 
 E_x is an MLP with a linear skip over x and learned sines and cosines of it; E_y an MLP with a linear skip, of sines and
 cosines too where the configuration says so. A latent has a learned vector in place of E_x and an E_y of its own; a row
@@ -15,6 +15,7 @@ evidence starts from, and does not tell the tokens of a context how many they ar
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,32 +24,15 @@ from torch import Tensor, nn
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.lags import Turn, turn_frequencies, turn_of
 from pyro_arbuf.network.latents import standardisation
-from pyro_arbuf.network.outcomes import one_hot
+from pyro_arbuf.network.outcomes import at_most, one_hot
+from pyro_arbuf.network.positions import LearnedPositions
 from pyro_arbuf.network.rows import RowEncoder
 from pyro_arbuf.network.traces import Traces, Trail
+from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.visibility import context_mask, slot_mask
 
 CONTEXT, BUFFER, TARGET = range(3)
 MAX_Y_FREQUENCY = 16.0  # before training, radians per standard deviation of y
-
-
-class LearnedPositions(nn.Module):
-    """Positions of the buffer's slots: a learned vector for each, added to the token that fills it.
-
-    Another kind of position is another class with this one's `forward`.
-
-    Args:
-        buffer_size: Slots K.
-        width: Token width d.
-    """
-
-    def __init__(self, buffer_size: int, width: int):
-        super().__init__()
-        self.slot = nn.Parameter(torch.randn(buffer_size, width) * 0.02)
-
-    def forward(self, tokens: Tensor, first_slot: int) -> Tensor:
-        """Tokens `(*batch, T, d)` that fill the slots `first_slot`, `first_slot + 1`, ... (counted from 0)."""
-        return tokens + self.slot[first_slot : first_slot + tokens.shape[-2]]
 
 
 class Embedder(nn.Module):
@@ -162,12 +146,16 @@ class Embedder(nn.Module):
             observed = x if location is None else x[..., :-1]
             if self.standardised_x:
                 observed = (observed - self.x_loc) / self.x_scale
-            embedded = self._observed_inputs(observed)
             time = [] if self.lag_column is None else [observed[..., self.lag_column, None]]
             if location is None:
+                embedded = self._observed_inputs(observed)
                 return torch.cat([embedded, *time], -1) if time else embedded
-            latent = F.pad(self.latent, (0, 0, 1, 0))[location.squeeze(-1).long()]
-            return torch.cat([torch.where(location > 0, latent, embedded), *time, location], -1)
+            embedded = self._either(
+                location.squeeze(-1).long(),
+                lambda which: F.pad(self.latent, (0, 0, 1, 0))[which],
+                lambda: self._observed_inputs(observed),
+            )
+            return torch.cat([embedded, *time, location], -1)
 
     def turn(self, embedded_x: Tensor, timed: Tensor | None = None) -> Turn | None:
         """Angles of embedded inputs `(*batch, T, .)` of a series, `None` where attention sees no lags.
@@ -241,20 +229,41 @@ class Embedder(nn.Module):
             told: Of a series, what `told` says of the trials before them.
         """
         with torch.autocast(y.device.type, enabled=False):
-            features = self._features(y, embedded_x)
-            if told is not None:
-                features = self._with_told(features, told)
-            observed = self.y_out(F.gelu(self.y_in(features))) + self.y_skip(features)
             if not self.num_latents:
-                return observed
-            loc, scale = self.standard(embedded_x)
-            location = self.location(embedded_x)
-            which = (location.unsqueeze(-1) == torch.arange(1, self.num_latents + 1, device=y.device)).to(y.dtype)
-            which = which.expand(*y.shape[:-1], -1)
-            latent = _at_most((y[..., :1] - loc[..., :1]) / scale[..., :1], y[..., :1])
-            features = torch.cat([which * latent, which], -1)
-            latent = self.latent_out(F.gelu(self.latent_in(features))) + self.latent_skip(features)
-            return torch.where(location.unsqueeze(-1) > 0, latent, observed)
+                return self._observed_outcomes(y, embedded_x, told)
+            return self._either(
+                self.location(embedded_x),
+                lambda which: self._latent_outcomes(y, embedded_x, which),
+                lambda: self._observed_outcomes(y, embedded_x, told),
+            )
+
+    def _observed_outcomes(self, y: Tensor, embedded_x: Tensor, told: Tensor | None) -> Tensor:
+        features = self._features(y, embedded_x)
+        if told is not None:
+            features = self._with_told(features, told)
+        return self.y_out(F.gelu(self.y_in(features))) + self.y_skip(features)
+
+    def _latent_outcomes(self, y: Tensor, embedded_x: Tensor, location: Tensor) -> Tensor:
+        loc, scale = self.standard(embedded_x)
+        which = (location.unsqueeze(-1) == torch.arange(1, self.num_latents + 1, device=y.device)).to(y.dtype)
+        which = which.expand(*y.shape[:-1], -1)
+        latent = at_most((y[..., :1] - loc[..., :1]) / scale[..., :1], y[..., :1])
+        features = torch.cat([which * latent, which], -1)
+        return self.latent_out(F.gelu(self.latent_in(features))) + self.latent_skip(features)
+
+    def _either(self, location: Tensor, latent: Callable[[Tensor], Tensor], observed: Callable[[], Tensor]) -> Tensor:
+        """What is made of latents, given their locations `(*batch, T)`, and what of observations: `(*batch, T, d)`.
+
+        Of a frozen network on a CPU, what nothing is made of is not computed. In training it is: optimisers tell a
+        gradient of 0 from none.
+        """
+        at_latent = location > 0
+        if not (self.latent.requires_grad or is_traced()) and location.device.type == "cpu":
+            if bool(at_latent.all()):
+                return latent(location)
+            if not bool(at_latent.any()):
+                return observed()
+        return torch.where(at_latent.unsqueeze(-1), latent(location), observed())
 
     def _with_told(self, features: Tensor, told: Tensor) -> Tensor:
         """Features of outcomes, what they are told, and real numbers as the change since the trial before."""
@@ -271,7 +280,7 @@ class Embedder(nn.Module):
         if self.standardised_y:
             loc, scale = self.standard(embedded_x)
             numbers = (numbers - loc) / scale
-        numbers = _at_most(numbers, y)
+        numbers = at_most(numbers, y)
         features = [numbers]
         if self.y_frequencies is not None:
             squashed = torch.asinh(numbers)  # outcomes far out keep a moderate phase
@@ -335,13 +344,3 @@ def _directions(count: int, dim_x: int, sequential: bool) -> Tensor:
     if sequential:
         return F.one_hot(torch.arange(count) % dim_x, dim_x).to(torch.get_default_dtype())
     return F.normalize(torch.randn(count, dim_x), dim=-1)
-
-
-def _at_most(standardised: Tensor, y: Tensor) -> Tensor:
-    """Standardised outcomes up to a limit, NaN where the outcome is infinite.
-
-    Beyond 1e15 (in float32) layer norms see the direction of a token only, so the limit stands for all that is larger;
-    but squares would overflow there, and targets read after one of density 0 would be NaN.
-    """
-    limit = torch.finfo(standardised.dtype).max ** 0.4
-    return standardised.clamp(-limit, limit).masked_fill(y.isinf(), torch.nan)

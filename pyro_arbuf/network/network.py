@@ -184,11 +184,12 @@ class Network(nn.Module):
         if not self.config.latents:
             return outcome
         at_latent = (self.embedder.location(embedded_target) > 0).unsqueeze(-1)
+        # Where a value may decide without waiting for a device; asking a head for nothing can cost more than the rest.
+        may_decide = at_latent.device.type == "cpu" and not is_traced()
+        if may_decide and not self.latent_head.out.weight.requires_grad and not bool(at_latent.any()):
+            return outcome  # in training, optimisers tell a gradient of 0 from none
         latent = self.latent_head(features).affine(loc[..., :1], scale[..., :1])
-        # Where a value may decide without waiting for a device; asking an outcome's head for nothing can cost more
-        # than the rest.
-        latents_only = at_latent.device.type == "cpu" and not is_traced() and bool(at_latent.all())
-        return LatentsAmongOutcomes(at_latent, latent, outcome, latents_only)
+        return LatentsAmongOutcomes(at_latent, latent, outcome, may_decide and bool(at_latent.all()))
 
     def score(self, batch: Batch) -> Tensor:
         """Teacher-forced log densities, by the same functions as everything else.

@@ -173,3 +173,13 @@ def outcome_of(text: str) -> Outcome:
     if 0 < outcome.num_categories < 2:
         raise ValueError(f"outcomes must have at least 2 categories; got {text!r}")
     return outcome
+
+
+def at_most(standardised: Tensor, y: Tensor) -> Tensor:
+    """Standardised outcomes up to a limit, NaN where the outcome is infinite.
+
+    Beyond 1e15 (in float32) layer norms see the direction of a token only, so the limit stands for all that is larger;
+    but squares would overflow there, and targets read after one of density 0 would be NaN.
+    """
+    limit = torch.finfo(standardised.dtype).max ** 0.4
+    return standardised.clamp(-limit, limit).masked_fill(y.isinf(), torch.nan)
