@@ -16,6 +16,7 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.calibration import Calibration, calibrate
+from pyro_arbuf.programs.change_prior import ChangedPrior, change_prior
 from pyro_arbuf.programs.consistency import SelfConsistency, SubsetGap, self_consistency, subset_gap
 from pyro_arbuf.programs.evidence import (
     Evidence,
@@ -44,6 +45,7 @@ __all__ = [
     "ArBufferModel",
     "ArBufferPosterior",
     "Calibration",
+    "ChangedPrior",
     "Context",
     "Evidence",
     "EvidenceComparison",
@@ -63,6 +65,7 @@ __all__ = [
     "SubsetGap",
     "amortize",
     "calibrate",
+    "change_prior",
     "check_model",
     "check_observation",
     "compare_evidence",

@@ -61,6 +61,7 @@ def _addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(map(Tensor.data_ptr, tensors)) if all(map(Tensor.is_contiguous, tensors)) else ()
 
 
+@torch.no_grad()
 def _counted(tensors: Sequence[Tensor]) -> list[Tensor]:
     """What counts, flat; rows, as they are contiguous, another one in every tensor."""
     if _number(tensors) > EXACT:
@@ -68,7 +69,7 @@ def _counted(tensors: Sequence[Tensor]) -> list[Tensor]:
             tensor if tensor.dim() < 2 or tensor.numel() <= SMALL else tensor[61 * i % len(tensor)]
             for i, tensor in enumerate(tensors)
         ]
-    return [tensor.detach().flatten() for tensor in tensors]
+    return [tensor if tensor.dim() == 1 else tensor.flatten() for tensor in tensors]  # a call each, twice a density
 
 
 @torch.no_grad()

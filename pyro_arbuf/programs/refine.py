@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ MAX_K_HAT = 0.7  # beyond it, importance sampling is not to be trusted
 MIN_DRAWS = 100  # of importance sampling: fewer have no tail to speak of
 MOST_WITHOUT_REPLACEMENT = 0.1  # of the effective sample size: beyond it, draws without duplicates are too wide
 CHUNK = 1000  # draws whose density is computed at a time
+
+Density = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 
 
 def _summary(found: "Refined") -> tuple[str, Table]:
@@ -161,7 +164,7 @@ def context_simulator(program: Program, context: Context) -> Simulator:
         raise ValueError(f"context must hold the observations of one data set; got {got}")
     if not callable(program):
         raise ValueError(f"program must be a Pyro program, a function of x; got {type(program).__name__}")
-    x, _ = _observations(context)
+    x, _ = observations(context)
     series = context.model.config.sequential
 
     def inputs(num_trials: int) -> Tensor:
@@ -184,7 +187,11 @@ def _continued(x: Tensor, num_trials: int) -> Tensor:
 
 @torch.no_grad()
 def importance_sample(
-    simulator: Simulator, context: Context, num_draws: int, orders: Tensor | None = None
+    simulator: Simulator,
+    context: Context,
+    num_draws: int,
+    orders: Tensor | None = None,
+    density: Density | None = None,
 ) -> ImportanceSample:
     """Weights draws of the amortised posterior of one data set by the density of its program.
 
@@ -193,12 +200,13 @@ def importance_sample(
         context: Of one data set.
         num_draws: Draws S, at least 100, by torch's global generator.
         orders: Of the posterior's chain.
+        density: Log density `(S,)` of latents and data, of the arguments of `Simulator.log_joint`; `None` = that.
 
     Raises:
         ValueError: If the program has no density, or it is NaN at a draw, or 0 at all of them.
     """
     posterior = ArBufferPosterior(context, orders)
-    x, y = _observations(context)
+    x, y = observations(context)
     given, log_weights = _given(context), []
     draws = posterior.sample((num_draws,))
     for chunk in draws.split(CHUNK):
@@ -206,8 +214,8 @@ def importance_sample(
         values = {name: value for name, (value, _) in sites.items()}
         values |= {name: value.expand(len(chunk), *value.shape) for name, value in given.items()}
         jacobian = sum(jacobian for _, jacobian in sites.values())
-        density = simulator.log_joint(values, x, y) + jacobian
-        log_weights.append((density - posterior.log_prob(chunk)).double())
+        joint = (density or simulator.log_joint)(values, x, y) + jacobian
+        log_weights.append((joint - posterior.log_prob(chunk)).double())
     proposals = posterior.sites(draws)
     log_weights = torch.cat(log_weights)
     undefined = int(log_weights.isnan().sum())
@@ -276,7 +284,7 @@ def smooth_weights(log_weights: Tensor) -> tuple[Tensor, float]:
     return smoothed + log_weights.max(), float(k)
 
 
-def _observations(context: Context) -> tuple[Tensor, Tensor]:
+def observations(context: Context) -> tuple[Tensor, Tensor]:
     """Inputs `(n, D_x)` and outcomes `(n,)` or `(n, D_y)` of a context's one data set, as the program has them."""
     x, y, length = context.observations
     number = x.shape[1] if length is None else int(length[0])

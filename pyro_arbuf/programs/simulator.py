@@ -20,6 +20,7 @@ from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.sites import drawn_in_a_loop, in_short, may_be_latent, varies_in_shape
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.workflow.at_once import is_computed
 from pyro_arbuf.workflow.trace_sites import nodes
 
 
@@ -105,6 +106,22 @@ class Simulator:
             x, again = self.inputs(16), self.inputs(16)
         fixed = torch.equal(x, again) and bool((x != x[0]).any())
         return fixed or bool((growing_columns(x) | growing_columns(-x)).any())
+
+    @functools.cached_property
+    def has_density(self) -> bool:
+        """Whether the density of an outcome is known: nothing is integrated out, and its distributions have one."""
+        if self.integrated_out:
+            return False
+        num_trials = 1 if self.single else 3
+        with seeded(0), torch.no_grad():
+            trace = probe(self.program, self.inputs, num_trials)
+        sites = [nodes(trace)[name] for name in self.outcome_sites.site_names(num_trials)]
+        try:
+            for site in sites:
+                site["fn"].log_prob(site["value"])
+        except NotImplementedError:
+            return False
+        return not any(map(is_computed, sites))
 
     @property
     def simulated(self) -> int:
