@@ -5,8 +5,9 @@
 Leapfrog step: potential energy and its gradient as NUTS evaluates them, for y = shift + g(x) with N = 512
 observations in the context and M = K = 16 targets; with a graph-free context made once, with the same context encoded
 in every step, and with a live one (the latent shifts the observations too, so its graph goes through the encoder).
-Posterior predictive: 2,000 draws of M = 64 targets by `predictive`, peak memory in a fresh process. Prints a table,
-then one JSON line.
+Learned likelihood: its gradient for 5 subjects of 60 trials of the drift-diffusion program, against that of the exact
+density, with six levels of coherence and with trials that all differ. Posterior predictive: 2,000 draws of M = 64
+targets by `predictive`, peak memory in a fresh process. Prints a table, then one JSON line.
 """
 
 import json
@@ -27,11 +28,13 @@ from speed import added_memory, median_seconds
 from torch import Tensor
 
 import pyro_arbuf
-from pyro_arbuf import ArBufferJoint, ArBufferModel, Context, predictive
+from pyro_arbuf import ArBufferJoint, ArBufferModel, Context, likelihood, predictive
 from pyro_arbuf.priors import gp_1d
+from pyro_arbuf.priors.ddm import COHERENCES, DDM
 
 NUM_CONTEXT, NUM_TARGETS = 512, 16
 NUM_DRAWS, NUM_PREDICTED = 2000, 64
+NUM_SUBJECTS, NUM_TRIALS = 5, 60
 
 
 def regression(context: Callable[[Tensor], Context], x: Tensor, y: Tensor | None) -> Tensor:
@@ -58,6 +61,32 @@ def leapfrog(net: ArBufferModel, repeats: int) -> dict[str, float]:
         steps.append(partial(potential_grad, potential, {"shift": torch.tensor(0.1)}))
     with pyro.validation_enabled(False):  # as MCMC has it
         return dict(zip(ways, median_seconds(steps, repeats, torch.device("cpu")), strict=True))
+
+
+def likelihoods(repeats: int) -> dict[str, float]:
+    """Seconds of a gradient of the learned and of the exact likelihood of `ddm`, by what the trials' inputs are."""
+    net, generator = pyro_arbuf.load("ddm"), torch.Generator().manual_seed(0)
+    levels = torch.randint(6, (NUM_SUBJECTS, NUM_TRIALS, 1), generator=generator)
+    latents = {"drift": 10.0, "boundary": 1.6, "ndt": 0.3}
+    laws: dict[str, Callable[..., dist.TorchDistribution]] = {
+        "learned": lambda x, given: likelihood(net, x, given),
+        "exact": lambda x, given: DDM(
+            given["drift"][:, None] * x[..., 0], given["boundary"][:, None], given["ndt"][:, None]
+        ).to_event(1),
+    }
+
+    def gradient(law: Callable[..., dist.TorchDistribution], x: Tensor, y: Tensor) -> None:
+        given = {name: torch.full((NUM_SUBJECTS,), value, requires_grad=True) for name, value in latents.items()}
+        torch.autograd.grad(law(x, given).log_prob(y).sum(), list(given.values()))
+
+    steps = {}
+    for kind, x in {
+        "six levels": torch.tensor(COHERENCES)[levels],
+        "all different": 0.5 * torch.rand(NUM_SUBJECTS, NUM_TRIALS, 1, generator=generator),
+    }.items():
+        y = DDM(latents["drift"] * x[..., 0], latents["boundary"], latents["ndt"]).sample()
+        steps |= {f"{name}, {kind}": partial(gradient, law, x, y) for name, law in laws.items()}
+    return dict(zip(steps, median_seconds(list(steps.values()), repeats, torch.device("cpu")), strict=True))
 
 
 def probe_memory(model: str) -> float:
@@ -101,6 +130,11 @@ def main(model: str = "gp-1d-noisy", repeats: int = 3, memory_probe: bool = Fals
         once, encoded, live = (1e3 * t for t in times.values())
         print(f"{name:22s}{once:9.1f}{encoded:21.1f}{live:10.1f}   {encoded / once:.1f} and {live / once:.1f}")
         result[name] = {"encoded / made once": round(encoded / once, 2), "live / made once": round(live / once, 2)}
+    gradients = {name: round(1e3 * seconds, 1) for name, seconds in likelihoods(repeats).items()}
+    print(f"gradient of a likelihood, {NUM_SUBJECTS} subjects of {NUM_TRIALS} trials; ms")
+    for name, milliseconds in gradients.items():
+        print(f"{name:22s}{milliseconds:9.1f}")
+    result["gradient of a likelihood, ms"] = gradients
     command = [sys.executable, __file__, "--model", model, "--memory-probe"]
     added = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     print(f"predictive, {NUM_DRAWS} draws of M = {NUM_PREDICTED}: {added:.0f} MiB above what was there")

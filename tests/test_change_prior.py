@@ -73,10 +73,27 @@ def test_near_prior_is_reached_by_weights(net):
 
 def test_far_prior_is_reached_by_nuts(trained):
     x, y = torch.zeros(60, 1), torch.randn(60)
-    found = change_prior(program_with(*FAR), trained.condition(x, y), 200, 1000, seed=0)
-    assert found.method == "NUTS" and found.k_hat > 0.7 and found.effective_sample_size > 30
+    found = change_prior(program_with(*FAR), trained.condition(x, y), 120, 500, seed=0)
+    assert found.method == "NUTS" and found.k_hat > 0.7 and found.effective_sample_size > 20
     shift, ratio = off(found, exact(y, *FAR))
     assert abs(shift) < 0.4 and 0.75 < ratio < 1.3
+
+
+@pytest.mark.slow  # a chain through the network
+def test_far_prior_of_a_simulator_is_reached_by_nuts_through_the_learned_likelihood(trained):
+    x, y = torch.zeros(60, 1), torch.randn(60)
+    found = change_prior(simulator_with(*FAR), trained.condition(x, y), 200, 1000, seed=0)
+    assert found.method == "NUTS" and found.density == "network" and found.effective_sample_size > 30
+    shift, ratio = off(found, exact(y, *FAR))
+    assert abs(shift) < 0.5 and 0.7 < ratio < 1.4
+
+
+@pytest.mark.parametrize("make", [program_with, simulator_with])
+def test_units_of_the_data_change_nothing(net, make):
+    plain = change_prior(make(*NEAR), net.condition(X, Y), 100, 500, 100, seed=2)
+    scaled = change_prior(make(*NEAR), net.in_units(y_scale=2.0).condition(X, 2 * Y), 100, 500, 100, seed=2)
+    assert_close(scaled.draws, plain.draws)
+    assert_close(scaled.shift, plain.shift)
 
 
 def test_simulator_without_a_density_takes_the_learned_one_and_says_how_far_it_is_off(trained):

@@ -42,7 +42,7 @@ from pyro_arbuf.priors.ddm import COHERENCES, DDM
 
 plt.style.use("pyro_arbuf.house")  # the style of all figures here
 SMOKE_TEST = bool(os.environ.get("SMOKE_TEST"))
-NUM_WARMUP, NUM_DRAWS, MAX_TREE_DEPTH, NUM_REPEATS = (10, 20, 3, 2) if SMOKE_TEST else (150, 300, 5, 20)
+NUM_WARMUP, NUM_DRAWS, MAX_TREE_DEPTH, NUM_REPEATS = (10, 20, 3, 2) if SMOKE_TEST else (100, 150, 5, 20)
 FIGURE = (Path(tempfile.mkdtemp()) if SMOKE_TEST else Path(__file__).parent) / "08_likelihood_in_a_hierarchy.png"
 NUM_SUBJECTS, FEWEST, MOST = 20, 40, 160
 SITES = {"drift": "drift (1/s)", "boundary": "boundary", "ndt": "non-decision time (s)"}
