@@ -88,6 +88,7 @@ def test_far_prior_of_a_simulator_is_reached_by_nuts_through_the_learned_likelih
     assert abs(shift) < 0.5 and 0.7 < ratio < 1.4
 
 
+@pytest.mark.filterwarnings("ignore:.* of the posterior lies more than 4 standard deviations")  # untrained network
 @pytest.mark.parametrize("make", [program_with, simulator_with])
 def test_units_of_the_data_change_nothing(net, make):
     plain = change_prior(make(*NEAR), net.condition(X, Y), 100, 500, 100, seed=2)
