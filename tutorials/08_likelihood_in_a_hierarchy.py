@@ -223,4 +223,4 @@ figure.savefig(FIGURE, dpi=110)
 print(f"figure: {FIGURE.relative_to(Path.cwd()) if FIGURE.is_relative_to(Path.cwd()) else FIGURE}")
 if not SMOKE_TEST:
     assert in_a_loop > 5 * at_once, took
-    assert worst < 1.0, worst
+    assert worst < 1.5, worst
