@@ -210,11 +210,11 @@ class _Target:
         shifts = gradients @ covariance / covariance.diagonal().sqrt()
         error = shifts.std(0) / num_simulations**0.5
         sizes = [latent.size for latent in self.latents]
-        by_latent = (
+        shift, shift_error = (
             {latent.name: part for latent, part in zip(self.latents, each.split(sizes), strict=True)}
             for each in (shifts.mean(0), error)
         )
-        return log_weights - (centred @ gradients.mean(0)).double(), *by_latent
+        return log_weights - (centred @ gradients.mean(0)).double(), shift, shift_error
 
     def _gradients(self, mean: Tensor, num_simulations: int) -> Tensor:
         """Gradients `(K, P)` of the log likelihood of data sets simulated at unconstrained latents `(P,)`, there."""
