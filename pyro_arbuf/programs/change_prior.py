@@ -11,7 +11,7 @@ from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
-from pyro_arbuf.display import Table, cells, labels, shown_as_table
+from pyro_arbuf.display import Table, shown_as_table
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
@@ -23,6 +23,7 @@ from pyro_arbuf.programs.refine import (
     context_simulator,
     effective_sample_size,
     importance_sample,
+    moments_table,
     observations,
     resample,
 )
@@ -41,12 +42,7 @@ def _summary(found: "ChangedPrior") -> tuple[str, Table]:
         f"ChangedPrior({len(next(iter(found.draws.values())))} draws by {found.method} with the {found.density}'s "
         f"density, k_hat={found.k_hat:.2f}, effective_sample_size={found.effective_sample_size:.0f})"
     )
-    table: dict[str, list[str]] = {"latent": [], "mean": [], "sd": []}
-    for name, draws in found.draws.items():
-        table["latent"] += [f"{name}{f'[{label}]' * (draws.dim() > 1)}" for label in labels(draws.shape[1:])]
-        table["mean"] += cells(draws.mean(0))
-        table["sd"] += cells(draws.std(0))
-    return title, table
+    return title, moments_table(found.draws)
 
 
 @shown_as_table(_summary)

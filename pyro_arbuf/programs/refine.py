@@ -27,19 +27,24 @@ CHUNK = 1000  # draws whose density is computed at a time
 Density = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 
 
+def moments_table(draws: dict[str, Tensor]) -> Table:
+    """Mean and standard deviation of each number of sites `(S, *shape)`."""
+    table: dict[str, list[str]] = {"latent": [], "mean": [], "sd": []}
+    for name, values in draws.items():
+        shape = values.shape[1:]
+        table["latent"] += [f"{name}{f'[{label}]' * bool(shape)}" for label in labels(shape)]
+        table["mean"] += cells(values.mean(0))
+        table["sd"] += cells(values.std(0))
+    return table
+
+
 def _summary(found: "Refined") -> tuple[str, Table]:
     title = (
         f"Refined(sites={list(found.draws)}, num_draws={len(found.weights)}, k_hat={found.k_hat:.2f}, "
         f"effective_sample_size={found.effective_sample_size:.0f}, log_evidence={found.log_evidence:.2f} "
         f"+- {found.log_evidence_standard_error:.2f})"
     )
-    table: dict[str, list[str]] = {"latent": [], "mean": [], "sd": []}
-    for name, draws in found.draws.items():
-        shape = draws.shape[1:]
-        table["latent"] += [f"{name}{f'[{label}]' * bool(shape)}" for label in labels(shape)]
-        table["mean"] += cells(draws.mean(0))
-        table["sd"] += cells(draws.std(0))
-    return title, table
+    return title, moments_table(found.draws)
 
 
 @shown_as_table(_summary)
