@@ -268,7 +268,8 @@ def test_what_will_be_trained_is_printed_before_training(capsys: pytest.CaptureF
     assert found["integrated out"] == "w" and found["outcome"] == "y, one number per trial"
     assert re.fullmatch(r"1 column in -0.0\d* to 1.0\d*", found["inputs"])
     assert re.fullmatch(r"0 to 5 trials, outcomes in -[\d.]+ to [\d.]+", found["trained range"])
-    assert found["training"] == "7 minutes, or 3 steps, whichever is reached first, on 60 fixed data sets"
+    limits = "7 minutes, or 3 steps, whichever is reached first"
+    assert found["training"] == f"{limits}, on 60 fixed data sets, from random weights"
     assert found["simulated"].startswith("Data sets are simulated one by one, which is slow, because")
 
 
@@ -280,7 +281,7 @@ def test_mode_reason_notes_and_constant_inputs_are_printed(capsys: pytest.Captur
     net.simulator.mode_reason, net.simulator.notes = "It uses x[:, 0].", ("the first", "the second")
     text = reports.describe_training(net.simulator, net.config, None, 5, None)
     assert "  simulated: It uses x[:, 0].\n" in text
-    assert text.endswith("on new data sets in every step\n  note: the first\n  note: the second")
+    assert text.endswith("on new data sets in every step, from random weights\n  note: the first\n  note: the second")
 
 
 def test_dimensions_that_are_asked_to_be_independent_are_noted(capsys: pytest.CaptureFixture) -> None:

@@ -233,7 +233,7 @@ def test_network_is_a_set_model_of_the_function(capsys: pytest.CaptureFixture) -
     assert printed.startswith("amortize waves:\n  prior: a plain function of batch_size, num_points, generator;")
     assert "  inputs: 1 column in 1989.8 to 2010.2\n" in printed
     assert f"  trained range: 0 to {N} observed points" in printed
-    assert "  training: 3 steps, on new functions in every step\n" in printed
+    assert "  training: 3 steps, on new functions in every step, from random weights\n" in printed
     assert re.search(
         r"waves: 3 steps, validation density .* nats per target\nsubset gap: .*\nverdict: .* too short", printed
     )
