@@ -27,6 +27,7 @@ from eeg_baselines import (
     gaussian_process,
     vector_autoregression,
 )
+from marked import write_marked
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,7 +39,6 @@ from pyro_arbuf.training.recordings import draw_subsets, draw_windows
 
 SEED = 30_000
 FITTED = 96  # samples of a trial from which the Gaussian process' hyperparameters start
-CARD_START, CARD_END = "<!-- eeg.py -->", "<!-- end -->"
 BUFFERS = {"buffer K=32": 32, "buffer K=16": 16, "buffer K=4": 4, "exact AR": 1, "independent": None}
 DIFFERENCES = {  # what is compared: label, more, less
     "buffer K=32 minus independent": ("buffer K=32", "independent"),
@@ -216,8 +216,7 @@ def main(
     print(text)
     if update_card:
         card = find_model(str(model)) / "README.md"
-        before, _, rest = card.read_text().partition(CARD_START)
-        card.write_text(f"{before}{CARD_START}\n{text}{CARD_END}{rest.partition(CARD_END)[2]}")
+        write_marked(card, "eeg", text)
     print(json.dumps({"benchmark": "eeg", "model": Path(model).name, "trials": count} | summary))
 
 

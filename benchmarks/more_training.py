@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import matplotlib.figure
 import tyro
+from marked import write_marked
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from pyro_arbuf.checkpoint import models_folder, shipped_models
@@ -23,7 +24,6 @@ from pyro_arbuf.cli.models import CARD, RECORD, measured_gap
 
 LIST = Path(__file__).parent.parent / "models" / "README.md"
 TICKS = (10, 20, 40, 80, 160, 320)  # minutes
-START, END = "<!-- more_training.py -->", "<!-- end -->"
 
 
 class Course(NamedTuple):
@@ -118,8 +118,7 @@ def main(models: Path | None = None, update: bool = False, plot: Path | None = N
     if plot is not None:
         draw(courses, plot)
     if update:
-        before, _, rest = LIST.read_text().partition(START)
-        LIST.write_text(f"{before}{START}\n{text}{END}{rest.partition(END)[2]}")
+        write_marked(LIST, "more_training", text)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import matplotlib.style
 import torch
 import tyro
 from eeg import draw_tasks
+from marked import END, write_marked
 from matplotlib.figure import Figure
 from oracle import oracle_log_prob
 from paper_systems import EEG_SYSTEMS, SUBSET, SYSTEMS, System, log_prob, order_gap, rest_gap, train
@@ -39,7 +40,7 @@ from pyro_arbuf.priors.eeg import RATE, TEST, read_eeg
 from pyro_arbuf.training.run_state import RunState
 
 HERE = Path(__file__).parent
-START, END = "<!-- paper.py -->", "<!-- end -->"
+START = "<!-- paper.py -->"
 FUNCTIONS, EEG = ("gp-1d", "sawtooth"), ("eeg interpolation", "eeg forecasting")
 TASKS = (*FUNCTIONS, *EEG)
 OURS = "buffer K=16"
@@ -233,9 +234,9 @@ def draw_figure(path: Path, panels: dict[tuple[str, int], dict[int, Scores]]) ->
 
 def write_page(path: Path, text: str) -> None:
     """Writes text between the markers of a page, whatever else it says."""
-    page = path.read_text() if path.exists() else f"# The paper's comparison\n\n{START}\n{END}\n"
-    before, _, rest = page.partition(START)
-    path.write_text(f"{before}{START}\n\n{text}\n{END}{rest.partition(END)[2]}")
+    if not path.exists():
+        path.write_text(f"# The paper's comparison\n\n{START}\n{END}\n")
+    write_marked(path, "paper", f"\n{text}\n")
 
 
 def train_all(recipe: str, minutes: float, folder: Path, data: Path | None, small: bool) -> Trained:

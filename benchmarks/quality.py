@@ -18,6 +18,7 @@ from pathlib import Path
 import matplotlib.figure
 import torch
 import tyro
+from marked import write_marked
 from oracle import oracle_log_prob
 from torch import Tensor
 from tqdm import tqdm
@@ -29,7 +30,6 @@ from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.training.sources import split_points
 
 SEED = 20_000
-CARD_START, CARD_END = "<!-- quality.py -->", "<!-- end -->"
 
 
 Functions = tuple[Tensor, Tensor, Tensor, Tensor]  # x and y of the contexts, x and y of the targets
@@ -149,8 +149,7 @@ def main(
     print(text)
     if update_card:
         card = find_model(model) / "README.md"
-        before, _, rest = card.read_text().partition(CARD_START)
-        card.write_text(f"{before}{CARD_START}\n{text}{CARD_END}{rest.partition(CARD_END)[2]}")
+        write_marked(card, "quality", text)
     if plot is not None:
         draw_figure(plot, model, list(num_context), rows, list(rows[0]))
     print(json.dumps(summary))

@@ -32,6 +32,7 @@ import torch
 import tyro
 from crescents import likelihood_gap
 from joblib import Parallel, delayed
+from marked import write_marked
 from multisensory_evidence import TABLE, simulated_sets
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
@@ -68,7 +69,6 @@ SEED = 7_000  # of data sets; of calibration below: both fixed before any result
 CALIBRATION_SEED = 8_000
 NUM_DRAWS = 1_000
 POSTERIOR_ORDERS = 8
-CARD_START, CARD_END = "<!-- sbi.py -->", "<!-- end -->"
 Row = tuple[str, str, str]  # what, figure, aim
 
 
@@ -369,8 +369,7 @@ def report(what: str, rows: list[Row], summary: dict[str, object], cards: dict[s
     print(text)
     for name, config in cards.items():
         card = find_model(name) / "README.md"
-        before, _, rest = card.read_text().partition(CARD_START)
-        card.write_text(f"{before}{CARD_START}\n{text}{CARD_END}{rest.partition(CARD_END)[2]}")
+        write_marked(card, "sbi", text)
         if name in summary.get("evidence_rmse", {}):
             config = replace(config, evidence_rmse=round(summary["evidence_rmse"][name], 2))
             (find_model(name) / CONFIG).write_text(config.to_json() + "\n")

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import tyro
+from marked import write_marked
 from quality import mean_se
 from tabular_rivals import RIVALS, Rows, prepared
 from torch import Tensor
@@ -42,7 +43,6 @@ SEED = 30_000
 NUM_TARGETS = 32
 NUM_ROWS, BEYOND = (16, 64, 256, 512), (1024, 2048)
 CHUNK_CELLS = 2**18  # of contexts that are encoded together
-CARD_START, CARD_END = "<!-- tabular.py -->", "<!-- end -->"
 # Splits of what is slow, by N: those of others are as many as are asked for.
 FEWER = {
     "buffer K=32": {1024: 20, 2048: 10},
@@ -296,8 +296,7 @@ def main(
     print(text)
     if update_card:
         card = find_model(model) / "README.md"
-        before, _, rest = card.read_text().partition(CARD_START)
-        card.write_text(f"{before}{CARD_START}\n{text}{CARD_END}{rest.partition(CARD_END)[2]}")
+        write_marked(card, "tabular", text)
     print(json.dumps({"benchmark": "tabular", "model": Path(model).name} | summary))
 
 

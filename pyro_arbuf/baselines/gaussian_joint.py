@@ -49,8 +49,7 @@ class GaussianJoint(ArBufferDistribution):
             shape = self._own_shape
             targets = model.embed_targets(context.cache, self._fold_x(shape))
             gaussian = model.predict_jointly(context.cache, targets)
-            parts = (unfold(part, shape, context.task_shape) for part in (gaussian.loc, gaussian.scale_tril))
-            loc, factor = parts
+            loc, factor = (unfold(part, shape, context.task_shape) for part in (gaussian.loc, gaussian.scale_tril))
             self._gaussian = MultivariateNormal(loc, scale_tril=factor, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ class ModelConfig(UserUnits, Measured, Trained, Units, Architecture):
         return self.missing_x or self.y_scale_weight is not None
 
     @property
+    def one_observation(self) -> bool:
+        """Whether it is of a program whose data sets are one observation each."""
+        return self.num_context[1] == 1 and not self.dependent
+
+    @property
     def context_scale(self) -> tuple[tuple[float, ...], float]:
         """The network's own scale of outcomes and its weight, where contexts standardise outcomes."""
         assert self.y_scale is not None and self.y_scale_weight is not None

@@ -141,7 +141,7 @@ class ProgramSource:
         config, num_latents = self.config, self.config.num_latents
         sizes = torch.Generator().manual_seed(mixed_seed(self.seed, step, 0))
         kind, some, share, empty = torch.rand(4, generator=sizes).tolist()
-        single = config.num_context[1] == 1 and not config.dependent
+        single = config.one_observation
         num_context = int(empty >= EMPTY_CONTEXT_SHARE) if single else draw_num_context(config.num_context[1], sizes)
         num_given = 1 + int(share * (num_latents - 1)) if some < SOME_GIVEN_SHARE and num_latents > 1 else 0
         posterior_share = self.posterior_share
@@ -168,7 +168,7 @@ class ProgramSource:
         largest, held_out = self.config.num_context[1], self.simulations
         if isinstance(held_out, Bank):
             held_out = Bank(held_out.held_out, held_out.held_out)
-        slots = 1 if largest == 1 and not self.config.dependent else self.config.buffer_size
+        slots = 1 if self.config.one_observation else self.config.buffer_size
         sizes = tuple(dict.fromkeys((0, largest // 4, max(0, largest - slots)))) if slots > 1 else (0,)
         asked: list[tuple[int, int | None]] = []
         if self.config.latents:

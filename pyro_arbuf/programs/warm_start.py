@@ -32,8 +32,7 @@ def start_of(config: ModelConfig, start_from: str | Path | None) -> str | Path |
     """
     if start_from is None:
         return None
-    single = config.num_context[1] == 1 and not config.dependent
-    automatic = OF_ONE if single else OF_SETS
+    automatic = OF_ONE if config.one_observation else OF_SETS
     if config.lag_column is not None:
         automatic = OF_REAL_SERIES if config.all_real else OF_SERIES
     name = automatic if start_from == AUTO else start_from
