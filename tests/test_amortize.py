@@ -15,7 +15,7 @@ import pyro_arbuf
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.outcomes import outcome_of
 from pyro_arbuf.programs import amortize as amortization
-from pyro_arbuf.programs import reports
+from pyro_arbuf.programs import reports, training_rounds
 from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.reports import training_report
 from pyro_arbuf.programs.scales import range_of_outcomes
@@ -88,7 +88,7 @@ def test_best_weights_are_returned_not_the_last(monkeypatch: pytest.MonkeyPatch)
         return state
 
     expected = weights(tiny())
-    monkeypatch.setattr(amortization, "fit", spoil)
+    monkeypatch.setattr(training_rounds, "fit", spoil)
     assert torch.equal(weights(tiny()), expected)
 
 
@@ -166,7 +166,7 @@ def test_fixed_simulations_are_simulated_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(pyro_arbuf.Simulator, "draw", counted)
     tiny(num_simulations=60)
     standardised = {(2048, 8), (128, 5)}
-    assert [size for size in sizes if size not in standardised] == [(60, 5 + 4 + amortization.TARGETS)]
+    assert [size for size in sizes if size not in standardised] == [(60, 5 + 4 + training_rounds.TARGETS)]
 
 
 def test_program_of_one_observation() -> None:

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Generator, Tensor
 
 from pyro_arbuf import ArBufferJoint, amortize, load
-from pyro_arbuf.programs import amortize as amortization
+from pyro_arbuf.programs import training_rounds
 from pyro_arbuf.programs.function_prior import FunctionPrior, is_function_prior, probe
 from pyro_arbuf.training.sources import PriorSource
 
@@ -151,7 +151,7 @@ UNFIT = {
 
 @pytest.mark.parametrize("name", UNFIT)
 def test_unfit_functions_are_refused_before_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(amortization, "fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(training_rounds, "fit", lambda *_, **__: pytest.fail("trained"))
     draw, words = UNFIT[name]
     refuses(words, draw)
 
@@ -240,9 +240,9 @@ def test_network_is_a_set_model_of_the_function(capsys: pytest.CaptureFixture) -
 
 
 def test_training_draws_from_a_prior_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    sources, fit = [], amortization.fit
+    sources, fit = [], training_rounds.fit
     monkeypatch.setattr(
-        amortization, "fit", lambda model, source, *a, **k: sources.append(source) or fit(model, source, *a, **k)
+        training_rounds, "fit", lambda model, source, *a, **k: sources.append(source) or fit(model, source, *a, **k)
     )
     tiny(seed=4)
     (source,) = sources

@@ -31,7 +31,7 @@ def _fresh_accelerator():
     ("config", "name"),
     [
         (SETS, "ddm"),
-        (ONE, "two-moons"),
+        (ONE, None),
         (SERIES, "ar1"),
         (CHOICES, "rescorla-wagner"),
         (replace(SETS, width=32), None),

@@ -24,7 +24,12 @@ from pyro_arbuf.inference.tables import (
     warn_equal_outcomes,
     warn_other_unit,
 )
-from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts, warn_spacing
+from pyro_arbuf.inference.trained_range import (
+    warn_other_observation,
+    warn_outside,
+    warn_outside_counts,
+    warn_spacing,
+)
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
     check_latents,
@@ -88,6 +93,7 @@ def make_context(
         if may_look_at(value):
             warn_outside(name, value[real], config, stacklevel=4)
     warn_spacing(x, config, stacklevel=4, context_len=context_len)
+    warn_other_observation(y, config, stacklevel=4)
     x, y = code(x, config.latents).clone(), y.clone()  # the user's own may change; a clone keeps the graph
     if names:
         locations = latent_locations(config.latents, names, config.dim_x, y)

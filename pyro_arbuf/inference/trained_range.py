@@ -54,6 +54,19 @@ def warn_outside(name: str, values: Tensor, config: ModelConfig, stacklevel: int
             )
 
 
+def warn_other_observation(y: Tensor, config: ModelConfig, stacklevel: int) -> None:
+    """Warns where outcomes `(B, n, D_y)` are not those of the one data set that the network was trained for."""
+    if is_traced() or config.observation is None or y.shape[1] == 0:
+        return
+    own = y.new_tensor(config.observation)
+    if y.shape[1] != len(own) or not torch.allclose(y, own.expand_as(y), rtol=1e-4):
+        warnings.warn(
+            "y lies outside the trained range, which is one observation: the network was trained by "
+            "amortize(observation=...), and posteriors of other data are cut off; train without it for those",
+            stacklevel=stacklevel,
+        )
+
+
 def pairs_of(trained: Range | tuple[Range, ...], dim: int) -> list[Range]:
     """A trained range as a pair for each of the columns."""
     pairs = [pair for pair in trained if isinstance(pair, tuple)]

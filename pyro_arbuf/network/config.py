@@ -137,6 +137,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
     },
     {"y_scale_weight": None, "x_spacing": None},
     {"architecture": "buffer"},
+    {"observation": None},
 )
 
 

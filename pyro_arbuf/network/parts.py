@@ -1,20 +1,25 @@
 """The four parts of a configuration: what is built, in which units, trained on what, measured how."""
 
 import functools
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
+from pyro_arbuf.network.field_checks import (
+    LARGEST_SIZE,
+    check_latent,
+    check_standardisation,
+    is_integer,
+    is_number,
+    is_pair,
+)
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.outcomes import Outcome, Real, outcome_of
 
 Range = tuple[float, float]
 OPTIONAL = ("num_frequencies", "num_y_frequencies", "num_traces")  # sizes that may be 0
 ArchitectureName = Literal["buffer", "tnp-d", "tnp-a", "tnp-nd", "decoder", "lbanp", "lbanp-buffer"]
-LARGEST_SIZE = 2**16  # far above what is trained; products of two cannot overflow when shapes are computed
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,11 @@ class Architecture:
         sizes += ["column_width", "column_heads", "num_inducing", "num_cls", "row_layers"]
         for name, least in (dict.fromkeys(sizes, 1) | dict.fromkeys(OPTIONAL, 0)).items():
             value = getattr(self, name)
-            if not _is_integer(value) or not least <= value:
+            if not is_integer(value) or not least <= value:
                 raise ValueError(f"{name} must be an integer >= {least}; got {value!r}")
             if value > LARGEST_SIZE:
                 raise ValueError(f"{name} must be at most {LARGEST_SIZE}; got {value!r}")
-        if not _is_number(self.max_frequency) or self.max_frequency <= 0:
+        if not is_number(self.max_frequency) or self.max_frequency <= 0:
             raise ValueError(f"max_frequency must be a positive number; got {self.max_frequency!r}")
         self._check_lags()
         for name in ("sequential", "chained", "scaled_queries"):
@@ -113,7 +118,7 @@ class Architecture:
         if not isinstance(self.latents, tuple) or not all(isinstance(latent, Latent) for latent in self.latents):
             raise ValueError(f"latents must be a tuple of Latent; got {self.latents!r}")
         for latent in self.latents:
-            _check_latent(latent)
+            check_latent(latent)
         self._check_rows()
         self._check_baseline()
         names = [latent.name for latent in self.latents]
@@ -124,7 +129,7 @@ class Architecture:
 
     def _check_lags(self) -> None:
         lag, columns = self.lag_column, 0 if self.inputs == "rows" else self.dim_x
-        if lag is not None and (not _is_integer(lag) or not 0 <= lag < columns or self.width < 2 * self.num_heads):
+        if lag is not None and (not is_integer(lag) or not 0 <= lag < columns or self.width < 2 * self.num_heads):
             raise ValueError(
                 f"lag_column must be the number of an input column, below {columns}, in a network whose heads are at "
                 f"least 2 wide, or None; got {lag!r} with heads of {self.width / self.num_heads:g}"
@@ -213,10 +218,10 @@ class Units:
     y_scale_weight: float | None = None
 
     def _check_units(self, dim_x: int, dim_y: int) -> None:
-        _check_standardisation(("x_loc", "x_scale"), self.x_loc, self.x_scale, dim_x)
-        _check_standardisation(("y_loc", "y_scale"), self.y_loc, self.y_scale, dim_y)
+        check_standardisation(("x_loc", "x_scale"), self.x_loc, self.x_scale, dim_x)
+        check_standardisation(("y_loc", "y_scale"), self.y_loc, self.y_scale, dim_y)
         weight = self.y_scale_weight
-        if weight is not None and not (_is_number(weight) and weight > 0 and self.y_scale is not None):
+        if weight is not None and not (is_number(weight) and weight > 0 and self.y_scale is not None):
             raise ValueError(
                 f"y_scale_weight must be a positive number, beside y_loc and y_scale, or None; got {weight!r} beside "
                 f"y_scale {self.y_scale}"
@@ -237,6 +242,7 @@ class Trained:
         x_spacing: Least distance between two inputs of one data set, in a network of one input column; `None` = any.
         dependent: Whether the trials of a program depend on each other given all latents, so that their likelihood is
             a joint density; of a series also `sequential`.
+        observation: Outcomes `(n, D_y)` of the one data set whose posterior it is for; `None` = for any.
     """
 
     prior: str = ""
@@ -247,10 +253,11 @@ class Trained:
     num_targets: tuple[int, int] | None = None
     x_spacing: float | None = None
     dependent: bool = False
+    observation: tuple[tuple[float, ...], ...] | None = None
 
     def _check_trained(self, dim_x: int, dim_y: int) -> None:
         spacing = self.x_spacing
-        if spacing is not None and not (_is_number(spacing) and spacing > 0 and dim_x == 1):
+        if spacing is not None and not (is_number(spacing) and spacing > 0 and dim_x == 1):
             raise ValueError(
                 f"x_spacing must be a positive number, in a network of one input column, or None; got {spacing!r} with "
                 f"{dim_x} columns"
@@ -264,6 +271,9 @@ class Trained:
             raise ValueError(
                 f"outcome must be a string, or a tuple of {dim_y}, one per dimension; got {self.outcome!r}"
             )
+        for row in self.observation or ():
+            if not isinstance(row, tuple) or len(row) != dim_y or not all(is_number(each) for each in row):
+                raise ValueError(f"observation must hold rows of {dim_y} finite numbers, or be None; got {row!r}")
         for name, dim in {"x_range": dim_x, "y_range": dim_y}.items():
             value = getattr(self, name)
             if value is None:
@@ -272,7 +282,7 @@ class Trained:
             if len(each) != dim:
                 raise ValueError(f"{name} must be one pair (low, high), or {dim} of them; got {len(each)} pairs")
             for pair in each:
-                numbers = _is_pair(pair) and all(_is_number(end) for end in pair) and pair[0] <= pair[1]
+                numbers = is_pair(pair) and all(is_number(end) for end in pair) and pair[0] <= pair[1]
                 if not numbers or (name == "y_range" and pair[0] == pair[1]):
                     rule = "low < high" if name == "y_range" else "low <= high"
                     raise ValueError(f"{name} must be a pair (low, high) of finite numbers, {rule}; got {pair!r}")
@@ -280,7 +290,7 @@ class Trained:
             value = getattr(self, name)
             if value is None and name == "num_targets":
                 continue
-            if not (_is_pair(value) and all(_is_integer(end) for end in value) and least <= value[0] <= value[1]):
+            if not (is_pair(value) and all(is_integer(end) for end in value) and least <= value[0] <= value[1]):
                 rule = f"integers, {least} <= low <= high"
                 raise ValueError(f"{name} must be a pair (low, high) of {rule}; got {value!r}")
 
@@ -297,52 +307,5 @@ class Measured:
 
     def _check_measured(self) -> None:
         error = self.evidence_rmse
-        if error is not None and not (_is_number(error) and error >= 0):
+        if error is not None and not (is_number(error) and error >= 0):
             raise ValueError(f"evidence_rmse must be a number >= 0, or be None; got {error!r}")
-
-
-def _check_latent(latent: Latent) -> None:
-    """Raises ValueError if a latent's support or standardisation is impossible."""
-    name, bounds = latent.name, (latent.lower, latent.upper)
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"the name of a latent must be a string; got {name!r}")
-    if not isinstance(latent.simplex, bool):
-        raise ValueError(f"simplex of latent {name!r} must be True or False; got {latent.simplex!r}")
-    sizes = isinstance(latent.shape, tuple) and all(_is_integer(n) and 1 <= n <= LARGEST_SIZE for n in latent.shape)
-    if not sizes or (latent.simplex and (not latent.shape or latent.shape[-1] < 2)):
-        rule = "positive integers, the last at least 2 for a simplex" if latent.simplex else "positive integers"
-        raise ValueError(f"shape of latent {name!r} must be a tuple of {rule}; got {latent.shape!r}")
-    low, high = (
-        (-math.inf if latent.lower is None else latent.lower),
-        (math.inf if latent.upper is None else latent.upper),
-    )
-    if not all(end is None or _is_number(end) for end in bounds) or not low < high:
-        raise ValueError(f"lower and upper of latent {name!r} must be finite, lower < upper, or None; got {bounds}")
-    names = (f"loc of latent {name!r}", f"scale of latent {name!r}")
-    _check_standardisation(names, latent.loc, latent.scale, latent.size)
-
-
-def _check_standardisation(names: tuple[str, str], loc: object, scale: object, dim: int) -> None:
-    """Raises ValueError unless both are None, or `dim` numbers that are finite, scales positive, in float32."""
-    if (loc is None) != (scale is None):
-        raise ValueError(f"{names[0]} and {names[1]} must both be given or both be None; got {loc!r} and {scale!r}")
-    for name, value, low in ((names[0], loc, -math.inf), (names[1], scale, torch.finfo(torch.float32).tiny)):
-        fits = isinstance(value, tuple) and len(value) == dim and all(_is_number(v) and v >= low for v in value)
-        if value is not None and not fits:
-            rule = "positive numbers" if value is scale else "finite numbers"
-            raise ValueError(f"{name} must hold {dim} {rule}, or be None; got {value!r}")
-
-
-def _is_pair(value: object) -> TypeGuard[tuple[Any, Any]]:
-    return isinstance(value, tuple) and len(value) == 2
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    """Whether a value is a number that is finite in float32."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return abs(value) <= torch.finfo(torch.float32).max

@@ -1,7 +1,6 @@
 """amortize: a Pyro program, or a prior as a plain function, to one trained network."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_arbuf.checkpoint import CONFIG, save
+from pyro_arbuf.checkpoint import CONFIG
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.programs.configuration import PROGRAM_FIELDS, program_config
+from pyro_arbuf.programs.configuration import PROGRAM_FIELDS
 from pyro_arbuf.programs.function_prior import (
     FunctionPrior,
     check_no_program_arguments,
@@ -21,19 +20,22 @@ from pyro_arbuf.programs.function_prior import (
     prior_report,
     probe,
 )
-from pyro_arbuf.programs.program_batches import Bank, ProgramSource, make_bank
-from pyro_arbuf.programs.reports import describe_training, training_report
+from pyro_arbuf.programs.reports import training_report
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import shipped_programs
-from pyro_arbuf.programs.warm_start import AUTO, copy_weights, start_of
-from pyro_arbuf.random_state import seeded
-from pyro_arbuf.training.loop import fit
-from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
-from pyro_arbuf.training.sources import PriorSource, TaskSource
+from pyro_arbuf.programs.training_rounds import (
+    ROUND,
+    STATE,
+    Plan,
+    train_in_rounds,
+    train_network,
+    train_program,
+)
+from pyro_arbuf.programs.truncated_prior import check_rounds
+from pyro_arbuf.programs.warm_start import AUTO, start_of
+from pyro_arbuf.training.sources import PriorSource
 
 DEFAULT_MINUTES = 8.0
-TARGETS = 32  # fresh trials per data set and step
-STATE = "state.safetensors"
 
 
 @torch.inference_mode(False)
@@ -54,6 +56,8 @@ def amortize(
     report: bool = True,
     vectorized: bool | None = None,
     start_from: str | Path | None = AUTO,
+    observation: tuple[Any, Any] | None = None,
+    rounds: int = 2,
     **sizes: Any,
 ) -> ArBufferModel:
     """Trains a network on simulations of a Pyro program, or on a prior of functions, with progress bar and report.
@@ -91,8 +95,14 @@ def amortize(
         vectorized: Whether the program is written for leading batch dimensions, as for `Simulator`; `None` = tried
             once, and what was found is printed.
         start_from: Where the weights begin: "auto" = at those of a shipped network of programs of the same kind, if
-            the sizes are the same; a name or folder that `load` takes = at those; `None` = at random ones. Layers of
-            other shapes, and those that read the inputs of another program, begin at random ones in any case.
+            the sizes are the same, and at random ones for a program of one observation; a name or folder that `load`
+            takes = at those; `None` = at random ones. Layers of other shapes, and those that read the inputs of another
+            program, begin at random ones in any case.
+        observation: Inputs x `(n, D_x)` and outcomes y of one data set. The network is then for the posterior of that
+            one alone: what `minutes`, `steps` and `num_simulations` allow is divided among several rounds, and from the
+            second on latents are drawn from the prior truncated to where the posterior has mass so far. Simulations
+            inside are kept from round to round.
+        rounds: Number of rounds, at least 2; used with `observation`.
         **sizes: Fields of `ModelConfig`, e.g. `width=128`; of a plain function also `outcomes="count"` or
             `"categorical(n)"`, where its y are no real numbers.
 
@@ -114,26 +124,27 @@ def amortize(
             outcome=named,
             num_simulations=num_simulations,
             vectorized=vectorized,
+            observation=observation,
         )
+    first = None if folder is None else Path(folder) / ("." if observation is None else ROUND.format(1))
     _check_folder(folder, resume)
+    _check_folder(first, resume)
     _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes, plain)
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        if resume and not (Path(folder) / STATE).exists():
-            raise ValueError(f"resume=True needs the state of a run; there is none in {folder}; start without resume")
+    check_rounds(observation, rounds)
+    if first is not None:
+        first.mkdir(parents=True, exist_ok=True)
+        if resume and not (first / STATE).exists():
+            raise ValueError(f"resume=True needs the state of a run; there is none in {first}; start without resume")
     if plain:
         return _amortize_prior(
             program, num_context, minutes, steps, folder, resume, seed, batch_size, report, start_from, sizes
         )
     simulator = Simulator(program, inputs, latents, outcome, vectorized)
-    config = program_config(simulator, num_context, _name_of(program), **sizes)
-    if resume and folder is not None:
-        config = _with_statistics_of(config, Path(folder) / STATE)
-    start = start_of(config, start_from)
-    print(describe_training(simulator, config, minutes, steps, num_simulations, start))
-    source = _source(simulator, config, num_simulations, seed, batch_size)
-    model, state = _train(source, minutes, steps, folder, resume, seed, start)
-    model.simulator = simulator
+    plan = Plan(num_context, _name_of(program), minutes, steps, num_simulations, seed, batch_size, start_from, sizes)
+    if observation is None:
+        model, state, _ = train_program(simulator, plan, folder, resume)
+    else:
+        model, state = train_in_rounds(simulator, plan, folder, resume, observation, rounds)
     if report:
         print(training_report(model, state.best_score, state.step, state.history, folder))
     return model
@@ -157,40 +168,10 @@ def _amortize_prior(
     start = start_of(probed.config, start_from)
     print(describe_prior(probed, minutes, steps, start))
     source = PriorSource(FunctionPrior(function), probed.config, batch_size or 32, seed=seed)
-    model, state = _train(source, minutes, steps, folder, resume, seed, start)
+    model, state = train_network(source, minutes, steps, folder, resume, seed, start)
     if report:
         print(prior_report(model, source, state.best_score, state.step, state.history, folder))
     return model
-
-
-def _train(
-    source: TaskSource,
-    minutes: float | None,
-    steps: int | None,
-    folder: str | Path | None,
-    resume: bool,
-    seed: int,
-    start: str | Path | None,
-) -> tuple[ArBufferModel, RunState]:
-    """A network of a source's configuration trained on it, frozen, with the best weights, and the state of its run."""
-    with seeded(seed):
-        model = ArBufferModel(source.config)
-    origin = None
-    if start is not None and not resume:
-        copy_weights(model, start)
-        origin = FROM_SCRATCH | {"started_from": str(start)}
-
-    def keep(state: RunState) -> None:
-        if folder is not None:
-            save(model, folder, state.best_weights)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(folder or scratch) / STATE
-        limits = {"minutes": minutes, "steps": steps}
-        state = fit(model, source, path, **limits, resume=resume, origin=origin, on_checkpoint=keep)
-    model.load_state_dict(state.best_weights)
-    model.cpu().eval().requires_grad_(False)
-    return model, state
 
 
 def _check_folder(folder: str | Path | None, resume: bool) -> None:
@@ -210,34 +191,6 @@ def _name_of(program: Program) -> str:
     if name in shipped and shipped[name].program is not program:
         return f"{getattr(program, '__module__', 'user')}.{name}"
     return name
-
-
-def _source(
-    simulator: Simulator, config: ModelConfig, num_simulations: int | None, seed: int, batch_size: int | None
-) -> ProgramSource:
-    """What the network is trained on: new data sets in every step, or a fixed set of them."""
-    simulations: Simulator | Bank = simulator
-    if num_simulations is not None:
-        largest = config.num_context[1]
-        trials = max(1, largest) if simulator.single else largest + config.buffer_size + TARGETS
-        simulations = make_bank(simulator, num_simulations, trials, seed)
-    if batch_size is None:
-        batch_size = 128 if simulator.single else 32
-    return ProgramSource(simulations, config, batch_size, TARGETS, seed)
-
-
-def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:
-    """A configuration with the locations, scales and ranges of the run that it continues.
-
-    They are estimated from simulations, which differ from call to call where the program has a generator of its own.
-    """
-    begun = ModelConfig.from_json(RunState.read(state_path).setup.get("config", "{}"))
-    names = ["x_range", "y_range"]
-    names += ["x_loc", "x_scale"] if begun.dim_x == config.dim_x else []
-    names += ["y_loc", "y_scale"] if begun.dim_y == config.dim_y else []
-    before, now = ([dataclasses.replace(each, loc=None, scale=None) for each in c.latents] for c in (begun, config))
-    names += ["latents"] if before == now else []  # what differs otherwise is for `fit` to name
-    return dataclasses.replace(config, **{field: getattr(begun, field) for field in names})
 
 
 def _check_arguments(

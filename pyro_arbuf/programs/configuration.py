@@ -24,7 +24,7 @@ from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded
 
 PROGRAM_FIELDS = {"dim_x", "dim_y", "prior", "x_range", "y_range", "num_context", "num_targets", "latents", "outcome"}
-PROGRAM_FIELDS |= {"x_loc", "x_scale", "y_loc", "y_scale", "evidence_rmse", "outcomes"}
+PROGRAM_FIELDS |= {"x_loc", "x_scale", "y_loc", "y_scale", "evidence_rmse", "outcomes", "observation"}
 PROGRAM_FIELDS |= {"user_x_loc", "user_x_scale", "user_y_loc", "user_y_scale", "user_dates"}
 PROGRAM_FIELDS |= {"sequential", "dependent"}  # none of them is for the user to choose
 KEPT_TRIALS = 8  # of a data set whose outcomes are standardised

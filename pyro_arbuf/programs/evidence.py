@@ -150,6 +150,11 @@ def log_prob_orders(
     Of a series in its natural order alone, `(*batch, 1)`.
     """
     check_count("num_orders", num_orders, 2)  # for a standard error
+    if net.config.observation is not None:
+        raise ValueError(
+            "the evidence needs a network of the program's whole prior; this one was trained on a part of it, by "
+            "amortize(observation=...); train another without it"
+        )
     x, outcomes = to_tensors(x, y, net)
     if not isinstance(x, Tensor) or x.dim() < 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__

@@ -14,7 +14,7 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 
 AUTO = "auto"
-OF_SETS, OF_ONE, OF_SERIES, OF_REAL_SERIES = "ddm", "two-moons", "rescorla-wagner", "ar1"
+OF_SETS, OF_SERIES, OF_REAL_SERIES = "ddm", "rescorla-wagner", "ar1"
 SIZES = ("width", "num_layers", "num_heads", "mlp_width", "scaled_queries", "architecture")  # of blocks
 OF_INPUTS = ("embedder.frequencies", "embedder.x_")
 
@@ -24,15 +24,17 @@ def start_of(config: ModelConfig, start_from: str | Path | None) -> str | Path |
 
     Args:
         config: Of the new network.
-        start_from: "auto" = a shipped one of programs of the same kind, if its blocks are of the same sizes; or the
-            name or folder of one; or `None`.
+        start_from: "auto" = a shipped one of programs of the same kind, if its blocks are of the same sizes, and none
+            for a program of one observation; or the name or folder of one; or `None`.
 
     Raises:
         ValueError: If a network that was named is not there, or its blocks are of other sizes.
     """
     if start_from is None:
         return None
-    automatic = OF_ONE if config.one_observation else OF_SETS
+    if start_from == AUTO and config.one_observation:
+        return None  # from another network it ends up worse, see models/RECIPE.md
+    automatic = OF_SETS
     if config.lag_column is not None:
         automatic = OF_REAL_SERIES if config.all_real else OF_SERIES
     name = automatic if start_from == AUTO else start_from

@@ -1,0 +1,169 @@
+"""How a network of a program is trained: its source of simulations, its start, and rounds for one observation."""
+
+import dataclasses
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyro_arbuf.checkpoint import save
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.programs.configuration import program_config
+from pyro_arbuf.programs.program_batches import Bank, ProgramSource, make_bank
+from pyro_arbuf.programs.reports import describe_training
+from pyro_arbuf.programs.same_law import Simulations, joined
+from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.truncated_prior import TruncatedSimulator, draw_latents, find_region
+from pyro_arbuf.programs.warm_start import copy_weights, start_of
+from pyro_arbuf.random_state import seeded
+from pyro_arbuf.training.loop import fit
+from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
+from pyro_arbuf.training.sources import TaskSource
+
+TARGETS = 32  # fresh trials per data set and step
+STATE = "state.safetensors"
+ROUND = "round_{}"  # folder of a round's network, in that of the last one
+
+
+class Plan(NamedTuple):
+    """How a network of a program is trained: arguments of `amortize`."""
+
+    num_context: tuple[int, int]
+    name: str
+    minutes: float | None
+    steps: int | None
+    num_simulations: int | None
+    seed: int
+    batch_size: int | None
+    start_from: str | Path | None
+    sizes: dict[str, Any]
+
+    def of_round(self, number: int, rounds: int, observation: tuple[tuple[float, ...], ...]) -> "Plan":
+        """That of one round, counted from 0: an equal share of everything, with a seed of its own."""
+        share = [None if n is None else max(2, n // rounds) for n in (self.steps, self.num_simulations)]
+        sizes = self.sizes | ({"observation": observation} if number else {})
+        return self._replace(
+            minutes=None if self.minutes is None else self.minutes / rounds,
+            steps=share[0],
+            num_simulations=share[1],
+            seed=self.seed + number,
+            sizes=sizes,
+        )
+
+
+def train_program(
+    simulator: Simulator,
+    plan: Plan,
+    folder: str | Path | None,
+    resume: bool,
+    kept: Simulations | None = None,
+) -> tuple[ArBufferModel, RunState, ProgramSource]:
+    """Trains a network of a program, on simulations of earlier rounds too; its state, and what it was trained on."""
+    config = program_config(simulator, plan.num_context, plan.name, **plan.sizes)
+    if resume and folder is not None:
+        config = _with_statistics_of(config, Path(folder) / STATE)
+    start = start_of(config, plan.start_from)
+    print(describe_training(simulator, config, plan.minutes, plan.steps, plan.num_simulations, start))
+    source = program_source(simulator, config, plan.num_simulations, plan.seed, plan.batch_size, kept)
+    model, state = train_network(source, plan.minutes, plan.steps, folder, resume, plan.seed, start)
+    model.simulator = simulator
+    return model, state, source
+
+
+def train_in_rounds(
+    simulator: Simulator,
+    plan: Plan,
+    folder: str | Path | None,
+    resume: bool,
+    observation: tuple[Any, Any],
+    rounds: int,
+) -> tuple[ArBufferModel, RunState]:
+    """What `amortize` does for one observation: rounds of simulations, each from where the posterior so far has mass.
+
+    The network of an earlier round is kept in a folder of its own, so that a run can go on in any of them.
+    """
+    untrained = ArBufferModel(program_config(simulator, plan.num_context, plan.name, **plan.sizes)).eval()
+    observed = tuple(tuple(row) for row in untrained.condition(*observation).y[0].tolist())
+    simulations, kept, region = simulator, None, None
+    for number in range(rounds):
+        last = number == rounds - 1
+        place = None if folder is None else Path(folder) / ("." if last else ROUND.format(number + 1))
+        begun = resume and place is not None and (place / STATE).exists()
+        print(f"round {number + 1} of {rounds}")
+        model, state, source = train_program(simulations, plan.of_round(number, rounds, observed), place, begun, kept)
+        if last:
+            break
+        with seeded(plan.seed + number), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*outside the trained range.*")  # said before the first round
+            region = find_region(simulator, model.condition(*observation), region)
+            simulations = TruncatedSimulator(simulator, region, draw_latents(region))
+        if isinstance(source.simulations, Bank):
+            inside = region.holds(source.simulations.drawn.latents)
+            kept = Simulations(*(part[inside] for part in source.simulations.drawn))
+    return model, state
+
+
+def train_network(
+    source: TaskSource,
+    minutes: float | None,
+    steps: int | None,
+    folder: str | Path | None,
+    resume: bool,
+    seed: int,
+    start: str | Path | None,
+) -> tuple[ArBufferModel, RunState]:
+    """A network of a source's configuration trained on it, frozen, with the best weights, and the state of its run."""
+    with seeded(seed):
+        model = ArBufferModel(source.config)
+    origin = None
+    if start is not None and not resume:
+        copy_weights(model, start)
+        origin = FROM_SCRATCH | {"started_from": str(start)}
+
+    def keep(state: RunState) -> None:
+        if folder is not None:
+            save(model, folder, state.best_weights)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(folder or scratch) / STATE
+        limits = {"minutes": minutes, "steps": steps}
+        state = fit(model, source, path, **limits, resume=resume, origin=origin, on_checkpoint=keep)
+    model.load_state_dict(state.best_weights)
+    model.cpu().eval().requires_grad_(False)
+    return model, state
+
+
+def program_source(
+    simulator: Simulator,
+    config: ModelConfig,
+    num_simulations: int | None,
+    seed: int,
+    batch_size: int | None,
+    kept: Simulations | None = None,
+) -> ProgramSource:
+    """What the network is trained on: new data sets in every step, or a fixed set of them and of those kept."""
+    simulations: Simulator | Bank = simulator
+    if num_simulations is not None:
+        largest = config.num_context[1]
+        trials = max(1, largest) if simulator.single else largest + config.buffer_size + TARGETS
+        simulations = make_bank(simulator, num_simulations, trials, seed)
+        if kept is not None:
+            simulations = simulations._replace(drawn=joined([simulations.drawn, kept]))
+    if batch_size is None:
+        batch_size = 128 if simulator.single else 32
+    return ProgramSource(simulations, config, batch_size, TARGETS, seed)
+
+
+def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:
+    """A configuration with the locations, scales and ranges of the run that it continues.
+
+    They are estimated from simulations, which differ from call to call where the program has a generator of its own.
+    """
+    begun = ModelConfig.from_json(RunState.read(state_path).setup.get("config", "{}"))
+    names = ["x_range", "y_range"]
+    names += ["x_loc", "x_scale"] if begun.dim_x == config.dim_x else []
+    names += ["y_loc", "y_scale"] if begun.dim_y == config.dim_y else []
+    before, now = ([dataclasses.replace(each, loc=None, scale=None) for each in c.latents] for c in (begun, config))
+    names += ["latents"] if before == now else []  # what differs otherwise is for `fit` to name
+    return dataclasses.replace(config, **{field: getattr(begun, field) for field in names})

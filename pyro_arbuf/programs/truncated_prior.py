@@ -1,0 +1,161 @@
+"""A program's prior, truncated to where the posterior of one observation has mass: what a second round simulates from.
+
+The posterior under it is the posterior under the prior, inside the region; no weights are needed.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.validation import check_count
+from pyro_arbuf.network.latents import constrained
+from pyro_arbuf.programs.runs import MOST_TRIES
+from pyro_arbuf.programs.same_law import Simulations
+from pyro_arbuf.programs.scales import standardised
+from pyro_arbuf.programs.simulator import Simulator
+
+NUM_DRAWS = 10_000  # of the posterior, the least likely of which bounds the region
+NUM_WALKERS, NUM_SWEEPS = 2_000, 60
+FIRST_KEPT, KEPT_EVERY = 30, 3  # sweeps
+JUMP_EVERY = 10  # sweeps, by a whole difference of two walkers: from mode to mode
+
+
+class Region(NamedTuple):
+    """Where the posterior of one observation has mass, by its density over the prior's.
+
+    Attributes:
+        simulator: Of the program.
+        context: The observation, given to the network of a round.
+        least: Smallest log ratio of the two densities inside.
+        before: The region of the round before, of which it is a part; `None` = there is none.
+    """
+
+    simulator: Simulator
+    context: Context
+    least: float
+    before: "Region | None" = None
+
+    def log_prior(self, latents: Tensor) -> Tensor:
+        """Log density `(S,)` of the prior at unconstrained latents `(S, P)`."""
+        sites = constrained(self.simulator.latents, latents)
+        density = self.simulator.log_prior({name: value for name, (value, _) in sites.items()})
+        return density + sum(jacobian for _, jacobian in sites.values())
+
+    def log_ratio(self, latents: Tensor) -> Tensor:
+        """Log density of the posterior less that of the prior, `(S,)`, at unconstrained latents `(S, P)`."""
+        return ArBufferPosterior(self.context).log_prob(latents) - self.log_prior(latents)
+
+    def holds(self, latents: Tensor) -> Tensor:
+        """Whether unconstrained latents `(S, P)` lie inside, `(S,)` bool."""
+        ratio = self.log_ratio(latents)
+        inside = ratio.isfinite() & (ratio >= self.least)
+        return inside if self.before is None else inside & self.before.holds(latents)
+
+
+def check_rounds(observation: object, rounds: object) -> None:
+    """Raises ValueError unless `observation` is `None` or a pair, and `rounds` an integer of at least 2."""
+    if observation is not None and not (isinstance(observation, tuple | list) and len(observation) == 2):
+        raise ValueError(
+            f"observation must be a pair (x, y), inputs and outcomes of one data set; got {type(observation).__name__}"
+        )
+    check_count("rounds", rounds, 2)
+
+
+@torch.no_grad()
+def find_region(simulator: Simulator, context: Context, before: Region | None = None) -> Region:
+    """The region that holds all but the least likely ten-thousandth of a network's posterior.
+
+    Args:
+        simulator: Of the program.
+        context: The observation, given to the network of the last round.
+        before: The region of the round before that one.
+    """
+    region = Region(simulator, context, -torch.inf)
+    ratio = region.log_ratio(ArBufferPosterior(context).sample((NUM_DRAWS,)))
+    return region._replace(least=ratio[ratio.isfinite()].min().item(), before=before)
+
+
+@torch.no_grad()
+def draw_latents(region: Region) -> Tensor:
+    """Unconstrained latents `(S, P)` of the prior, truncated to a region.
+
+    Walkers start at draws of the posterior and move by differences of others, which leaves the truncated prior as it
+    is.
+
+    Source:
+        ter Braak (2006), "A Markov chain Monte Carlo version of the genetic algorithm differential evolution".
+    """
+    walkers = ArBufferPosterior(region.context).sample((2 * NUM_WALKERS,))
+    walkers = walkers[region.holds(walkers)][:NUM_WALKERS]
+    size = len(walkers) // 2
+    halves, densities = [walkers[:size], walkers[size : 2 * size]], [torch.empty(0)] * 2
+    for i, half in enumerate(halves):
+        densities[i] = region.log_prior(half)
+    kept, usual = [], 2.38 / (2 * walkers.shape[-1]) ** 0.5
+    for sweep in range(NUM_SWEEPS):
+        scale = 1.0 if sweep % JUMP_EVERY == 0 else usual
+        for i in range(2):
+            others = halves[1 - i]
+            pairs = [others[torch.randint(size, (size,))] for _ in range(2)]
+            step = scale * (0.5 + torch.rand(size, 1)) * (pairs[0] - pairs[1]) if scale < 1 else pairs[0] - pairs[1]
+            proposed = halves[i] + step
+            density = region.log_prior(proposed)
+            likely = density - densities[i] > torch.rand(size).log()
+            moves = likely.clone()
+            moves[likely] = region.holds(proposed[likely])
+            halves[i] = torch.where(moves[:, None], proposed, halves[i])
+            densities[i] = torch.where(moves, density, densities[i])
+        if sweep >= FIRST_KEPT and sweep % KEPT_EVERY == 0:
+            kept += halves
+    return torch.cat(kept)
+
+
+class TruncatedSimulator(Simulator):
+    """A program whose latents are drawn from a fixed set of them, which stands for its truncated prior.
+
+    Args:
+        simulator: Of the program.
+        region: Where the prior is truncated to.
+        pool: `(S, P)` unconstrained latents, draws of the truncated prior.
+    """
+
+    def __init__(self, simulator: Simulator, region: Region, pool: Tensor):
+        self.__dict__.update(simulator.__dict__)
+        self.region, self.pool = region, pool
+        self.latents = standardised(simulator.latents, pool)
+
+    def draw(self, num_datasets: int, num_trials: int) -> Simulations:  # noqa: D102
+        return self._simulated(self._runs.draw_inputs(num_datasets, num_trials, self.mode))
+
+    def draw_at(self, x: Tensor, num_datasets: int) -> Simulations:  # noqa: D102
+        return self._simulated(x.to(torch.get_default_device()).expand(num_datasets, *x.shape))
+
+    def log_prior(self, values: object) -> Tensor:
+        """Not known: how much of the prior lies in the region.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("the density of a truncated prior is known up to a factor only; use the program's own prior")
+
+    @torch.no_grad()
+    def _simulated(self, x: Tensor) -> Simulations:
+        """Data sets with inputs `(B, n, D_x)`; those whose outcome is not finite are drawn anew."""
+        latents, y = self._attempt(x)
+        for _ in range(MOST_TRIES):
+            bad = ~y.isfinite().flatten(1).all(1)
+            if not bool(bad.any()):
+                return Simulations(latents, x.float(), y)
+            latents[bad], y[bad] = self._attempt(x[bad])
+        raise ValueError(
+            f"the program must simulate finite outcomes near the observation; got others in {MOST_TRIES} tries; clamp "
+            "what the program returns"
+        )
+
+    def _attempt(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.pool[torch.randint(len(self.pool), (len(x),))]
+        values = {name: value for name, (value, _) in constrained(self.latents, latents).items()}
+        return latents.float(), self._runs.outcomes(values, x, self.mode).float()
