@@ -5,6 +5,7 @@ ctx = net.condition(x_obs, y_obs)
 y = pyro.sample("y", ArBufferJoint(ctx, x_new))
 """
 
+from pyro_arbuf.baselines.added_buffer import add_buffer
 from pyro_arbuf.checkpoint import load, save, shipped_models
 from pyro_arbuf.distributions.base import PlateOverTargetsWarning
 from pyro_arbuf.distributions.joint import ArBufferJoint, Moments
@@ -63,6 +64,7 @@ __all__ = [
     "SelfConsistency",
     "Simulator",
     "SubsetGap",
+    "add_buffer",
     "amortize",
     "calibrate",
     "change_prior",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from pyro_arbuf.baselines.added_buffer import TNPDBuffer
 from pyro_arbuf.baselines.decoder import Decoder
 from pyro_arbuf.baselines.latent_bottleneck import LBANP, LBANPBuffer
 from pyro_arbuf.baselines.tnp_a import TNPA
@@ -14,7 +15,7 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import ArchitectureName
 
 ARCHITECTURES: dict[str, type[ArBufferModel]] = {
-    each.architecture: each for each in (ArBufferModel, TNPD, TNPA, TNPND, Decoder, LBANP, LBANPBuffer)
+    each.architecture: each for each in (ArBufferModel, TNPD, TNPA, TNPND, Decoder, LBANP, LBANPBuffer, TNPDBuffer)
 }
 TRAINED_ON_CHAINS = ("tnp-a", "tnp-nd")  # whose targets are the pairs of the buffer, all of them and no other
 

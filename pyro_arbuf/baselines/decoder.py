@@ -8,8 +8,8 @@ from pyro_arbuf.network.backbone import Backbone
 from pyro_arbuf.network.cache import ContextCache
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.embedding import Embedder
-from pyro_arbuf.network.field_checks import LARGEST_SIZE
 from pyro_arbuf.network.lags import Turn
+from pyro_arbuf.network.rules import LARGEST_SIZE
 from pyro_arbuf.network.visibility import chain_prefix_len
 
 

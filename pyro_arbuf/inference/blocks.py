@@ -27,6 +27,7 @@ from pyro_arbuf.inference.layout import (
 )
 from pyro_arbuf.inference.orders import inverse_orders
 from pyro_arbuf.network.cache import Buffer, BufferCache, ContextCache, JoinedBuffer, PreallocatedBuffer
+from pyro_arbuf.network.network import Network
 from pyro_arbuf.network.predictives import Predictive
 from pyro_arbuf.network.visibility import chain_prefix_len
 
@@ -173,7 +174,7 @@ def decoded(chain: Chain, noise: Noise, drawn: list[Tensor]) -> Iterator[tuple[P
     """
     for block in blocks(chain, drawn):
         uniform, normal = (_own(block.places, part, block.num_draws) for part in noise[:2])
-        buffer, pairs = _empty_buffer(block, normal.shape[1]), None
+        buffer, pairs = _empty_buffer(chain.context.model, block, normal.shape[1]), None
         for k in range(normal.shape[2]):
             target, u, n = (part[:, :, k : k + 1] for part in (block.targets, uniform, normal))
             predictive, buffer = chain.context.model.predict(block.cache, buffer, pairs, target)
@@ -181,11 +182,12 @@ def decoded(chain: Chain, noise: Noise, drawn: list[Tensor]) -> Iterator[tuple[P
             pairs = (target, drawn[-1])
 
 
-def _empty_buffer(block: Block, num_draws: int) -> Buffer:
+def _empty_buffer(model: Network, block: Block, num_draws: int) -> Buffer:
     if not torch.is_inference_mode_enabled():  # what may be differentiated is never written over
         return BufferCache()
     capacity = block.targets.shape[2]
-    return JoinedBuffer(capacity, block.cache, {}) if num_draws == 1 else PreallocatedBuffer(capacity, {})
+    joined = num_draws == 1 and model.backbone.one_query
+    return JoinedBuffer(capacity, block.cache, {}) if joined else PreallocatedBuffer(capacity, {})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

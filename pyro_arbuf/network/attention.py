@@ -9,6 +9,8 @@ Three bodies behind `attend`, equal to rounding and tested so:
 Knows nothing of roles, layers or embeddings.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,12 +20,31 @@ from pyro_arbuf.network.tracing import is_traced, is_transformed
 from pyro_arbuf.network.visibility import context_mask, slot_mask
 
 
+class BufferQueries(NamedTuple):
+    """How queries read the buffer, where otherwise than they read the context.
+
+    Attributes:
+        q: `(B, S, H, Q, h)` queries against the keys of the buffer.
+        offset: `(B, S, H, Q)`, added to the scores of all slots, so that the buffer gets more of a query's attention or
+            less; `None` = 0.
+    """
+
+    q: Tensor
+    offset: Tensor | None = None
+
+    def scores(self, keys: Tensor) -> Tensor:
+        """Scores `(B, S, H, Q, K)` of keys `(B, S, H, K, h)`."""
+        found = self.q @ keys.mT * int(self.q.shape[-1]) ** -0.5
+        return found if self.offset is None else found + self.offset.unsqueeze(-1)
+
+
 def attend(
     q: Tensor,
     context_kv: KeysValues,
     buffer_kv: KeysValues | None = None,
     prefix_len: Tensor | None = None,
     context_len: Tensor | None = None,
+    buffer_queries: BufferQueries | None = None,
 ) -> Tensor:
     r"""Attends to the whole context and to a prefix of the buffer, with one softmax over both.
 
@@ -35,6 +56,7 @@ def attend(
         buffer_kv: Keys and values of the buffer, each `(B, S, H, K, h)`; `None` = empty.
         prefix_len: int64 `(Q,)`, `(B, Q)` or `(B, S, Q)`, visible buffer slots per query; `None` = all of them.
         context_len: `(B,)` int64, real context tokens per task, at least 1; `None` = all N.
+        buffer_queries: Of queries that read the buffer otherwise than the context; `None` = as the context.
 
     Returns:
         `(B, S, H, Q, h)`.
@@ -42,12 +64,12 @@ def attend(
     Source:
         Hassan et al. (2026), Appendix A.2; log-sum-exp merge as in flash-decoding.
     """
-    if q.shape[1] == 1 and not is_transformed():
+    if buffer_queries is None and q.shape[1] == 1 and not is_transformed():
         return attend_stock(q, context_kv, buffer_kv, prefix_len, context_len)
-    tensors = (q, *context_kv, *(buffer_kv or ()))
-    if is_traced() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        return attend_plain(q, context_kv, buffer_kv, prefix_len, context_len)
-    return attend_merged(q, context_kv, buffer_kv, prefix_len, context_len)
+    tensors = (q, *context_kv, *(buffer_kv or ()), *(buffer_queries or ()))
+    if is_traced() or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        return attend_plain(q, context_kv, buffer_kv, prefix_len, context_len, buffer_queries)
+    return attend_merged(q, context_kv, buffer_kv, prefix_len, context_len, buffer_queries)
 
 
 def attend_plain(
@@ -56,6 +78,7 @@ def attend_plain(
     buffer_kv: KeysValues | None = None,
     prefix_len: Tensor | None = None,
     context_len: Tensor | None = None,
+    buffer_queries: BufferQueries | None = None,
 ) -> Tensor:
     """`attend` by its definition: two score blocks, one softmax over their concatenation, two products."""
     scale = int(q.shape[-1]) ** -0.5  # int: a traced size would give a float32 scale
@@ -68,7 +91,7 @@ def attend_plain(
     if buffer_kv is None:
         return torch.einsum("bshqn,bhnc->bshqc", torch.softmax(scores, -1), values)
     buffer_keys, buffer_values = buffer_kv
-    buffer_scores = q @ buffer_keys.mT * scale  # (B, S, H, Q, K)
+    buffer_scores = (buffer_queries or BufferQueries(q)).scores(buffer_keys)  # (B, S, H, Q, K)
     if prefix_len is not None:
         buffer_scores = buffer_scores.masked_fill(
             ~slot_mask(prefix_len, buffer_keys.shape[-2]).unsqueeze(2), -torch.inf
@@ -107,6 +130,7 @@ def attend_merged(
     buffer_kv: KeysValues | None = None,
     prefix_len: Tensor | None = None,
     context_len: Tensor | None = None,
+    buffer_queries: BufferQueries | None = None,
 ) -> Tensor:
     """`attend` without gradients: the draws are folded into the queries, so the context is read once for all of them.
 
@@ -119,7 +143,10 @@ def attend_merged(
     if buffer_kv is None:
         return out.transpose(1, 2)
     keys, values = (t.transpose(1, 2) for t in buffer_kv)  # (B, H, S, K, h)
-    scores = folded.view(B, H, S, Q, h) @ keys.mT * int(h) ** -0.5  # (B, H, S, Q, K)
+    if buffer_queries is None:
+        scores = BufferQueries(folded.view(B, H, S, Q, h)).scores(keys)  # (B, H, S, Q, K)
+    else:
+        scores = buffer_queries.scores(buffer_kv[0]).transpose(1, 2)
     if prefix_len is not None:
         scores = scores.masked_fill(~slot_mask(prefix_len, scores.shape[-1]).unsqueeze(1), -torch.inf)
     # The whole context enters the softmax as one more key, with its log-sum-exp as the score.

@@ -6,6 +6,7 @@ Knows nothing of inputs, outcomes or heads.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,13 @@ def make_blocks(
     return blocks
 
 
+def most_draws(buffer: Buffer, prefix_len: Tensor | None, *tokens: Tensor | None) -> int:
+    """Number of draws S of what is read together; tokens `(B, S or 1, T, d)`, lengths as `Backbone.read` takes them."""
+    found = [part.shape[1] for part in tokens if part is not None and part.shape[-2]]
+    of_lengths = prefix_len.shape[1] if prefix_len is not None and prefix_len.dim() == 3 else 1
+    return max(buffer.num_draws, of_lengths, *found)
+
+
 class Backbone(nn.Module):
     """A stack of blocks over context, buffer and targets.
 
@@ -111,6 +119,8 @@ class Backbone(nn.Module):
     Source:
         Scaled queries: Nakanishi (2025), scalable-softmax.
     """
+
+    one_query: ClassVar[bool] = True  # tokens read buffer and context alike: their keys may stand side by side
 
     def __init__(
         self,
@@ -182,11 +192,7 @@ class Backbone(nn.Module):
         assert prefix_len is None or not isinstance(buffer, JoinedBuffer), "of a joined buffer every slot is read"
         num_new = 0 if buffer_tokens is None else buffer_tokens.shape[-2]
         num_slots, num_context = buffer.num_slots + num_new, cache.keys[0].shape[-2]
-        num_draws = max(buffer.num_draws, target_tokens.shape[1])
-        if buffer_tokens is not None and num_new:
-            num_draws = max(num_draws, buffer_tokens.shape[1])
-        if prefix_len is not None and prefix_len.dim() == 3:
-            num_draws = max(num_draws, prefix_len.shape[1])
+        num_draws = most_draws(buffer, prefix_len, buffer_tokens, target_tokens)
         tokens, query_len = target_tokens.expand(-1, num_draws, -1, -1), prefix_len
         if buffer_tokens is not None and num_new:
             tokens = torch.cat([buffer_tokens.expand(-1, num_draws, -1, -1), tokens], -2)

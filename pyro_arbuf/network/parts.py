@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from pyro_arbuf.network.field_checks import (
+from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.network.outcomes import Outcome, Real, outcome_of
+from pyro_arbuf.network.rules import (
     LARGEST_SIZE,
     check_latent,
     check_standardisation,
@@ -14,12 +16,11 @@ from pyro_arbuf.network.field_checks import (
     is_number,
     is_pair,
 )
-from pyro_arbuf.network.latents import Latent
-from pyro_arbuf.network.outcomes import Outcome, Real, outcome_of
 
 Range = tuple[float, float]
 OPTIONAL = ("num_frequencies", "num_y_frequencies", "num_traces")  # sizes that may be 0
-ArchitectureName = Literal["buffer", "tnp-d", "tnp-a", "tnp-nd", "decoder", "lbanp", "lbanp-buffer"]
+ArchitectureName = Literal["buffer", "tnp-d", "tnp-a", "tnp-nd", "decoder", "lbanp", "lbanp-buffer", "tnp-d-buffer"]
+RANKS = (2, 16)  # of the adapters of an added buffer
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Architecture:
         scaled_queries: Whether queries grow with the logarithm of the number of keys they read, so that the attention
             to contexts longer than in training stays as sharp.
         architecture: "buffer", or what the paper compares it with, see `pyro_arbuf.baselines`.
+        adapter_rank: Of a buffer added to a set model ("tnp-d-buffer"), the rank of its adapters, 2 to 16; 0 = none.
+        gated_read: Likewise, whether targets learn how much of their attention the buffer gets.
     """
 
     dim_x: int = 1
@@ -90,6 +93,8 @@ class Architecture:
     row_layers: int = 2
     scaled_queries: bool = False
     architecture: ArchitectureName = "buffer"
+    adapter_rank: int = 8
+    gated_read: bool = False
 
     def _check_architecture(self) -> None:
         sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
@@ -121,6 +126,7 @@ class Architecture:
             check_latent(latent)
         self._check_rows()
         self._check_baseline()
+        self._check_added_buffer()
         names = [latent.name for latent in self.latents]
         if len(set(names)) < len(names):
             raise ValueError(f"latents must have different names; got {names}")
@@ -156,6 +162,15 @@ class Architecture:
                 f"architecture={self.architecture!r} must have lag_column=None, as its attention sees no lags; got "
                 f"{self.lag_column}; use 'buffer', 'tnp-d', 'tnp-a' or 'tnp-nd'"
             )
+
+    def _check_added_buffer(self) -> None:
+        if not isinstance(self.gated_read, bool):
+            raise ValueError(f"gated_read must be True or False; got {self.gated_read!r}")
+        rank, (low, high) = self.adapter_rank, RANKS
+        if not is_integer(rank) or not (rank == 0 or low <= rank <= high):
+            raise ValueError(f"adapter_rank must be an integer in {low}..{high}, or 0 for no adapters; got {rank!r}")
+        if self.architecture == "tnp-d-buffer" and not rank and not self.gated_read:
+            raise ValueError("adapter_rank must not be 0 where gated_read=False: nothing would read the buffer anew")
 
     def _check_rows(self) -> None:
         if self.inputs not in ("features", "rows"):

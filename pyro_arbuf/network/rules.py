@@ -1,4 +1,4 @@
-"""Checks of the fields of a configuration, shared by its parts."""
+"""Rules that several parts of a configuration share: what a number, a pair, a standardisation and a latent may be."""
 
 import math
 from typing import Any, TypeGuard
@@ -48,7 +48,7 @@ def is_pair(value: object) -> TypeGuard[tuple[Any, Any]]:
 
 
 def is_integer(value: object) -> bool:
-    """Whether a value is an integer, which True and False are not."""
+    """Whether a value is an integer, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

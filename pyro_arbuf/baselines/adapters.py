@@ -1,0 +1,70 @@
+"""Adapters: how tokens of a buffer go through the frozen blocks of a set model that was trained without a buffer.
+
+An adapted block shares the norms, the MLP and the weights of a frozen block, and has low-rank changes of the four
+matrices of its attention (Hu et al. 2022). Knows nothing of contexts.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_arbuf.network.attention import BufferQueries
+from pyro_arbuf.network.backbone import Block
+from pyro_arbuf.network.lags import Turn
+
+ATTENTION = ("query", "key", "value", "out")
+SHARED = ("num_heads", "norm_attention", "norm_mlp", "up", "down", "sharpness", "query_bias", "key_bias")
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear map whose matrix is changed by one of low rank, at first by nothing.
+
+    `torch.nn.utils.parametrize` would do the same to the weight, but a network that holds such a module cannot be
+    pickled, and contexts are.
+
+    Args:
+        base: The frozen map; it is no part of this one, and is saved where it belongs.
+        rank: Rank of the change.
+    """
+
+    base: nn.Linear
+
+    def __init__(self, base: nn.Linear, rank: int):
+        super().__init__()
+        self.__dict__["base"] = base
+        self.into = nn.Parameter(torch.randn(rank, base.in_features) * base.in_features**-0.5)
+        self.out_of = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The changed map of tokens `(*batch, T, d)`."""
+        return F.linear(tokens, self.base.weight + self.out_of @ self.into)
+
+
+class AdaptedBlock(Block):
+    """A frozen block as tokens of the buffer go through it, and as targets read them.
+
+    Args:
+        block: The frozen block, whose weights it uses and does not hold.
+        rank: Rank of the changes of its attention; 0 = none.
+        gated: Whether targets learn how much of their attention the buffer gets, one number per head and target.
+        last: Whether it is the last block, in which tokens of the buffer are read and read nothing themselves.
+    """
+
+    def __init__(self, block: Block, rank: int, gated: bool, last: bool):
+        nn.Module.__init__(self)
+        self.__dict__.update({name: getattr(block, name) for name in SHARED})
+        for name in ATTENTION:
+            base = getattr(block, name)
+            if rank and not (last and name == "out"):
+                setattr(self, name, AdaptedLinear(base, rank))
+            else:
+                self.__dict__[name] = base
+        self.gate = nn.Linear(block.query.in_features, block.num_heads) if gated else None
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            nn.init.zeros_(self.gate.bias)
+
+    def of_targets(self, normed: Tensor, num_keys: Tensor | None = None, turn: Turn | None = None) -> BufferQueries:
+        """How targets, normalised tokens `(B, S, M, d)`, read the buffer; arguments as `Block.q` has them."""
+        offset = None if self.gate is None else self.gate(normed).transpose(-1, -2)  # (B, S, H, M)
+        return BufferQueries(self.q(normed, num_keys, turn), offset)
