@@ -86,13 +86,17 @@ def train(
     return train_on(source, minutes, folder)
 
 
-def train_on(source: TaskSource, minutes: float, folder: Path) -> tuple[ArBufferModel, RunState]:
+def train_on(
+    source: TaskSource, minutes: float, folder: Path, begun: ArBufferModel | None = None, learning_rate: float = 6e-3
+) -> tuple[ArBufferModel, RunState]:
     """A network with the best of its weights, trained for some CPU minutes in all, however often it was stopped.
 
     Args:
         source: Of its tasks, and of its configuration.
         minutes: CPU minutes, validations included.
         folder: Of network and state.
+        begun: The network before training; `None` = of the source's configuration, with random weights.
+        learning_rate: The peak.
 
     Returns:
         The network, frozen, and where its run ended.
@@ -100,8 +104,9 @@ def train_on(source: TaskSource, minutes: float, folder: Path) -> tuple[ArBuffer
     path = folder / "state.safetensors"
     if not path.exists() or RunState.read(path).minutes < minutes:
         with seeded(SEED):
-            net = make_model(source.config)
+            net = make_model(source.config) if begun is None else begun
         settings = {"minutes": minutes, "resume": path.exists(), "clock": time.process_time}
+        settings |= {"learning_rate": learning_rate}
         fit(net, source, path, on_checkpoint=lambda state: save(net, folder, state.best_weights), **settings)
     return load(folder), RunState.read(path)
 
