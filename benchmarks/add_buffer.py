@@ -212,7 +212,11 @@ def main(
     print(table)
     if page.exists():
         draw_figure(page.with_suffix(".png"), nets, shares)
-        write_marked(page, "add_buffer", f"\n{table}\n![Gain against trained weights]({page.stem}.png)\n\n")
+        write_marked(
+            page,
+            "add_buffer",
+            f"\n{table}\n![Share of the gain recovered, against the number of trained weights]({page.stem}.png)\n\n",
+        )
     summary = {
         name: {"trained": each.count, "share": round(each.share, 4), "recovered": [round(v, 4) for v in shares[name]]}
         | {"per N": {n: round(value[i].mean().item(), 4) for n, value in scores.items()}}

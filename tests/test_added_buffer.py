@@ -15,7 +15,7 @@ from torch.distributions import Independent, Normal
 from torch.testing import assert_close
 
 import pyro_arbuf
-from pyro_arbuf import ArBufferJoint, ArBufferMarginals, ArBufferModel, add_buffer
+from pyro_arbuf import ArBufferJoint, ArBufferMarginals, ArBufferModel, add_buffer, cli
 from pyro_arbuf.baselines import make_model
 from pyro_arbuf.baselines.added_buffer import TNPDBuffer
 from pyro_arbuf.network.cache import BufferCache
@@ -195,6 +195,7 @@ def test_it_is_saved_with_the_set_model_and_loaded(kind: str, tmp_path: Path) ->
     pyro_arbuf.save(net, tmp_path / "net")
     found = pyro_arbuf.load(tmp_path / "net", trainable=True)
     assert type(found) is TNPDBuffer and found.config == net.config
+    assert f"{K} slots, added to a frozen set model" in repr(found)
     assert {id(w) for w in found.parameters() if w.requires_grad} == {id(weight) for weight in found.added}
     for name, value in net.state_dict().items():
         assert torch.equal(value, found.state_dict()[name])
@@ -257,3 +258,31 @@ def test_what_cannot_be_added_is_an_error() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(tiny.CONFIG, architecture="tnp-d-buffer", **fields)
+
+
+@pytest.mark.usefixtures("_fresh_accelerator")
+def test_command_adds_a_buffer_to_a_set_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = dataclasses.replace(tiny.CONFIG, x_range=(-2.0, 2.0), num_targets=(1, 9))
+    monkeypatch.setitem(RECIPES, "sawtooth", RECIPES["sawtooth"]._replace(config=sizes))
+    monkeypatch.chdir(tmp_path)
+    pyro_arbuf.save(set_model(x_range=(-2.0, 2.0)).float(), "set-model")
+
+    def run(*arguments: str) -> None:
+        options = ["--batch-size", "2", "--num-targets", "3", "--steps", "2", *arguments]
+        monkeypatch.setattr("sys.argv", ["pyro-arbuf", "train", "sawtooth", *options])
+        cli.main()
+
+    added = ("--from", "set-model", "--architecture", "tnp-d-buffer", "--output", "net")
+    run(*added, "--adapter-rank", "2", "--gated-read")
+    net, base = pyro_arbuf.load("net"), pyro_arbuf.load("set-model")
+    assert type(net) is TNPDBuffer and (net.config.adapter_rank, net.config.gated_read) == (2, True)
+    assert all(torch.equal(value, net.state_dict()[n]) for n, value in base.state_dict().items() if "slot" not in n)
+    run("--from", "net", "--output", "net")  # trained further, it stays what it is
+    assert pyro_arbuf.load("net").config.adapter_rank == 2
+    for arguments, message in (
+        (("--architecture", "tnp-d-buffer", "--output", "other"), "adds a buffer to trained weights"),
+        (("--adapter-rank", "2", "--output", "other"), "--adapter-rank are for a buffer that is added"),
+        ((*added[:2], "--gated-read", "--output", "other"), "--gated-read are for a buffer that is added"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(*arguments)

@@ -152,3 +152,30 @@ def test_ablations_of_the_paper_go_on_where_they_were_stopped(load, capsys, tmp_
     monkeypatch.setattr(load("paper_systems"), "fit", None)  # nothing is trained again
     ablations.main("sawtooth", **settings)
     assert capsys.readouterr().out.strip().splitlines() == [*table, line]
+
+
+def test_share_of_the_gain_is_zero_of_independent_and_one_of_exact_predictions(load):
+    added = load("add_buffer")
+    scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores[1] = scores[0] + 1 + scores[1] ** 2
+    scores[2] = 0.75 * scores[1] + 0.25 * scores[0]
+    found = added.recovered(scores, [added.INDEPENDENT, added.EXACT, "rank-8"])
+    for (share, error), expected in zip(found.values(), (0.0, 1.0, 0.75), strict=True):
+        assert share == pytest.approx(expected) and error == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_added_buffers_are_trained_once_and_written_into_a_page(load, capsys, tmp_path, monkeypatch):
+    added, page = load("add_buffer"), tmp_path / "page.md"
+    page.write_text("A remark.\n\n<!-- add_buffer.py -->\n<!-- end -->\n")
+    settings = {"folder": tmp_path, "base_minutes": 0.01, "minutes": 0.01, "page": page, "small": True}
+    sizes = {"num_functions": 2, "num_orders": 2, "num_context": (4,)}
+    added.main(("rank-2", "gate"), **settings, **sizes)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    found = json.loads(line)["systems"]
+    assert set(found) == {added.INDEPENDENT, added.EXACT, added.UNTRAINED, "rank-2", "gate", added.JOINT}
+    assert found["gate"]["trained"] < found["rank-2"]["trained"] and "| rank-2 |" in page.read_text()
+    assert page.with_suffix(".png").stat().st_size > 9000
+    monkeypatch.setattr(load("paper_systems"), "fit", None)  # nothing is trained again
+    added.main(("rank-2", "gate"), **settings, **sizes)
+    assert capsys.readouterr().out.strip().splitlines() == [*table, line]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from pyro_arbuf.baselines.added_buffer import add_buffer
 from pyro_arbuf.baselines.architectures import make_model
 from pyro_arbuf.checkpoint import CONFIG, find_model, load, read_config, save
 from pyro_arbuf.cli.options import PriorName, check_fits, refuse
@@ -52,6 +53,8 @@ def train(
     latents: tuple[str, ...] | None = None,
     outcome: tuple[str, ...] | None = None,
     architecture: ArchitectureName | None = None,
+    adapter_rank: int | None = None,
+    gated_read: bool = False,
 ) -> None:
     """Trains a model on a prior; the best weights are in OUTPUT whenever the run stops.
 
@@ -88,18 +91,21 @@ def train(
         latents: Of a program of your own: its sites whose posterior is wanted; none after the option = no latents.
         outcome: Of a program of your own: its site, or sites, of the outcome; y if not given.
         architecture: Of a prior of functions or of recordings: "buffer", or what the paper compares it with; "buffer"
-            if not given; with `--from`, that of the weights.
+            if not given; with `--from`, that of the weights, or "tnp-d-buffer", which adds a buffer to a "tnp-d".
+        adapter_rank: Of a buffer that is added: rank of its adapters, 2 to 16, 0 = none; 8 if not given.
+        gated_read: Of a buffer that is added: whether targets learn how much of their attention it gets.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     own = {"num_context": num_context, "inputs": inputs, "latents": latents, "outcome": outcome}
     chosen = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
     sizes = {name: size for name, size in chosen.items() if size is not None}
+    added = {"adapter_rank": adapter_rank, "gated_read": gated_read or None}
     settings = {"batch_size": batch_size, "num_targets": num_targets, "learning_rate": learning_rate}
     settings |= {"mixed_precision": mixed_precision}
     if is_function_name(prior):
         foreign = {"from": from_, "overwrite": overwrite or None, "data": data, "architecture": architecture}
-        foreign |= settings | {"batch_size": None}
+        foreign |= settings | added | {"batch_size": None}
         refuse(f"are not for a function of your own, {prior}", **foreign)
         resume = resume or (auto_resume and (output / STATE).exists())
         limits = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
@@ -112,7 +118,8 @@ def train(
         _check_output(output, from_)
     settings = DEFAULTS | {name: value for name, value in settings.items() if value is not None}
     limits = {"minutes": minutes, "steps": steps}
-    made_for = {"data": data, "architecture": _architecture(architecture, from_)}
+    made_for = {"data": data, "architecture": _architecture(architecture, from_, **added)}
+    sizes |= {name: value for name, value in added.items() if value is not None}
     _train_shipped(prior, output, state_path, settings, seed, from_, sizes, made_for, resume=resume, **limits)
 
 
@@ -134,7 +141,8 @@ def _train_shipped(
     # A warm start goes on with new data: its stream is another one.
     source = make_source(prior, settings["batch_size"], settings["num_targets"], seed + begun["steps"], **made_for)
     torch.manual_seed(seed)
-    model = make_model(replace(source.config, **sizes)) if from_ is None else _warm_model(from_, source.config)
+    wanted = replace(source.config, **sizes)
+    model = make_model(wanted) if from_ is None else _warm_model(from_, wanted)
 
     def keep(state: RunState) -> None:
         save(model, output, state.best_weights)
@@ -170,11 +178,23 @@ def _train_own(prior: str, output: Path, own: dict[str, Any], **options: Any) ->
     print(f"{output}: pyro_arbuf.load({str(output)!r}) loads it")
 
 
-def _architecture(given: ArchitectureName | None, from_: str | None) -> ArchitectureName:
-    """The architecture that is trained; raises ValueError if it is not that of the weights it starts from."""
-    if from_ is None:
+def _architecture(given: ArchitectureName | None, from_: str | None, **added: Any) -> ArchitectureName:
+    """The architecture that is trained, with options of a buffer that is added.
+
+    Raises:
+        ValueError: If it is not that of the weights it starts from, a buffer is added to none, or its options are given
+            where none is added.
+    """
+    found = None if from_ is None else read_config(find_model(from_)).architecture
+    if given == "tnp-d-buffer" and found is None:
+        raise ValueError(
+            "--architecture tnp-d-buffer adds a buffer to trained weights, which stay as they are; give them by --from"
+        )
+    if given == "tnp-d-buffer" and found == "tnp-d":
+        return given
+    refuse("are for a buffer that is added, --architecture tnp-d-buffer --from a tnp-d network", **added)
+    if found is None:
         return given or "buffer"
-    found = read_config(find_model(from_)).architecture
     if given not in (None, found):
         raise ValueError(f"--architecture must be that of --from {from_}, {found}; got {given}; leave it out")
     return found
@@ -202,6 +222,8 @@ def _origin_of(name: str) -> dict[str, Any]:
 def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
     """A model with the weights of another one, to be trained for a prior whose configuration is `wanted`."""
     trained = load(name, trainable=True).in_units()
+    if wanted.architecture == "tnp-d-buffer" and trained.config.architecture == "tnp-d":
+        trained = add_buffer(trained, wanted.adapter_rank or None, wanted.gated_read)
     check_fits(trained.config, wanted, name)
     names = ["prior", "x_range", "y_range", "num_context", "num_targets", "x_spacing", "evidence_rmse"]
     if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function

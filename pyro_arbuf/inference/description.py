@@ -46,7 +46,9 @@ def describe_network(net: Network) -> dict[str, str]:
         "buffer": f"{config.buffer_size} slots",
         "weights": f"{number / 1e6:.2f} million, {weights}",
     }
-    if config.architecture != "buffer":
+    if config.architecture == "tnp-d-buffer":
+        lines["buffer"] += ", added to a frozen set model, see pyro_arbuf.add_buffer"
+    elif config.architecture != "buffer":
         lines["buffer"] = f"none like ours: the architecture is {config.architecture}, see pyro_arbuf.baselines"
     if config.latents:
         lines["latents"] = ", ".join(latent.name for latent in config.latents)
