@@ -4,13 +4,14 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from pyro_arbuf.network.attention import KeysValues, attend, attend_merged, attend_plain, attend_stock
+from pyro_arbuf.network.attention import BufferQueries, KeysValues, attend, attend_merged, attend_plain, attend_stock
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 B, S, H, Q, N, K, h = 2, 3, 4, 6, 5, 7, 8
@@ -170,3 +171,28 @@ def test_hidden_keys_have_exactly_no_influence(num_draws, grad):
     for t in buffer_kv:
         t[..., 4:, :] = 1e3
     assert torch.equal(attend(q, context_kv, buffer_kv, prefix_len, context_len), first)
+
+
+@pytest.mark.parametrize("context_len", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize("prefix_len", PREFIXES.values(), ids=PREFIXES.keys())
+@pytest.mark.parametrize("num_draws", [1, S])
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_queries_of_their_own_read_the_buffer_in_one_softmax(num_draws, prefix_len, context_len, with_offset):
+    q, context_kv, buffer_kv = _tensors(num_draws)
+    own, offset = torch.randn_like(q), torch.randn_like(q[..., 0])
+    args = (_of_draws(prefix_len, num_draws), context_len)
+    # One longer query, of which the keys of the context meet one part, and those of the buffer the others.
+    longer = torch.cat([q, own, h**0.5 * with_offset * offset.unsqueeze(-1)], -1) * ((2 * h + 1) / h) ** 0.5
+    keys = F.pad(context_kv[0], (0, h + 1)), F.pad(F.pad(buffer_kv[0], (h, 0)), (0, 1), value=1.0)
+    values = (F.pad(each[1], (0, h + 1)) for each in (context_kv, buffer_kv))
+    expected = _naive(longer, *zip(keys, values, strict=True), *args)[..., :h]
+    queries = BufferQueries(own, offset if with_offset else None)
+    for body in (attend, attend_plain, attend_merged):
+        assert_close(body(q, context_kv, buffer_kv, *args, queries), expected, **EXACT)
+
+
+def test_queries_of_their_own_play_no_role_where_the_buffer_is_empty():
+    for num_draws in (1, S):
+        q, context_kv, _ = _tensors(num_draws)
+        for body in (attend_plain, attend_merged):
+            assert torch.equal(body(q, context_kv, buffer_queries=BufferQueries(q + 1)), body(q, context_kv))
