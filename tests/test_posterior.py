@@ -326,3 +326,12 @@ def test_wrong_values_are_refused(net, case):
 
 def test_repr_names_the_free_latents(net):
     assert repr(posterior(net, B)) == "ArBufferPosterior(['rate', 'shift', 'share', 'mix'], batch_shape=(2,))"
+
+
+def test_the_default_order_is_that_of_the_latents_where_the_network_was_trained_in_it(build_model):
+    config = {"latents": LATENTS, "dim_y": None}
+    shuffled, ordered = (posterior(build_model(**config, ordered_latents=flag)) for flag in (False, True))
+    assert torch.equal(ordered.orders, torch.arange(P)[None])
+    assert torch.equal(shuffled.orders, random_orders(P, 1))
+    given = posterior(build_model(**config, ordered_latents=True), orders=random_orders(P, 3))
+    assert torch.equal(given.orders, random_orders(P, 3))

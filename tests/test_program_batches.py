@@ -304,3 +304,16 @@ def test_sizes_must_be_positive(name: str) -> None:
 def test_settings_tell_a_bank_from_new_simulations() -> None:
     assert program_source().settings["num_simulations"] == 59
     assert program_source(Simulator(line, inputs)).settings["num_simulations"] is None
+
+
+def test_latents_are_mostly_in_their_own_order_where_the_configuration_says_so():
+    config = dataclasses.replace(CONFIG, ordered_latents=True)
+    chains = {True: [], False: []}
+    for ordered in chains:
+        for step in range(120):
+            batch = draw(step, dataclasses.replace(config, ordered_latents=ordered), posterior_share=1.0)
+            chains[ordered] += [(row.diff() > 0).all().item() for row in batch.x_target[..., -1] if len(row) == P]
+    assert sum(chains[True]) / len(chains[True]) == pytest.approx(0.75 + 0.25 / 6, abs=0.08)
+    assert sum(chains[False]) / len(chains[False]) == pytest.approx(1 / 6, abs=0.08)
+    validated = program_source(config=config).validation()[0]
+    assert bool((validated.x_target[..., -1].diff() > 0).all())

@@ -53,8 +53,8 @@ def test_walkers_draw_what_rejection_from_the_prior_draws(untrained, monkeypatch
     assert bool(region.holds(found).all())
     far = (prior.mean(0) - wanted.mean(0)).abs().max()
     assert far > 0.15  # truncation matters
-    torch.testing.assert_close(found.mean(0), wanted.mean(0), atol=0.08, rtol=0.0)
-    torch.testing.assert_close(found.mT.cov(), wanted.mT.cov(), atol=0.08, rtol=0.0)
+    torch.testing.assert_close(found.mean(0), wanted.mean(0), atol=0.15, rtol=0.0)
+    torch.testing.assert_close(found.mT.cov(), wanted.mT.cov(), atol=0.2, rtol=0.0)
 
 
 def test_the_region_holds_the_posterior_and_is_part_of_the_region_before(untrained):

@@ -225,7 +225,8 @@ def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
     if wanted.architecture == "tnp-d-buffer" and trained.config.architecture == "tnp-d":
         trained = add_buffer(trained, wanted.adapter_rank or None, wanted.gated_read)
     check_fits(trained.config, wanted, name)
-    names = ["prior", "x_range", "y_range", "num_context", "num_targets", "x_spacing", "evidence_rmse"]
+    names = ["prior", "x_range", "y_range", "num_context", "num_targets", "x_spacing"]
+    names += ["evidence_rmse", "ordered_latents"]
     if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function
         names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale", "y_scale_weight"]
     model = make_model(replace(trained.config, **{field: getattr(wanted, field) for field in names}))

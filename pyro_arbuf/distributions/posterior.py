@@ -26,7 +26,8 @@ class ArBufferPosterior(TorchDistribution):
 
     Args:
         context: What `net.condition(x, y)` returns, with some latents given too if wanted; of a net with latents.
-        orders: `(R, P)` int64, as for `ArBufferJoint`; `None` = one fixed shuffled order.
+        orders: `(R, P)` int64, as for `ArBufferJoint`; `None` = the order of `net.latents` where the network
+            was trained mostly in it, as those of `amortize` are, else one fixed shuffled order.
         buffer_size: Latents between two absorptions, 1..K; `None` = the model's K.
         rsample: Whether draws are reparameterised (implicitly).
         validate_args: Whether values are checked; `None` = Pyro's default.
@@ -62,6 +63,8 @@ class ArBufferPosterior(TorchDistribution):
             )
         names = [latent.name for latent in self.latents]
         locations = Locations(latent_locations(config.latents, names, config.dim_x, context.y))
+        if orders is None and config.ordered_latents:
+            orders = torch.arange(len(locations.coded), device=context.y.device)[None]
         self._joint = ArBufferJoint(context, locations, orders, buffer_size, rsample, validate_args=validate_args)
         self.has_rsample = rsample
         super().__init__(context.batch_shape, locations.coded.shape[:1], validate_args=validate_args)

@@ -137,7 +137,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
     },
     {"y_scale_weight": None, "x_spacing": None},
     {"architecture": "buffer"},
-    {"observation": None},
+    {"observation": None, "ordered_latents": False},
     {"adapter_rank": 8, "gated_read": False},
 )
 

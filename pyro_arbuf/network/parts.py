@@ -257,6 +257,8 @@ class Trained:
         x_spacing: Least distance between two inputs of one data set, in a network of one input column; `None` = any.
         dependent: Whether the trials of a program depend on each other given all latents, so that their likelihood is
             a joint density; of a series also `sequential`.
+        ordered_latents: Whether the latents of a program were mostly predicted in their own order, which is then the
+            posterior's by default.
         observation: Outcomes `(n, D_y)` of the one data set whose posterior it is for; `None` = for any.
     """
 
@@ -268,6 +270,7 @@ class Trained:
     num_targets: tuple[int, int] | None = None
     x_spacing: float | None = None
     dependent: bool = False
+    ordered_latents: bool = False
     observation: tuple[tuple[float, ...], ...] | None = None
 
     def _check_trained(self, dim_x: int, dim_y: int) -> None:
@@ -279,8 +282,9 @@ class Trained:
             )
         if not isinstance(self.prior, str):
             raise ValueError(f"prior must be a string; got {self.prior!r}")
-        if not isinstance(self.dependent, bool):
-            raise ValueError(f"dependent must be True or False; got {self.dependent!r}")
+        for name in ("dependent", "ordered_latents"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
         columns = self.outcome if isinstance(self.outcome, tuple) else (self.outcome,) * dim_y
         if len(columns) != dim_y or not all(isinstance(name, str) for name in columns):
             raise ValueError(

@@ -24,9 +24,18 @@ from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded
 
 PROGRAM_FIELDS = {"dim_x", "dim_y", "prior", "x_range", "y_range", "num_context", "num_targets", "latents", "outcome"}
-PROGRAM_FIELDS |= {"x_loc", "x_scale", "y_loc", "y_scale", "evidence_rmse", "outcomes", "observation"}
+PROGRAM_FIELDS |= {
+    "x_loc",
+    "x_scale",
+    "y_loc",
+    "y_scale",
+    "evidence_rmse",
+    "outcomes",
+    "observation",
+    "ordered_latents",
+}
 PROGRAM_FIELDS |= {"user_x_loc", "user_x_scale", "user_y_loc", "user_y_scale", "user_dates"}
-PROGRAM_FIELDS |= {"sequential", "dependent"}  # none of them is for the user to choose
+PROGRAM_FIELDS |= {"sequential", "dependent", "ordered_latents"}  # none of them is for the user to choose
 KEPT_TRIALS = 8  # of a data set whose outcomes are standardised
 NUM_FOR_RANGES = 256  # data sets
 MOST_NUMBERS = 10**6  # in memory at a time
@@ -125,6 +134,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
         outcome=simulator.outcome,
         sequential=simulator.trials == "series",
         dependent=simulator.trials in ("series", "exchangeable"),
+        ordered_latents=True,
         **measured,
         **fields,
     )

@@ -33,6 +33,7 @@ from pyro_arbuf.training.sources import (
 
 POSTERIOR_SHARE, SINGLE_POSTERIOR_SHARE = 0.5, 0.8  # of the batches, the second for one observation per data set
 LIKELIHOOD_SHARE, SINGLE_LIKELIHOOD_SHARE = 0.4, 0.7  # of the other batches, likewise; the rest asks for data
+ORDERED_SHARE = 0.75  # of the data sets whose posterior is asked for: latents in their own order
 SOME_GIVEN_SHARE = 0.3  # of the posterior and data batches
 LIKELIHOOD_BATCH = 4  # times the batch size: such a context holds P tokens only
 VALIDATION_DATASETS = 128
@@ -181,7 +182,7 @@ class ProgramSource:
                 size = num_context + (0 if num_given is None else slots)
                 drawn = draw_simulations(held_out, VALIDATION_DATASETS, size, self.config.sequential)
                 if num_given is None:
-                    batches.append(_posterior_batch(drawn, self.config, num_context, 0))
+                    batches.append(_posterior_batch(drawn, self.config, num_context, 0, ordered=1.0))
                 else:
                     batch = _data_batch(drawn, self.config, num_context, num_given, slots)
                     batches.append(chain_batch(batch[:2], batch[2:4]))
@@ -191,12 +192,22 @@ class ProgramSource:
         return draw_simulations(self.simulations, num_datasets, num_trials, self.config.sequential)
 
 
-def _coded(drawn: Simulations, config: ModelConfig) -> tuple[Pairs, Pairs]:
-    """Coded pairs of the latents, in a random order per data set, and of the trials."""
+def _coded(drawn: Simulations, config: ModelConfig, first: int = 0, ordered: float = 0.0) -> tuple[Pairs, Pairs]:
+    """Coded pairs of the latents, in a random order per data set, and of the trials.
+
+    Args:
+        drawn: The data sets.
+        config: Of the network.
+        first: Latents from this one on are in their own order in some data sets.
+        ordered: The share of these data sets.
+    """
     latents, x, y = drawn
     if not config.latents:
         return (x[:, :0], y[:, :0]), (x, y)
     order = torch.rand(latents.shape).argsort(1)  # (B, P)
+    if ordered:
+        some, rest = torch.rand(len(order), 1) < ordered, order[:, first:]
+        order = torch.cat([order[:, :first], torch.where(some, rest.sort(1).values, rest)], 1)
     locations = F.pad((order + 1).unsqueeze(-1).to(x.dtype), (config.dim_x, 0))
     return (locations, pad_outcome(latents.gather(1, order), config.dim_y or 1)), (F.pad(x, (0, 1)), y)
 
@@ -209,9 +220,11 @@ def _joined(first: Pairs, second: Pairs) -> Pairs:
     return torch.cat([first[0], second[0]], 1), torch.cat([first[1], second[1]], 1)
 
 
-def _posterior_batch(drawn: Simulations, config: ModelConfig, num_context: int, num_given: int) -> Batch:
+def _posterior_batch(
+    drawn: Simulations, config: ModelConfig, num_context: int, num_given: int, ordered: float = ORDERED_SHARE
+) -> Batch:
     """The latents that are not given are the chain: slot j is a target with v = j - 1."""
-    latents, trials = _coded(drawn, config)
+    latents, trials = _coded(drawn, config, num_given, ordered if config.ordered_latents else 0.0)
     context = _joined(_part(latents, 0, num_given), _part(trials, 0, num_context))
     return chain_batch(context, _part(latents, num_given, None))
 
