@@ -1,0 +1,86 @@
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+"""The learned likelihood as a NumPyro distribution. Needs NumPyro, the extra `numpyro`."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pyro_arbuf.bridges.arrays import ArrayLikelihood
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.network.outcomes import Outcome
+
+try:
+    import jax
+    import numpyro.distributions as dist
+    from numpyro.distributions import constraints
+except ImportError as error:
+    raise ImportError("pyro_arbuf.bridges.numpyro needs NumPyro; pip install 'pyro-arbuf[numpyro]'") from error
+
+from pyro_arbuf.bridges.jax import as_operand, known, log_likelihood, ordered, shapes_of, with_rank
+
+
+def likelihood(
+    net: ArBufferModel, x: Any, latents: Mapping[str, Any], nan: Literal["raise", "drop"] = "raise"
+) -> dist.Distribution:
+    """The distribution of a program's outcomes given all its latents, as `pyro_arbuf.likelihood`, in NumPyro.
+
+    One event is all trials of a data set, so only plates of data sets, such as subjects, stand around it. Densities
+    and draws are callbacks to torch; densities have first derivatives by the latents.
+
+    Args:
+        net: A network with latents.
+        x: `(*batch, n, D_x)` inputs, in the units of the network.
+        latents: Values `(*batch, *shape)` of all latents, in their own supports.
+        nan: What a NaN outcome does: `"raise"` a ValueError, where its value is known while JAX traces, or `"drop"` the
+            trial.
+
+    Returns:
+        A distribution of events `(n,)` or `(n, D_y)`, whose numbers have the dtype of the latents.
+
+    Raises:
+        ValueError: As `pyro_arbuf.likelihood`.
+
+    Example:
+        >>> import pyro_arbuf
+        >>> net = pyro_arbuf.load("gaussian")
+        >>> law = likelihood(net, jax.numpy.zeros((5, 1)), {"mu": jax.numpy.zeros(3), "tau": 1.0})
+        >>> law.batch_shape, law.event_shape, law.sample(jax.random.key(0)).shape
+        ((3,), (5,), (3, 5))
+    """
+    return _Likelihood(ArrayLikelihood(net, nan), x, latents)
+
+
+class _Likelihood(dist.Distribution):
+    pytree_data_fields = ("x", "latents")
+    pytree_aux_fields = ("ours",)
+
+    def __init__(self, ours: ArrayLikelihood, x: Any, latents: Mapping[str, Any]):
+        law = ours.rehearse(known(x), shapes_of(ours.net, latents))
+        self.ours, self.x, self.latents = ours, as_operand(x, ours.x_array), dict(latents)
+        super().__init__(tuple(law.batch_shape), tuple(law.event_shape), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Of one event; of outcomes of several kinds, real numbers."""
+        first, *others = self.ours.net.config.kinds
+        base = _support(first) if all(kind == first for kind in others) else constraints.real
+        return constraints.independent(base, self.event_dim)
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
+        """Log density of events, `(*batch,)` nats."""
+        return log_likelihood(self.ours.net, self.x, self.latents, value, self.ours.nan)
+
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+        """Draws `(*sample_shape, *batch_shape, *event_shape)`, a function of the key."""
+        batch = sample_shape + self.batch_shape
+        ranks = zip(ordered(self.ours.net, self.latents), self.ours.latent_ranks, strict=True)
+        values = [with_rank(value, len(batch) + rank) for value, rank in ranks]
+        operands = jax.random.bits(key, batch), with_rank(self.x, len(batch) + 2), *values
+        result = jax.ShapeDtypeStruct(batch + self.event_shape, values[0].dtype)
+        return jax.pure_callback(self.ours.sample, result, *operands, vmap_method="expand_dims")
+
+
+def _support(kind: Outcome) -> constraints.Constraint:
+    """Of one outcome dimension, in NumPyro's words."""
+    if kind.num_categories:
+        return constraints.integer_interval(0, kind.num_categories - 1)
+    return constraints.nonnegative_integer if kind.support.is_discrete else constraints.real
