@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-slow test-gpu test-arviz1 lint docs bench sbibm clean
+.PHONY: demo test test-slow test-gpu test-arviz1 test-bridges lint docs bench sbibm clean
 
 demo: .venv/installed
 	$(BIN)/python tutorials/01_joint_prediction.py
@@ -19,6 +19,11 @@ test-gpu: .venv/installed
 # What talks to ArviZ, with its 1.x line: its parts arviz-base and arviz-stats run on every Python that we support.
 test-arviz1: .venv-arviz1/installed
 	.venv-arviz1/bin/python -m pytest -q tests/test_datatree.py tests/test_loo.py tests/test_joint_diagnostics.py
+
+# What NumPyro and PyMC users get, each in an environment of its own, with the doctests of its bridge.
+test-bridges: .venv-numpyro/installed .venv-pymc/installed
+	.venv-numpyro/bin/python -m pytest -q tests/bridges/test_numpyro.py pyro_arbuf/bridges/jax.py pyro_arbuf/bridges/numpyro.py
+	.venv-pymc/bin/python -m pytest -q tests/bridges/test_pymc.py pyro_arbuf/bridges/pymc.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -63,5 +68,11 @@ sbibm:
 	.venv-arviz1/bin/pip uninstall --quiet --yes arviz
 	touch $@
 
+.venv-numpyro/installed .venv-pymc/installed: .venv-%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,$*]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-arviz1 build dist *.egg-info docs/api docs/models docs/tutorials/[0-9]*.md .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-arviz1 .venv-numpyro .venv-pymc build dist *.egg-info docs/api docs/models docs/tutorials/[0-9]*.md .pytest_cache .ruff_cache .hypothesis

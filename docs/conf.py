@@ -43,6 +43,7 @@ pygments_dark_style = "monokai"
 default_role = "code"
 autosummary_generate = True
 autosummary_imported_members = True
+autodoc_mock_imports = ["jax", "numpyro", "pytensor"]  # of the bridges, which need environments of their own
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 python_use_unqualified_type_names = True

@@ -18,7 +18,7 @@ from pyro_arbuf.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-TESTED_ELSEWHERE = {"dependent_trials", "outcomes", "own_priors", "tables", "units"}  # by what they need
+TESTED_ELSEWHERE = {"dependent_trials", "numpyro_and_pymc", "outcomes", "own_priors", "tables", "units"}  # their needs
 PAGES = [path for folder in ("", "concepts", "how-to", "developer") for path in sorted((DOCS / folder).glob("*.md"))]
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text() and page.stem not in TESTED_ELSEWHERE]
 

@@ -29,6 +29,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["programs"] = {*MAY_IMPORT}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
+MAY_IMPORT["bridges"] = {"model", "inference", "distributions", "network", "programs", "random_state"}
 MOST_FLOORS = 9
 CORE = ("network", "inference", "model", "training", "display", "files", "progress")
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
@@ -94,6 +95,12 @@ def test_rooms_stand_on_few_floors_and_files_in_no_circle() -> None:
 def test_core_knows_nothing_of_pyro_arviz_or_xarray(name: str) -> None:
     for path in (path for path in FILES if room(path) == name):
         assert not {imported.split(".")[0] for imported in imports(path)} & {"pyro", "arviz", "xarray"}
+
+
+@MODULES
+def test_only_bridges_know_other_probabilistic_languages(path: Path) -> None:
+    others = {name.split(".")[0] for name in imports(path)} & {"jax", "numpyro", "pytensor", "pymc"}
+    assert not others or (room(path) == "bridges" and path.stem in ("jax", "numpyro", "pymc"))
 
 
 def test_every_folder_is_installed_with_its_types() -> None:

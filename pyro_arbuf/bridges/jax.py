@@ -57,7 +57,7 @@ def log_likelihood(
     x, y = with_rank(x, len(batch) + 2), with_rank(y, len(batch) + ours.event_rank)
     ranks = zip(values, ours.latent_ranks, strict=True)
     values = [jnp.broadcast_to(value, batch + value.shape[value.ndim - rank :]) for value, rank in ranks]
-    return _log_prob(ours, x, y, *values)
+    return _with_gradients()(ours, x, y, *values)
 
 
 def shapes_of(net: ArBufferModel, latents: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -92,7 +92,14 @@ def with_rank(value: jax.Array, rank: int) -> jax.Array:
     return value.reshape((1,) * (rank - value.ndim) + value.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.cache
+def _with_gradients() -> Any:
+    """`_log_prob`, of which JAX knows the derivatives by latents."""
+    function = jax.custom_vjp(_log_prob, nondiff_argnums=(0,))
+    function.defvjp(_forward, _backward, symbolic_zeros=True)
+    return function
+
+
 def _log_prob(ours: ArrayLikelihood, x: jax.Array, y: jax.Array, *values: jax.Array) -> jax.Array:
     result = _value_like(ours, values)
     return jax.pure_callback(ours.log_prob, result, x, y, *values, vmap_method="expand_dims")
@@ -113,9 +120,6 @@ def _forward(ours: ArrayLikelihood, x: Any, y: Any, *values: Any) -> tuple[jax.A
 def _backward(ours: ArrayLikelihood, gradients: tuple[jax.Array, ...], weight: jax.Array) -> tuple[Any, ...]:
     ranks = zip(gradients, ours.latent_ranks, strict=True)
     return None, None, *(weight.reshape(weight.shape + (1,) * rank) * gradient for gradient, rank in ranks)
-
-
-_log_prob.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _value_like(ours: ArrayLikelihood, values: Any) -> jax.ShapeDtypeStruct:
