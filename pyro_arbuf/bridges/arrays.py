@@ -85,11 +85,11 @@ class ArrayLikelihood(NamedTuple):
 
     def x_array(self, x: Any) -> np.ndarray:
         """Inputs that a rehearsal has checked, as an array."""
-        return np.asarray(x_tensor("x", x, self.net))
+        return torch.as_tensor(x_tensor("x", x, self.net)).numpy(force=True)
 
     def y_array(self, y: Any) -> np.ndarray:
         """Outcomes that a rehearsal has checked, as an array; sites side by side."""
-        return np.asarray(y_tensor("y", y, self.net))
+        return torch.as_tensor(y_tensor("y", y, self.net)).numpy(force=True)
 
     def log_prob(self, x: Any, y: Any, *values: Any) -> np.ndarray:
         """Log densities, `(*batch,)` nats per event."""

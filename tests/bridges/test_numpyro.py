@@ -88,9 +88,13 @@ def test_vmap_is_a_loop(kind):
 def test_data_may_be_traced_as_a_plate_that_subsamples_does():
     x, y, latents = arrays()
     net, index = net_of("scalar"), jnp.array([2, 0])
-    y_some, own = jax.jit(lambda i: (y[i], {n: v if v.ndim == 0 else v[i] for n, v in latents.items()}))(index)
-    traced = jax.jit(lambda x, y: log_likelihood(net, x, own, y))(x, y_some)
-    np.testing.assert_allclose(traced, own_gradients("scalar")[0][index], rtol=1e-10)
+
+    def density(x, y, index):
+        own = {name: value if value.ndim == 0 else jnp.asarray(value)[index] for name, value in latents.items()}
+        return log_likelihood(net, x, own, y[index])
+
+    found = jax.jit(density)(x, y, index)
+    np.testing.assert_allclose(found, own_gradients("scalar")[0][[2, 0]], rtol=1e-10)
 
 
 def test_what_the_bridge_cannot_do_is_refused():
@@ -109,7 +113,7 @@ def test_what_the_bridge_cannot_do_is_refused():
 def test_wrong_shapes_are_named_while_jax_traces():
     x, y, latents = arrays()
     net = net_of("scalar")
-    with pytest.raises(ValueError, match=r"\['mix', 'share', 'shift'\] are missing|are missing"):
+    with pytest.raises(ValueError, match=r"\['shift', 'share', 'mix'\] are missing"):
         likelihood(net, x, {"rate": latents["rate"]})
     with pytest.raises(ValueError, match=r"latents\['mix'\] must have shape \(\*batch, 3\); got \(3, 2\)"):
         jax.jit(lambda mix: log_likelihood(net, x, latents | {"mix": mix}, y))(latents["mix"][:, :2])
