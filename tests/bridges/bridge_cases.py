@@ -19,7 +19,7 @@ import pyro_arbuf
 from pyro_arbuf import ArBufferModel, likelihood
 
 B, M = 3, 7  # data sets, trials
-NUM_WARMUP, NUM_DRAWS, MAX_TREE_DEPTH = 100, 250, 4
+NUM_WARMUP, NUM_DRAWS, MAX_TREE_DEPTH = 80, 160, 3
 KINDS = {"scalar": SCALAR, "vector": VECTOR, "dependent": SCALAR | {"dependent": True}}
 INTENSITIES = torch.linspace(-2.5, 2.5, 16)[:, None]
 CHOICES = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 1, 1.0])
