@@ -38,6 +38,7 @@ from pyro_arbuf.workflow.check_model import ModelCheckWarning, check_model
 from pyro_arbuf.workflow.datatree import to_datatree, to_inference_data
 from pyro_arbuf.workflow.loo import LooConditionals, exact_loo, loo_conditionals, to_elpd_data
 from pyro_arbuf.workflow.predictive import predictive
+from pyro_arbuf.workflow.resampling import MartingalePosterior, Population, predictive_resampling
 
 __all__ = [
     "AmortizedGuide",
@@ -54,12 +55,14 @@ __all__ = [
     "ExpectedCoverage",
     "LocalC2ST",
     "LooConditionals",
+    "MartingalePosterior",
     "ModelCheckWarning",
     "ModelConfig",
     "Moments",
     "ObservationCheck",
     "OrderSpread",
     "PlateOverTargetsWarning",
+    "Population",
     "Refined",
     "SelfConsistency",
     "Simulator",
@@ -80,6 +83,7 @@ __all__ = [
     "measure_evidence_error",
     "posterior_sbc",
     "predictive",
+    "predictive_resampling",
     "random_orders",
     "refine",
     "save",
