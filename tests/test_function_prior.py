@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Generator, Tensor
 
 from pyro_arbuf import ArBufferJoint, amortize, load
+from pyro_arbuf.baselines.latent_bottleneck import LBANPBuffer
 from pyro_arbuf.programs import training_rounds
 from pyro_arbuf.programs.function_prior import FunctionPrior, is_function_prior, probe
 from pyro_arbuf.training.sources import PriorSource
@@ -237,6 +238,18 @@ def test_network_is_a_set_model_of_the_function(capsys: pytest.CaptureFixture) -
     assert re.search(
         r"waves: 3 steps, validation density .* nats per target\nsubset gap: .*\nverdict: .* too short", printed
     )
+
+
+def test_a_latent_bottleneck_is_a_choice(tmp_path: Path) -> None:
+    net = tiny(architecture="lbanp-buffer", num_context=(0, 60), folder=tmp_path / "net")
+    loaded = load(tmp_path / "net")
+    assert type(net) is type(loaded) is LBANPBuffer and loaded.config == net.config
+    context = loaded.condition(1990 + torch.rand(50, 1), 14 + torch.rand(50))
+    assert ArBufferJoint(context, 1990 + torch.rand(9, 1)).sample((3,)).isfinite().all()
+
+
+def test_architectures_that_are_trained_on_chains_are_refused() -> None:
+    refuses("architecture must not be 'tnp-a' here, which is trained on chains", architecture="tnp-a")
 
 
 def test_training_draws_from_a_prior_source(monkeypatch: pytest.MonkeyPatch) -> None:

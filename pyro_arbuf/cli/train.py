@@ -90,8 +90,9 @@ def train(
         inputs: Of a program of your own: module:function that draws its inputs, called with their number.
         latents: Of a program of your own: its sites whose posterior is wanted; none after the option = no latents.
         outcome: Of a program of your own: its site, or sites, of the outcome; y if not given.
-        architecture: Of a prior of functions or of recordings: "buffer", or what the paper compares it with; "buffer"
-            if not given; with `--from`, that of the weights, or "tnp-d-buffer", which adds a buffer to a "tnp-d".
+        architecture: Of a prior of functions or of recordings: "buffer", "lbanp-buffer" for contexts of thousands, or
+            what else the paper compares with; "buffer" if not given; with `--from`, that of the weights, or
+            "tnp-d-buffer", which adds a buffer to a "tnp-d".
         adapter_rank: Of a buffer that is added: rank of its adapters, 2 to 16, 0 = none; 8 if not given.
         gated_read: Of a buffer that is added: whether targets learn how much of their attention it gets.
     """
@@ -99,16 +100,17 @@ def train(
         torch.set_num_threads(threads)
     own = {"num_context": num_context, "inputs": inputs, "latents": latents, "outcome": outcome}
     chosen = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
-    sizes = {name: size for name, size in chosen.items() if size is not None}
+    sizes: dict[str, Any] = {name: size for name, size in chosen.items() if size is not None}
     added = {"adapter_rank": adapter_rank, "gated_read": gated_read or None}
     settings = {"batch_size": batch_size, "num_targets": num_targets, "learning_rate": learning_rate}
     settings |= {"mixed_precision": mixed_precision}
     if is_function_name(prior):
-        foreign = {"from": from_, "overwrite": overwrite or None, "data": data, "architecture": architecture}
+        foreign = {"from": from_, "overwrite": overwrite or None, "data": data}
         foreign |= settings | added | {"batch_size": None}
         refuse(f"are not for a function of your own, {prior}", **foreign)
         resume = resume or (auto_resume and (output / STATE).exists())
         limits = {"minutes": minutes, "steps": steps, "batch_size": batch_size}
+        sizes |= {} if architecture is None else {"architecture": architecture}
         _train_own(prior, output, own, resume=resume, seed=seed, **limits, **sizes)
         return
     refuse(f"are for a function of your own, module:function, and {prior!r} is a shipped prior", **own)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_arbuf.baselines.architectures import TRAINED_ON_CHAINS
 from pyro_arbuf.checkpoint import CONFIG
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
@@ -103,8 +104,9 @@ def amortize(
             second on latents are drawn from the prior truncated to where the posterior has mass so far. Simulations
             inside are kept from round to round.
         rounds: Number of rounds, at least 2; used with `observation`.
-        **sizes: Fields of `ModelConfig`, e.g. `width=128`; of a plain function also `outcomes="count"` or
-            `"categorical(n)"`, where its y are no real numbers.
+        **sizes: Fields of `ModelConfig`, e.g. `width=128`; `architecture="lbanp-buffer"` is for contexts of thousands,
+            where there are no latents; of a plain function also `outcomes="count"` or `"categorical(n)"`, where its y
+            are no real numbers.
 
     Returns:
         The network, frozen, in eval mode, on the CPU; its `simulator` is the program, `None` for a plain function.
@@ -217,5 +219,10 @@ def _check_arguments(
     free = {field.name for field in dataclasses.fields(ModelConfig)} - (
         PROGRAM_FIELDS - ({"outcomes"} if plain else set())
     )
+    if (name := sizes.get("architecture")) in TRAINED_ON_CHAINS:
+        raise ValueError(
+            f"architecture must not be {name!r} here, which is trained on chains of targets; use 'buffer', or "
+            f"'lbanp-buffer' for contexts of thousands; of a shipped prior, pyro-arbuf train trains {name!r}"
+        )
     if not set(sizes) <= free:
         raise ValueError(f"sizes must be among {sorted(free)}; got {sorted(set(sizes) - free)}")

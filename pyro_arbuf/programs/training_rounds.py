@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pyro_arbuf.baselines.architectures import make_model
 from pyro_arbuf.checkpoint import save
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
@@ -115,7 +116,7 @@ def train_network(
 ) -> tuple[ArBufferModel, RunState]:
     """A network of a source's configuration trained on it, frozen, with the best weights, and the state of its run."""
     with seeded(seed):
-        model = ArBufferModel(source.config)
+        model = make_model(source.config)
     origin = None
     if start is not None and not resume:
         copy_weights(model, start)
