@@ -26,7 +26,7 @@ import tyro
 from matplotlib.figure import Figure
 from quality import mean_se
 from torch import Tensor
-from torch.distributions import Gamma, MultivariateNormal, Normal, StudentT
+from torch.distributions import Gamma, MultivariateNormal, StudentT
 from tqdm import tqdm
 
 import pyro_arbuf
@@ -85,6 +85,11 @@ def curve(population: Population) -> Tensor:
     return torch.stack([mean.mean(-1), mean.amax(-1)], -1)
 
 
+def draw_inputs(shape: torch.Size) -> Tensor:
+    """Inputs of a function, uniform on the trained range."""
+    return X_RANGE[0] + (X_RANGE[1] - X_RANGE[0]) * torch.rand(*shape, 1)
+
+
 def draw_gaussian(num_sets: int, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Means `(D,)`, standard deviations `(D,)` and outcomes `(D, num_rows)` of data sets from the prior."""
     tau = Gamma(SHAPE, RATE).sample((num_sets,))
@@ -111,6 +116,7 @@ def drift_row(found: MartingalePosterior, exact: NormalGamma) -> dict[str, float
         "data sets": len(z),
         "within 2 errors": (z.abs() < 2).double().mean().item(),
         "mean square z": z.square().mean().item(),
+        "of a martingale": (len(found.draws) - 1) / (len(found.draws) - 3),
         "rms drift in posterior sd": size.clamp(min=0).sqrt().item(),
         "error of one in posterior sd": (found.drift_error / sd).mean().item(),
     }
@@ -175,15 +181,13 @@ def compare_curves(num_functions: int, num_draws: int) -> tuple[dict[str, Compar
     net, parts, least = pyro_arbuf.load("gp-1d-noisy"), [], math.inf
     new = GP_POPULATION - GP_OBSERVED
     for _ in tqdm(range(num_functions), desc="curves", leave=False):
-        own, x = Hyperparameters.draw(1), X_RANGE[0] + (X_RANGE[1] - X_RANGE[0]) * torch.rand(GP_OBSERVED, 1).double()
+        own, x = Hyperparameters.draw(1), draw_inputs(torch.Size([GP_OBSERVED])).double()
         places = torch.cat([x, GRID.double()])
         f = gaussian_draws(torch.zeros(1, len(places)).double(), own.covariance(places, places))[0]
         y = f[:GP_OBSERVED] + own.noise_sd.flatten() * torch.randn(GP_OBSERVED).double()
         exact, effective = exact_curves(x, y)
         context = net.condition(x.float(), y.float())
-        found = predictive_resampling(
-            context, lambda shape: X_RANGE[0] + (X_RANGE[1] - X_RANGE[0]) * torch.rand(*shape, 1), curve, new, num_draws
-        )
+        found = predictive_resampling(context, draw_inputs, curve, new, num_draws)
         truth, least = f[GP_OBSERVED:], min(least, effective)
         for_each = [torch.stack([part.mean(-1), part.amax(-1)], -1) for part in (truth, exact)]
         parts.append((for_each[0], found.draws, for_each[1], found.drift, found.drift_error))
@@ -194,23 +198,18 @@ def compare_curves(num_functions: int, num_draws: int) -> tuple[dict[str, Compar
     return compared, MartingalePosterior(draws, drift, error, new // 2), least
 
 
-def time_rolling(num_draws: int) -> dict[str, float]:
+def time_rolling(num_draws: int) -> tuple[float, float]:
     """CPU seconds of rolling one function, with the buffer and by re-encoding after every row."""
     net = pyro_arbuf.load("gp-1d-noisy")
     x = torch.linspace(*X_RANGE, GP_OBSERVED)[:, None]
-    context, seconds = net.condition(x, torch.sin(3 * x[:, 0])), {}
-    for buffer_size in (16, 1):
-        start = time.process_time()
-        predictive_resampling(
-            context,
-            lambda shape: torch.zeros(*shape, 1),
-            lambda population: population.y.mean(-1),
-            GP_POPULATION - GP_OBSERVED,
-            num_draws,
-            buffer_size,
-        )
-        seconds[f"K = {buffer_size}"] = time.process_time() - start
-    return seconds
+    context = net.condition(x, torch.sin(3 * x[:, 0]))
+
+    def seconds(buffer_size: int) -> float:
+        start, new = time.process_time(), GP_POPULATION - GP_OBSERVED
+        predictive_resampling(context, draw_inputs, spread, new, num_draws, buffer_size)
+        return time.process_time() - start
+
+    return seconds(16), seconds(1)
 
 
 def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
@@ -222,33 +221,37 @@ def print_table(title: str, rows: dict[str, dict[str, float]]) -> None:
 
 
 def draw_figure(
-    path: Path, gaussian: Compared, exact: NormalGamma, curves: Compared, drifts: dict[str, MartingalePosterior]
+    path: Path, means: Compared, exact: NormalGamma, maxima: Compared, drifts: dict[str, MartingalePosterior]
 ) -> None:
-    """Draws of two posteriors beside the exact ones, and drifts in units of their errors."""
+    """Standardised draws of all data sets beside the exact laws, and drifts in units of their errors."""
+    bins, places, num_draws = torch.linspace(-5, 5, 31).numpy(), torch.linspace(-5, 5, 200).double(), len(means.draws)
+    scale = (exact.rate / (exact.shape * exact.count)).sqrt()
+    standard = [(draws - maxima.exact.mean(0)) / maxima.exact.std(0) for draws in (maxima.draws, maxima.exact)]
     with matplotlib.style.context("pyro_arbuf.house"):
         figure = Figure(figsize=(10, 3.2), layout="constrained")
         axes = figure.subplots(1, 3)
-        shown = {"density": True, "alpha": 0.6, "label": "predictive resampling"}
-        location, scale = exact.location[0], (exact.rate[0] / (exact.shape[0] * exact.count[0])).sqrt()
-        places = torch.linspace(-4.5, 4.5, 200) * scale + location
-        axes[0].hist(gaussian.draws[:, 0].numpy(), bins=15, **shown)
-        law = StudentT(2 * exact.shape[0], location, scale)
-        axes[0].plot(places, law.log_prob(places).exp(), color="black", label="exact posterior")
-        axes[0].set(xlabel="mean of the population", ylabel="density", title=f"gaussian, {OBSERVED} rows observed")
-        bins = torch.linspace(*torch.aminmax(torch.cat([curves.draws[:, 0].double(), curves.exact[:, 0]])), 20).numpy()
-        axes[1].hist(curves.draws[:, 0].numpy(), bins=bins, **shown)
-        axes[1].hist(curves.exact[:, 0].numpy(), bins=bins, density=True, histtype="step", color="black", label="exact")
-        axes[1].set(xlabel="maximum of the curve", title=f"gp-1d-noisy, {GP_OBSERVED} rows observed")
-        z = torch.linspace(-4, 4, 100)
+        shown = {"bins": bins, "density": True, "alpha": 0.6}
+        axes[0].hist(((means.draws - exact.location) / scale).flatten().numpy(), label="predictive resampling", **shown)
+        law = StudentT(2 * exact.shape[0]).log_prob(places).exp()
+        axes[0].plot(places, law, color="black", label="exact posterior")
+        axes[0].set(xlabel="mean, standardised", ylabel="density", title=f"gaussian, {OBSERVED} rows observed")
+        axes[1].hist(standard[0].flatten().numpy(), label="predictive resampling", **shown)
+        line = {"histtype": "step", "color": "black", "label": "exact posterior"}
+        axes[1].hist(standard[1].flatten().numpy(), bins=bins, density=True, **line)
+        axes[1].set(xlabel="maximum, standardised", title=f"gp-1d-noisy, {GP_OBSERVED} rows observed")
         for name, found in drifts.items():
-            axes[2].hist(
-                (found.drift / found.drift_error).numpy(), bins=17, range=(-4, 4), density=True, alpha=0.6, label=name
-            )
-        axes[2].plot(z, Normal(0.0, 1.0).log_prob(z).exp(), color="black", label="no drift")
+            axes[2].hist((found.drift / found.drift_error).numpy(), label=name, **shown)
+        law = StudentT(num_draws - 1.0).log_prob(places).exp()
+        axes[2].plot(places, law, color="black", label="no drift")
         axes[2].set(xlabel="drift / its standard error", title="drift of gaussian")
         for each in axes:
             each.legend(fontsize=7)
         figure.savefig(path, dpi=120)
+
+
+def rows_of(compared: dict[str, Compared]) -> dict[str, dict[str, float]]:
+    """The row of each functional."""
+    return {name: each.row() for name, each in compared.items()}
 
 
 def main(
@@ -268,7 +271,7 @@ def main(
         plot: Where to write a figure, if anywhere.
     """
     warnings.filterwarnings("ignore", message=".*outside the trained range")  # on purpose
-    start, net, result = time.process_time(), pyro_arbuf.load("gaussian"), {"benchmark": "predictive resampling"}
+    start, net = time.process_time(), pyro_arbuf.load("gaussian")
     with seeded(0):
         mu, sd, y = draw_gaussian(num_sets, POPULATION)
         seen = y[:, :OBSERVED]
@@ -281,29 +284,25 @@ def main(
             "standard deviation": Compared(sd, draws[..., 1], latents["tau"].rsqrt()),
         }
         curves, curve_drift, least = compare_curves(num_functions, num_draws)
-    rows = {name: each.row() for name, each in (compared | curves).items()}
-    finite = compared["mean"]._replace(truth=y.mean(-1))
-    result["coverage of the mean of the rows"] = finite.covered(draws[..., 0]).double().mean().item()
-    error = mean_se(compared["mean"].covered(draws[..., 0]).double())[1]
-    print_table(
-        f"{num_sets} data sets, {num_draws} draws; biases in exact posterior sd", {k: rows[k] for k in compared}
-    )
-    print_table(f"{num_functions} functions", {k: rows[k] for k in curves})
-    print(f"\nof the mean of the {POPULATION} rows themselves {result['coverage of the mean of the rows']:.3f}")
-    print(f"standard error of the coverages {error:.3f}; at least {least:.0f} hyperparameters count")
-    limit = exact.__class__(*(part[:num_beyond] for part in exact))
-    drifts = {f"{POPULATION} rows": drift_row(within, exact), f"{BEYOND} rows": drift_row(beyond, limit)}
+    finite = compared["mean"]._replace(truth=y.mean(-1)).covered(draws[..., 0]).double()
+    print_table(f"{num_sets} data sets, {num_draws} draws; biases in exact posterior sd", rows_of(compared))
+    print_table(f"{num_functions} functions", rows_of(curves))
+    print("\nof the mean of the {} rows themselves {:.3f}, standard error {:.3f}".format(POPULATION, *mean_se(finite)))
+    print(f"at least {least:.0f} hyperparameters count for an exact curve")
+    first = NormalGamma(*(part[:num_beyond] for part in exact))
+    drifts = {f"{POPULATION} rows": drift_row(within, exact), f"{BEYOND} rows": drift_row(beyond, first)}
     print_table("drift of the outcome, gaussian, trained on 100 rows", drifts)
     z = (curve_drift.drift / curve_drift.drift_error).square().mean().item()
     seconds = time_rolling(num_draws)
-    ratio = seconds["K = 1"] / seconds["K = 16"]
     print(f"\ncurves: mean square of drift / error {z:.2f}")
-    print(f"rolling {GP_POPULATION - GP_OBSERVED} rows: {seconds}, ratio {ratio:.1f}")
+    print(
+        "rolling {} rows: {:.2f} s with the buffer, {:.2f} s row by row".format(GP_POPULATION - GP_OBSERVED, *seconds)
+    )
     if plot is not None:
-        draw_figure(
-            plot, compared["mean"], exact, curves["maximum"], {f"{POPULATION} rows": within, f"{BEYOND} rows": beyond}
-        )
-    result |= {"rows": rows, "drift": drifts, "mean square z of curves": z, "seconds": seconds}
+        found = {f"{POPULATION} rows": within, f"{BEYOND} rows": beyond}
+        draw_figure(plot, compared["mean"], exact, curves["maximum"], found)
+    result = {"benchmark": "predictive resampling", "rows": rows_of(compared | curves), "finite": mean_se(finite)}
+    result |= {"drift": drifts, "mean square z of curves": z, "seconds": seconds}
     print(json.dumps(result | {"CPU minutes": (time.process_time() - start) / 60}))
 
 

@@ -218,3 +218,48 @@ def test_what_more_training_would_buy_is_read_from_the_runs(benchmark, capsys, t
     gained = 0.3 / np.log2(6)
     assert f"| `net` | 10 → 60 | 1.000 → 1.300 | 0.400 → 0.100 | {gained:.3f} |" in printed
     assert (tmp_path / "runs.png").stat().st_size > 0
+
+
+def test_intervals_of_predictive_resampling_cover_as_stated(benchmark):
+    resampling = benchmark("predictive_resampling")
+    draws = torch.randn(20, 20_000, generator=torch.Generator().manual_seed(0))
+    compared = resampling.Compared(draws[0], draws[1:], draws[1:])
+    assert compared.covered(compared.draws).double().mean().item() == pytest.approx(0.9, abs=5 * (0.09 / 20_000) ** 0.5)
+
+
+def test_exact_curves_have_the_mean_of_the_oracle(benchmark, monkeypatch):
+    """The density of an observation is that of the curve with noise, so their means are equal."""
+    resampling, oracle = benchmark("predictive_resampling"), benchmark("oracle")
+    place = torch.tensor([[0.7]])
+    monkeypatch.setattr(resampling, "GRID", place)
+    monkeypatch.setattr(resampling, "NUM_EXACT", 4096)
+    x, y = torch.tensor([[-1.0], [0.2], [1.1]]).double(), torch.tensor([0.4, -0.9, 1.2]).double()
+    curves, effective = resampling.exact_curves(x, y)
+    values = torch.linspace(-5, 5, 51).double()
+    many = (part.expand(len(values), -1) for part in (x.T, y[None], place.T.double()))
+    density = oracle.gp_log_prob(*many, values[:, None]).exp()
+    error = curves.std().item() / min(effective, len(curves)) ** 0.5
+    assert curves.mean().item() == pytest.approx(((density * values).sum() / density.sum()).item(), abs=5 * error)
+
+
+@pytest.mark.slow
+def test_predictive_resampling_prints_tables_and_one_line_of_json(benchmark, capsys, tmp_path):
+    plot = tmp_path / "population.png"
+    benchmark("predictive_resampling").main(num_sets=10, num_beyond=10, num_functions=2, plot=plot)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    result = json.loads(line)
+    assert set(result["rows"]) == {"mean", "standard deviation", "mean of the curve", "maximum"}
+    assert set(result["drift"]) == {"50 rows", "150 rows"} and plot.stat().st_size > 10_000
+    assert sum(row.startswith("| maximum |") for row in table) == 1
+
+
+@pytest.mark.slow
+def test_large_contexts_measures_speed_and_trains_both(benchmark, capsys, tmp_path, monkeypatch):
+    large = benchmark("large_contexts")
+    monkeypatch.setattr(large, "LARGEST", 32)
+    large.main(num_context=(16, 32), plot=tmp_path / "thousands.png")
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    assert set(json.loads(line)["cells"]["32"]) == {"full attention", "latent bottleneck"}
+    assert sum("| ratio |" in row for row in table) == 2 and (tmp_path / "thousands.png").stat().st_size > 10_000
+    large.main(num_context=(16,), minutes=0.01, folder=tmp_path / "runs", num_functions=2)
+    assert set(json.loads(capsys.readouterr().out.strip().splitlines()[-1])["loss"]) == {"16"}
