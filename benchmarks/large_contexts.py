@@ -190,7 +190,8 @@ def main(
     if memory_probe is not None:
         print(json.dumps(probe_memory(*memory_probe)))
         return
-    start, result = time.process_time(), {"benchmark": "large contexts"}
+    start = time.process_time()
+    result: dict[str, object] = {"benchmark": "large contexts"}
     if minutes is not None:
         result |= compare_densities(minutes, folder, num_context, num_functions)
     else:
