@@ -245,7 +245,7 @@ def draw_figure(
         axes[2].plot(places, law, color="black", label="no drift")
         axes[2].set(xlabel="drift / its standard error", title="drift of gaussian")
         for each in axes:
-            each.legend(fontsize=7)
+            each.legend(fontsize=7, loc="upper right")
         figure.savefig(path, dpi=120)
 
 
