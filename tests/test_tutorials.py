@@ -60,5 +60,5 @@ def test_tutorial_of_tables_reads_the_real_hires(tmp_path):
     sizes = {"width": 8, "num_layers": 1, "num_heads": 2, "mlp_width": 8, "embedding_width": 8, "head_width": 8}
     rows = {"inputs": "rows", "column_width": 8, "num_inducing": 2, "row_layers": 1, "num_cls": 1, "num_frequencies": 0}
     save(ArBufferModel(ModelConfig(dim_x=16, buffer_size=32, **sizes, **rows)), tmp_path / "net")
-    script = FOLDER / "draft_06_tables_total_of_a_day.py"
+    script = FOLDER / "06_tables_total_of_a_day.py"
     assert "real hires: 20 days" in run(script, BIKE_SHARING=str(path), TABULAR=str(tmp_path / "net"))

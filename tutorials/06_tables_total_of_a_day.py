@@ -5,16 +5,17 @@ to book, rests on their sum. Hours err together: on a day that is busier than it
 draws of the 24 hours know that. Independent draws, one for each hour, are as good hour by hour, and their sum is far
 too certain.
 
-    python tutorials/draft_06_tables_total_of_a_day.py
-    BIKE_SHARING=hour.csv python tutorials/draft_06_tables_total_of_a_day.py    # real hires, 2011-2012
+    python tutorials/06_tables_total_of_a_day.py
+    BIKE_SHARING=hour.csv python tutorials/06_tables_total_of_a_day.py    # real hires, 2011-2012
 
-A draft, as the shipped weights do not yet bear out what it is to show. On 120 real days their joint intervals of the
-total are too wide, while independent ones are too narrow: those of 80 % hold 97 % and 72 % of the days.
-TABULAR=FOLDER tries other weights, of `pyro-arbuf train tabular --output FOLDER`.
+The number of the day is no feature here. Beyond the observed days the network would expect anything of it: with it,
+95 % of the days lie in the intervals that should hold 80 %. Leave out a column in which all predictions lie ahead,
+unless its trend is what you are after. Of the real days 86 % lie in the joint's intervals, and 57 % in the independent
+ones. Simulated days vary by more than their columns say, and both are too narrow there: 62 % and 33 %.
 
 One network serves any table, with no training and no settings: 1 to 16 columns on any scale, see docs/tables.md. The
-answers are checked against the days as they came, 120 of them: how often is the total within its interval, and what
-would the decisions have cost?
+answers are checked against the days as they came, 120 of them: how often is the total within its interval, and how
+often would there have been too few helpers?
 
 The real hires are not distributed here: hour.csv of the Bike Sharing data set, UCI Machine Learning Repository 275
 (Fanaee-T and Gama 2013, https://archive.ics.uci.edu/dataset/275). Without them the days are simulated. The figure
@@ -43,7 +44,7 @@ SMOKE_TEST = bool(os.environ.get("SMOKE_TEST"))
 NUM_DAYS, NUM_DRAWS = (3, 20) if SMOKE_TEST else (120, 500)
 FIGURE = (Path(tempfile.mkdtemp()) if SMOKE_TEST else Path(__file__).parent) / "06_tables_total_of_a_day.png"
 HIRES = os.environ.get("BIKE_SHARING")
-FEATURES = ["day", "hr", "weekday", "workingday", "weathersit", "temp", "hum", "windspeed"]
+FEATURES = ["hr", "weekday", "workingday", "weathersit", "temp", "hum", "windspeed"]
 NUM_WEEK = 7  # days that are observed
 
 plt.style.use("pyro_arbuf.house")  # the style of all figures here
@@ -118,24 +119,12 @@ for name, draws in WAYS.items():
     shown = "".join(f"{100 * coverage[name, share]:8.0f} %" for share in (0.5, 0.8, 0.95))
     print(f"{name:25s}{shown}{np.median(high - low):18.0f}")
 
-# %% Second: what the decision costs. A helper moves 100 bicycles; one too few costs nine times what one too many does.
-HANDLED, TOO_FEW, TOO_MANY = 100, 9.0, 1.0
-
-
-def cost(booked: np.ndarray) -> np.ndarray:
-    """Of helpers that were booked, given the totals as they came, in the wages of one."""
-    needed = truth / HANDLED
-    return TOO_FEW * np.maximum(needed - booked, 0) + TOO_MANY * np.maximum(booked - needed, 0)
-
-
-level = TOO_FEW / (TOO_FEW + TOO_MANY)  # the quantile of the total that costs least in expectation
-costs = {name: cost(np.quantile(draws, level, axis=1) / HANDLED) for name, draws in WAYS.items()}
-print(f"\nhelpers booked at the {100 * level:.0f} % quantile of the total: wages lost per day, and days with too few")
+# %% Second: the decision. A helper moves 100 bicycles, and on at most one day in ten there may be too few of them.
+HANDLED, ALLOWED = 100, 0.1
+print(f"\nhelpers booked for at most {100 * ALLOWED:.0f} % of days with too few: median, and days that had too few")
 for name, draws in WAYS.items():
-    short = (truth > np.quantile(draws, level, axis=1)).mean()
-    print(f"{name:15s}{costs[name].mean():6.2f}   {100 * short:3.0f} %")
-saved = costs["independent"] - costs["joint"]
-print(f"saved by the joint: {saved.mean():.2f} ({saved.std() / np.sqrt(NUM_DAYS):.2f}) wages per day")
+    booked = np.ceil(np.quantile(draws, 1 - ALLOWED, axis=1) / HANDLED)
+    print(f"{name:15s}{np.median(booked):6.0f}   {100 * (booked < truth / HANDLED).mean():3.0f} %")
 
 # %% The picture
 figure, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained", width_ratios=(3, 1.3))
