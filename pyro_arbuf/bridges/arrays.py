@@ -32,16 +32,18 @@ class ArrayLikelihood(NamedTuple):
     """The likelihood of a network as functions of arrays: inputs, outcomes, then all latents in the network's order.
 
     Arrays are `(*batch, n, D_x)`, `(*batch, n)` or `(*batch, n, D_y)`, and `(*batch, *shape)`; batches broadcast. The
-    network computes in the dtype of its weights, and results come in the dtype of the latents. Latents outside their
-    support give NaN or minus infinity, as an exception would end a chain.
+    network computes in the dtype of its weights. Latents outside their support give NaN or minus infinity, as an
+    exception would end a chain.
 
     Attributes:
         net: A network with latents.
+        dtype: Of results.
         nan: What a NaN outcome does, as for `likelihood`.
         validate_args: Whether values of inputs and outcomes are checked in each call.
     """
 
     net: ArBufferModel
+    dtype: str
     nan: Literal["raise", "drop"] = "raise"
     validate_args: bool = False
 
@@ -95,7 +97,7 @@ class ArrayLikelihood(NamedTuple):
         """Log densities, `(*batch,)` nats per event."""
         leaves = self._leaves(x, y, values)
         with torch.no_grad():
-            return _array(self._density(x, y, leaves), values)
+            return self._array(self._density(x, y, leaves))
 
     def log_prob_and_gradients(self, x: Any, y: Any, *values: Any) -> tuple[np.ndarray, ...]:
         """Log densities `(*batch,)`, then their derivatives by each latent, `(*batch, *shape)`.
@@ -106,13 +108,13 @@ class ArrayLikelihood(NamedTuple):
         with torch.enable_grad():
             density = self._density(x, y, leaves)
             gradients = torch.autograd.grad(density.sum(), leaves)
-        return tuple(_array(result, values) for result in (density, *gradients))
+        return tuple(self._array(result) for result in (density, *gradients))
 
     def sample(self, seeds: Any, x: Any, *values: Any) -> np.ndarray:
         """Outcomes `(*batch, n)` or `(*batch, n, D_y)`, a function of all seeds `(*batch,)`, which broadcast too."""
         shape = np.broadcast_shapes(np.shape(seeds), np.shape(x)[:-2], *self._batches(values))
         with torch.no_grad(), seeded(int(np.random.SeedSequence(np.ravel(seeds).tolist()).generate_state(1)[0])):
-            return _array(self._law(x, self._tensors(values)).expand(Size(shape)).sample(), values)
+            return self._array(self._law(x, self._tensors(values)).expand(Size(shape)).sample())
 
     def _density(self, x: Any, y: Any, leaves: list[Tensor]) -> Tensor:
         return self._law(x, leaves).log_prob(_data(y).to(leaves[0].device))
@@ -140,10 +142,9 @@ class ArrayLikelihood(NamedTuple):
         weight = next(self.net.parameters())
         return [_data(value).to(weight).requires_grad_() for value in values]
 
+    def _array(self, result: Tensor) -> np.ndarray:
+        return result.numpy(force=True).astype(self.dtype)
+
 
 def _data(value: Any) -> Tensor:
     return torch.from_numpy(np.array(value, dtype=np.float64))  # a copy: what other libraries hand over is read-only
-
-
-def _array(result: Tensor, values: tuple[Any, ...]) -> np.ndarray:
-    return result.numpy(force=True).astype(values[0].dtype)

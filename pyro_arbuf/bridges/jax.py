@@ -49,10 +49,10 @@ def log_likelihood(
         >>> jax.grad(density)(jnp.zeros(3)).shape
         (3,)
     """
-    ours = ArrayLikelihood(net, nan)
-    law = ours.rehearse(known(x), shapes_of(net, latents), known(y))
-    x, y = as_operand(x, ours.x_array), as_operand(y, ours.y_array)
     values = ordered(net, latents)
+    ours = ArrayLikelihood(net, values[0].dtype.name, nan)
+    law = ours.rehearse(known(x), shapes_of(latents), known(y))
+    x, y = as_operand(x, ours.x_array), as_operand(y, ours.y_array)
     batch = jnp.broadcast_shapes(law.batch_shape, y.shape[: y.ndim - ours.event_rank])
     x, y = with_rank(x, len(batch) + 2), with_rank(y, len(batch) + ours.event_rank)
     ranks = zip(values, ours.latent_ranks, strict=True)
@@ -60,18 +60,18 @@ def log_likelihood(
     return _with_gradients()(ours, x, y, *values)
 
 
-def shapes_of(net: ArBufferModel, latents: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of latents, which must be all of them.
-
-    Raises:
-        ValueError: If they are not.
-    """
-    check_given(net, latents)
+def shapes_of(latents: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of values, by name."""
     return {name: jnp.shape(value) for name, value in latents.items()}
 
 
 def ordered(net: ArBufferModel, latents: Mapping[str, Any]) -> list[jax.Array]:
-    """Values of all latents in the network's order and in one dtype."""
+    """Values of all latents in the network's order and in one dtype.
+
+    Raises:
+        ValueError: If some are missing.
+    """
+    check_given(net, latents)
     values = [jnp.asarray(latents[name]) for name in net.latents]
     dtype = jnp.result_type(float, *values)
     return [value.astype(dtype) for value in values]

@@ -46,15 +46,16 @@ def likelihood(
         >>> law.batch_shape, law.event_shape, law.sample(jax.random.key(0)).shape
         ((3,), (5,), (3, 5))
     """
-    return _Likelihood(ArrayLikelihood(net, nan), x, latents)
+    return _Likelihood(net, x, latents, nan)
 
 
 class _Likelihood(dist.Distribution):
     pytree_data_fields = ("x", "latents")
     pytree_aux_fields = ("ours",)
 
-    def __init__(self, ours: ArrayLikelihood, x: Any, latents: Mapping[str, Any]):
-        law = ours.rehearse(known(x), shapes_of(ours.net, latents))
+    def __init__(self, net: ArBufferModel, x: Any, latents: Mapping[str, Any], nan: Literal["raise", "drop"]):
+        ours = ArrayLikelihood(net, ordered(net, latents)[0].dtype.name, nan)
+        law = ours.rehearse(known(x), shapes_of(latents))
         self.ours, self.x, self.latents = ours, as_operand(x, ours.x_array), dict(latents)
         super().__init__(tuple(law.batch_shape), tuple(law.event_shape), validate_args=False)
 
@@ -75,7 +76,7 @@ class _Likelihood(dist.Distribution):
         ranks = zip(ordered(self.ours.net, self.latents), self.ours.latent_ranks, strict=True)
         values = [with_rank(value, len(batch) + rank) for value, rank in ranks]
         operands = jax.random.bits(key, batch), with_rank(self.x, len(batch) + 2), *values
-        result = jax.ShapeDtypeStruct(batch + self.event_shape, values[0].dtype)
+        result = jax.ShapeDtypeStruct(batch + self.event_shape, self.ours.dtype)
         return jax.pure_callback(self.ours.sample, result, *operands, vmap_method="expand_dims")
 
 

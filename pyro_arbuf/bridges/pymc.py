@@ -51,7 +51,7 @@ def log_likelihood(
         (3,)
     """
     check_given(net, latents)
-    ours = ArrayLikelihood(net, nan, validate_args=True)
+    ours = ArrayLikelihood(net, pytensor.config.floatX, nan, validate_args=True)
     values = {name: pt.as_tensor(value, dtype=pytensor.config.floatX) for name, value in latents.items()}
     shapes = {name: value.type.shape for name, value in values.items()}
     if not any(isinstance(data, Variable) for data in (x, y)) and None not in sum(shapes.values(), ()):

@@ -24,7 +24,7 @@ def arrays(kind: str) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
 def test_value_and_gradients_of_each_data_set_are_those_of_torch(kind):
     x, y, given = arrays(kind)
     net = net_of(kind)
-    value, *gradients = ArrayLikelihood(net).log_prob_and_gradients(x, y, *given)
+    value, *gradients = ArrayLikelihood(net, "float64").log_prob_and_gradients(x, y, *given)
     for b in range(B):
         own = [v if v.shape == () else v[b] for v in given]
         leaves = {n: torch.tensor(v, requires_grad=True) for n, v in zip(net.latents, own, strict=True)}
@@ -33,18 +33,18 @@ def test_value_and_gradients_of_each_data_set_are_those_of_torch(kind):
         np.testing.assert_allclose(value[b], density.item(), rtol=1e-10)
         for ours, theirs in zip(gradients, expected, strict=True):
             np.testing.assert_allclose(ours[b], theirs.numpy(), rtol=1e-8, atol=1e-10)
-    np.testing.assert_array_equal(ArrayLikelihood(net).log_prob(x, y, *given), value)
+    np.testing.assert_array_equal(ArrayLikelihood(net, "float64").log_prob(x, y, *given), value)
 
 
-def test_results_have_the_dtype_of_the_latents():
+def test_results_have_the_dtype_that_is_asked_for():
     x, y, given = arrays("scalar")
-    found = ArrayLikelihood(net_of("scalar")).log_prob_and_gradients(x, y, *(v.astype("f4") for v in given))
+    found = ArrayLikelihood(net_of("scalar"), "float32").log_prob_and_gradients(x, y, *given)
     assert {result.dtype for result in found} == {np.dtype("f4")}
 
 
 def test_latents_outside_their_support_raise_nothing():
     x, y, given = arrays("scalar")
-    ours = ArrayLikelihood(net_of("scalar"), validate_args=True)
+    ours = ArrayLikelihood(net_of("scalar"), "float64", validate_args=True)
     given[0] = np.full(B, -1.0)  # of a positive latent
     assert np.isnan(ours.log_prob(x, y, *given)).all()
     assert np.isnan(ours.log_prob_and_gradients(x, y, *given)[0]).all()
@@ -53,8 +53,10 @@ def test_latents_outside_their_support_raise_nothing():
 def test_missing_trials_are_dropped():
     x, y, given = arrays("scalar")
     y[1, 2:] = np.nan
-    found = ArrayLikelihood(net_of("scalar"), nan="drop").log_prob(x, y, *given)
-    alone = ArrayLikelihood(net_of("scalar")).log_prob(x[:2], y[1, :2], *(v if v.shape == () else v[1] for v in given))
+    found = ArrayLikelihood(net_of("scalar"), "float64", nan="drop").log_prob(x, y, *given)
+    alone = ArrayLikelihood(net_of("scalar"), "float64").log_prob(
+        x[:2], y[1, :2], *(v if v.shape == () else v[1] for v in given)
+    )
     np.testing.assert_allclose(found[1], alone, rtol=1e-10)
     latents = {name: torch.tensor(v) for name, v in zip(net_of("scalar").latents, given, strict=True)}
     law = likelihood(net_of("scalar"), torch.tensor(x), latents, nan="drop")
@@ -63,7 +65,7 @@ def test_missing_trials_are_dropped():
 
 def test_draws_are_a_function_of_all_seeds_and_leave_the_global_state():
     x, _, given = arrays("scalar")
-    ours, seeds = ArrayLikelihood(net_of("scalar")), np.arange(2 * B, dtype=np.uint32).reshape(2, B)
+    ours, seeds = ArrayLikelihood(net_of("scalar"), "float64"), np.arange(2 * B, dtype=np.uint32).reshape(2, B)
     state = torch.get_rng_state()
     first, again = (ours.sample(seeds, x, *given) for _ in range(2))
     assert first.shape == (2, B, M) and torch.equal(torch.get_rng_state(), state)
@@ -74,7 +76,7 @@ def test_draws_are_a_function_of_all_seeds_and_leave_the_global_state():
 
 def test_rehearsal_says_what_is_wrong_before_another_library_calls():
     net, (x, y, latents) = net_of("scalar"), data_of("scalar")
-    ours, shapes = ArrayLikelihood(net), {name: tuple(value.shape) for name, value in latents.items()}
+    ours, shapes = ArrayLikelihood(net, "float64"), {name: tuple(value.shape) for name, value in latents.items()}
     law = ours.rehearse(x, shapes, y)
     assert law.batch_shape == (B,) and law.event_shape == (M,)
     assert ours.rehearse(StandIn((M, 2)), shapes, StandIn((B, M))).batch_shape == (B,)
