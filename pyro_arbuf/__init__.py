@@ -12,6 +12,7 @@ from pyro_arbuf.distributions.joint import ArBufferJoint, Moments
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.draft_verify import DraftedDraws
 from pyro_arbuf.inference.orders import OrderSpread, random_orders
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
@@ -49,6 +50,7 @@ __all__ = [
     "Calibration",
     "ChangedPrior",
     "Context",
+    "DraftedDraws",
     "Evidence",
     "EvidenceComparison",
     "EvidenceError",

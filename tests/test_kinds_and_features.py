@@ -103,6 +103,15 @@ def samples(s: Setting) -> None:
     assert s.joint().support.check(drawn).all() and s.joint().log_prob(drawn).isfinite().all()
 
 
+def drafts(s: Setting) -> None:
+    torch.manual_seed(1)
+    found = s.joint().sample_drafted((7,))
+    torch.manual_seed(1)
+    assert torch.equal(s.joint(draft=True).sample((7,)), found.draws)
+    assert found.draws.dtype == s.y.dtype and s.joint().support.check(found.draws).all()
+    assert ((found.passes >= 4) & (found.passes <= M)).all()  # at least two for each of two blocks
+
+
 def reparameterises(s: Setting) -> None:
     x = s.x.clone().requires_grad_()
     drawn = ArBufferJoint(s.context, x, rsample=True).rsample((3,))
@@ -304,6 +313,7 @@ NOT_REAL = (AttributeError, "probs is for categories; this network's outcome hol
 FEATURES = {
     "`log_prob`, `log_prob_factors`, absorption": Feature(scores),
     "`sample`": Feature(samples),
+    "`draft=True`, `sample_drafted`": Feature(drafts),
     "`rsample`": Feature(reparameterises, DISCRETE, NO_DERIVATIVE),
     "several orders, `order_spread`": Feature(averages_orders),
     '`nan="drop"`': Feature(drops_missing),

@@ -195,6 +195,16 @@ class ArBufferDistribution(TorchDistribution):
         return new
 
     @property
+    def mean(self) -> Tensor:
+        """Raises NotImplementedError that names `moments`, where there is no closed form."""
+        raise NotImplementedError("the joint's mean has no closed form; use d.moments(num_samples).mean")
+
+    @property
+    def variance(self) -> Tensor:
+        """Raises NotImplementedError that names `moments`, where there is no closed form."""
+        raise NotImplementedError("the joint's variance has no closed form; use d.moments(num_samples).variance")
+
+    @property
     def _num_targets(self) -> int:
         return self.event_shape[0]
 

@@ -10,35 +10,31 @@ from pyro_arbuf.distributions.base import ArBufferDistribution
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.distributions.moments import Moments, moments_of
 from pyro_arbuf.inference.blocks import Noise, draw_noise
-from pyro_arbuf.inference.chain import (
-    grow_context,
-    leave_one_out,
-    pit_joint,
-    rsample_joint,
-    sample_joint,
-    score_joint,
-)
+from pyro_arbuf.inference.chain import grow_context, leave_one_out, pit_joint, rsample_joint, sample_joint, score_joint
 from pyro_arbuf.inference.context import Context, check_current
+from pyro_arbuf.inference.draft_verify import DraftedDraws, draft_joint, draw_keys
 from pyro_arbuf.inference.layout import fold, join_context, unfold
 from pyro_arbuf.inference.orders import (
     OrderSpread,
     average_orders,
     check_index,
-    check_orders,
+    chosen_orders,
     mix_orders,
-    random_orders,
     restrict_orders,
     warn_few_orders,
 )
 from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
+    check_buffer_size,
     check_count,
+    check_draft,
     check_sample_shape,
     check_y,
     inference_scope,
 )
 from pyro_arbuf.network.latents import Locations
+from pyro_arbuf.network.tracing import is_traced
 
 
 class ArBufferJoint(ArBufferDistribution):
@@ -56,6 +52,8 @@ class ArBufferJoint(ArBufferDistribution):
             fixed shuffled order, a function of M only (the targets as given where the model is sequential).
         buffer_size: Targets between two absorptions, 1..K; `None` = the model's K. 1 = exact autoregression.
         rsample: Whether draws are reparameterised (implicitly), so that gradients reach x and a live context.
+        draft: Whether `sample` drafts all targets of a block and verifies them together: the same law, other draws.
+            Faster for one or few draws at a time, slower for many; see `sample_drafted`.
         nan: What a NaN outcome does: `"raise"` a ValueError (where validation is on and the value is data, not a
             function of latents; else NaN comes out), or `"drop"` the target. The rest is then scored as if the target
             had never been asked for, which is not the same as integrating it out. In a TransformedDistribution the
@@ -85,21 +83,14 @@ class ArBufferJoint(ArBufferDistribution):
         rsample: bool = False,
         nan: Literal["raise", "drop"] = "raise",
         validate_args: bool | None = None,
+        draft: bool = False,
     ):
         with inference_scope():
             super().__init__(context, x, nan=nan, validate_args=validate_args)
-            slots = context.model.buffer_size
-            buffer_size = slots if buffer_size is None else buffer_size
-            if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or not 1 <= buffer_size <= slots:
-                raise ValueError(f"buffer_size must be an integer in 1..{slots} (the model's K); got {buffer_size!r}")
-            if orders is not None:
-                orders = check_orders(orders, self._num_targets).clone()
-            else:
-                as_given = context.model.config.sequential
-                orders = torch.arange(self._num_targets)[None] if as_given else random_orders(self._num_targets, 1)
-            self.orders = orders.to(self._x.device)
-            self.buffer_size = buffer_size
+            self.buffer_size = buffer_size = check_buffer_size(buffer_size, context.model)
+            self.orders = chosen_orders(orders, self._num_targets, context.model.config.sequential).to(self._x.device)
             self.has_rsample = bool(rsample)
+            self.draft = check_draft(draft, self.has_rsample, buffer_size)
             if absorbed := (self._num_targets - 1) // buffer_size * buffer_size:
                 number, trained = context.num_context + absorbed, context.model.config.num_context
                 warn_outside_counts("num_context with absorbed targets", number, trained, stacklevel=4)
@@ -113,10 +104,28 @@ class ArBufferJoint(ArBufferDistribution):
         Returns:
             `(*sample_shape, *batch, M)` or `(*sample_shape, *batch, M, D_y)`, units of y, without gradients.
         """
+        if self.draft and not is_traced():  # how often it verifies depends on values
+            return self.sample_drafted(sample_shape).draws
         with torch.no_grad(), inference_scope():
             noise, shape = self._noise(sample_shape)
             draws = sample_joint(self.context, self._fold_x(shape), self.orders, self.buffer_size, noise)
             return self._unfold_draws(draws, shape)
+
+    def sample_drafted(self, sample_shape: Sequence[int] = Size()) -> DraftedDraws:
+        """Joint samples by draft and verify, of the law of `sample`, with how many passes and drafts each took.
+
+        Args:
+            sample_shape: Shape of the draws.
+
+        Returns:
+            The draws, `(*sample_shape, *batch, M)` or `(*sample_shape, *batch, M, D_y)`, and the counts.
+        """
+        with torch.no_grad(), inference_scope():
+            noise, shape = self._noise(sample_shape)
+            given = (self.context, self._fold_x(shape), self.orders, self.buffer_size, noise, draw_keys(noise))
+            draws, *counts = draft_joint(*given)
+            counts = (unfold(count, shape, self.context.task_shape) for count in counts)
+            return DraftedDraws(self._unfold_draws(draws, shape), *counts)
 
     def rsample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """The draws of `sample`, with gradients by implicit reparameterisation, step by step along the chain.
@@ -315,9 +324,8 @@ class ArBufferJoint(ArBufferDistribution):
         context = grow_context(self.context, self._x[..., given, :], values, shape).expand(full)
         warn_outside_counts("num_context", context.num_context, context.model.config.num_context, stacklevel=3)
         orders = restrict_orders(self.orders, rest)
-        return ArBufferJoint(
-            context, self.x[..., rest, :], orders, self.buffer_size, self.has_rsample, self.nan, self._validate_args
-        )
+        options = (self.buffer_size, self.has_rsample, self.nan, self._validate_args, self.draft)
+        return ArBufferJoint(context, self.x[..., rest, :], orders, *options)
 
     def marginals(self) -> ArBufferMarginals:
         """The set model's independent predictive of the same targets (not the marginals of this joint)."""
@@ -338,13 +346,3 @@ class ArBufferJoint(ArBufferDistribution):
         """
         draws = self.sample(Size([check_count("num_samples", num_samples, 2)]))
         return moments_of(draws.to(self._x.dtype), len(self.event_shape))
-
-    @property
-    def mean(self) -> Tensor:
-        """Raises NotImplementedError that names `moments`."""
-        raise NotImplementedError("the joint's mean has no closed form; use d.moments(num_samples).mean")
-
-    @property
-    def variance(self) -> Tensor:
-        """Raises NotImplementedError that names `moments`."""
-        raise NotImplementedError("the joint's variance has no closed form; use d.moments(num_samples).variance")

@@ -115,6 +115,10 @@ class Block(NamedTuple):
     cache: ContextCache
     targets: Tensor
 
+    def own(self, tensor: Tensor) -> Tensor:
+        """What its targets have of `(B, S, M, .)`, in the batch of `targets`."""
+        return _own(self.places, tensor, self.num_draws)
+
 
 def make_chain(
     context: Context, here: tuple[slice, slice], x: Tensor, embedded: Tensor | None, order: Tensor, buffer_size: int
@@ -173,7 +177,7 @@ def decoded(chain: Chain, noise: Noise, drawn: list[Tensor]) -> Iterator[tuple[P
         drawn: Outcomes so far; before it asks for the next target, the caller appends what it has drawn for this one.
     """
     for block in blocks(chain, drawn):
-        uniform, normal = (_own(block.places, part, block.num_draws) for part in noise[:2])
+        uniform, normal = (block.own(part) for part in noise[:2])
         buffer, pairs = _empty_buffer(chain.context.model, block, normal.shape[1]), None
         for k in range(normal.shape[2]):
             target, u, n = (part[:, :, k : k + 1] for part in (block.targets, uniform, normal))
@@ -233,7 +237,7 @@ def _readings(chain: Chain, y: Tensor) -> Iterator[tuple[Predictive, Tensor]]:
     """The predictives of every block, of one pass, with its outcomes; `y` holds all of them, `(B, S * R, M, D_y)`."""
     done: list[Tensor] = []
     for block in blocks(chain, done):
-        values = _own(block.places, y, block.num_draws)
+        values = block.own(y)
         pairs = (block.targets[:, :, :-1], values[:, :, :-1]) if values.shape[2] > 1 else None
         prefix_len = chain_prefix_len(values.shape[2], y.device)
         predictive, _ = chain.context.model.predict(block.cache, BufferCache(), pairs, block.targets, prefix_len)

@@ -9,12 +9,12 @@ draws, densities that leave one out, and missing targets, which come last in the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.inference.blocks import Forced, Noise, decoded, embed_once, make_chain
+from pyro_arbuf.inference.blocks import Chain, Forced, Noise, decoded, embed_once, make_chain
 from pyro_arbuf.inference.context import Context, check_current, encode_pairs
 from pyro_arbuf.inference.layout import (
     MAX_TOKENS,
@@ -57,19 +57,27 @@ def sample_joint(
     """
     check_current(context)
     out = torch.empty_like(noise.normal)
-    if out.numel() == 0:
-        return out
-    embedded = embed_once(context, x)
-    pieces = cut(out.shape[:2], draws_at_once(context, out.shape[2], buffer_size, max_tokens))
     with torch.inference_mode():  # cheaper per operation than no_grad; `out` stays an ordinary tensor
-        for tasks, draws in pieces:
-            own = Noise(*(part[tasks, draws] for part in noise))
-            chain = make_chain(context, (tasks, draws), x, embedded, _drawn_orders(orders, own), buffer_size)
+        for here, chain, own in drawn_chains(context, x, orders, buffer_size, noise, max_tokens):
             drawn: list[Tensor] = []
             for predictive, uniform, normal in decoded(chain, own, drawn):
                 drawn.append(predictive.draw(uniform, normal))
-            out[tasks, draws] = chain.restored(drawn).squeeze(2)
+            out[here] = chain.restored(drawn).squeeze(2)
     return out.detach()  # a trace forgets no_grad
+
+
+def drawn_chains(
+    context: Context, x: Tensor, orders: Tensor, buffer_size: int, noise: Noise, max_tokens: int
+) -> Iterator[tuple[tuple[slice, slice], Chain, Noise]]:
+    """The chains of joint draws, with which tasks and draws they are and their noise; arguments of `sample_joint`."""
+    if noise.normal.numel() == 0:
+        return
+    embedded = embed_once(context, x)
+    num_targets = noise.normal.shape[2]
+    for tasks, draws in cut(noise.normal.shape[:2], draws_at_once(context, num_targets, buffer_size, max_tokens)):
+        own = Noise(*(part[tasks, draws] for part in noise))
+        order = _drawn_orders(orders, own)
+        yield (tasks, draws), make_chain(context, (tasks, draws), x, embedded, order, buffer_size), own
 
 
 def rsample_joint(context: Context, x: Tensor, orders: Tensor, buffer_size: int, noise: Noise) -> Tensor:

@@ -107,6 +107,13 @@ def check_orders(orders: Tensor, num_targets: int) -> Tensor:
     return orders
 
 
+def chosen_orders(orders: Tensor | None, num_targets: int, sequential: bool) -> Tensor:
+    """Checked orders `(R, M)`; of `None` one fixed order: shuffled, or of a series the targets as given."""
+    if orders is not None:
+        return check_orders(orders, num_targets).clone()
+    return torch.arange(num_targets)[None] if sequential else random_orders(num_targets, 1)
+
+
 def inverse_orders(orders: Tensor) -> Tensor:
     """Undoes orders: `y_ordered.gather(-1, inverse)` is in the user's indexing again.
 

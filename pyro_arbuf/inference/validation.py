@@ -173,6 +173,37 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     return count
 
 
+def check_buffer_size(buffer_size: object, model: Network) -> int:
+    """Checks the number of targets between two absorptions; `None` = the model's K.
+
+    Raises:
+        ValueError: If it is no integer in 1..K.
+    """
+    slots = model.buffer_size
+    buffer_size = slots if buffer_size is None else buffer_size
+    if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or not 1 <= buffer_size <= slots:
+        raise ValueError(f"buffer_size must be an integer in 1..{slots} (the model's K); got {buffer_size!r}")
+    return buffer_size
+
+
+def check_draft(draft: object, rsample: bool, buffer_size: int) -> bool:
+    """Checks whether targets can be drafted and verified.
+
+    Raises:
+        ValueError: If `draft` is no bool, draws are to have gradients, or blocks of targets have one target each.
+    """
+    if not isinstance(draft, bool):
+        raise ValueError(f"draft must be True or False; got {draft!r}; all targets of a block are drafted together")
+    if draft and rsample:
+        raise ValueError("draft=True needs rsample=False, as accepting a draft has no derivative; got rsample=True")
+    if draft and buffer_size == 1:
+        raise ValueError(
+            "draft=True needs buffer_size of at least 2; got 1: with one target between two absorptions there is none "
+            "to draft ahead; leave draft out, or raise buffer_size"
+        )
+    return draft
+
+
 def check_kinds(name: str, values: Tensor, config: ModelConfig) -> None:
     """Checks that outcomes `(*batch, T, D_y)` are of their kinds; NaN is passed over.
 
