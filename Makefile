@@ -40,6 +40,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/checks.py
 	for model in gp-1d-noisy gp-1d sawtooth; do $(BIN)/python benchmarks/quality.py $$model || exit 1; done
 	for what in gaussian ddm multisensory two-moons gaussian-linear amortize; do $(BIN)/python benchmarks/sbi.py $$what || exit 1; done
+	$(BIN)/python benchmarks/draft_verify.py
 	$(BIN)/python benchmarks/predictive_resampling.py
 	$(BIN)/python benchmarks/large_contexts.py
 	$(BIN)/python benchmarks/choices.py
