@@ -70,7 +70,7 @@ class _Likelihood(dist.Distribution):
         """Log density of events, `(*batch,)` nats."""
         return log_likelihood(self.ours.net, self.x, self.latents, value, self.ours.nan)
 
-    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draws `(*sample_shape, *batch_shape, *event_shape)`, a function of the key."""
         batch = sample_shape + self.batch_shape
         ranks = zip(ordered(self.ours.net, self.latents), self.ours.latent_ranks, strict=True)
