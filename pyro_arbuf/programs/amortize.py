@@ -129,8 +129,8 @@ def amortize(
             observation=observation,
         )
     first = None if folder is None else Path(folder) / ("." if observation is None else ROUND.format(1))
-    _check_folder(folder, resume)
-    _check_folder(first, resume)
+    for place in dict.fromkeys((folder, first)):
+        _check_folder(place, resume)
     _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes, plain)
     check_rounds(observation, rounds)
     if first is not None:
@@ -144,7 +144,7 @@ def amortize(
     simulator = Simulator(program, inputs, latents, outcome, vectorized)
     plan = Plan(num_context, _name_of(program), minutes, steps, num_simulations, seed, batch_size, start_from, sizes)
     if observation is None:
-        model, state, _ = train_program(simulator, plan, folder, resume)
+        model, state, _ = train_program(simulator, plan.config_of(simulator), plan, folder, resume)
     else:
         model, state = train_in_rounds(simulator, plan, folder, resume, observation, rounds)
     if report:

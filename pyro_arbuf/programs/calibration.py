@@ -14,7 +14,7 @@ from pyro_arbuf.inference.orders import random_orders
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.network.latents import Locations, constrained, latent_locations, pad_outcome
+from pyro_arbuf.network.latents import Locations, latent_locations, pad_outcome
 from pyro_arbuf.programs.known_truth import Known, Posterior, check_sizes, known_posteriors, simulating, trained_trials
 from pyro_arbuf.programs.ranks import (
     LEVELS,
@@ -26,7 +26,7 @@ from pyro_arbuf.programs.ranks import (
     sbc_tree,
     smallest_p_value,
 )
-from pyro_arbuf.programs.simulator import Program, Simulator
+from pyro_arbuf.programs.simulator import Program, Simulator, unconstrained_log_prior
 from pyro_arbuf.programs.sources import find_simulator
 
 JOINT = "joint density"
@@ -248,10 +248,8 @@ def _marginal_log_prob(context: Context, unconstrained: Tensor) -> Tensor:
 
 def _log_prior(simulator: Simulator, net: ArBufferModel, unconstrained: Tensor) -> Tensor:
     """Log density `(D,)` of unconstrained latents: of the program's prior, or by the network where that has none."""
-    sites = constrained(net.config.latents, unconstrained)
     try:
-        density = simulator.log_prior({name: value for name, (value, _) in sites.items()})
-        density = density + sum(jacobian for _, jacobian in sites.values())
+        density = unconstrained_log_prior(simulator, net.config.latents, unconstrained)
     except ValueError:  # it depends on sites that are integrated out, or has no density
         density = torch.full((len(unconstrained),), torch.nan)
     if not bool(density.isfinite().all()):  # or a value was rounded to the bound of its support

@@ -13,7 +13,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_arbuf.inference.outcome_sites import stack_sites
-from pyro_arbuf.network.latents import constrained
+from pyro_arbuf.network.latents import Latent, constrained
 from pyro_arbuf.programs.inspect import inspect_program
 from pyro_arbuf.programs.notes import growing_columns
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
@@ -156,12 +156,16 @@ class Simulator:
         if num_datasets < 1 or num_trials < 1 or (self.single and num_trials > 1):
             rule = "num_trials = 1, as the program has one observation" if self.single else "num_trials >= 1"
             raise ValueError(f"draw needs num_datasets >= 1 and {rule}; got {num_datasets} and {num_trials}")
-        return self._runs.simulate(self._runs.draw_inputs(num_datasets, num_trials, self.mode), self.mode)
+        return self._simulate(self._runs.draw_inputs(num_datasets, num_trials, self.mode))
 
     @torch.no_grad()
     def draw_at(self, x: Tensor, num_datasets: int) -> Simulations:
         """Draws data sets that all have the inputs x `(n, D_x)`; those that fail are drawn anew, with other inputs."""
-        return self._runs.simulate(x.to(torch.get_default_device()).expand(num_datasets, *x.shape), self.mode)
+        return self._simulate(x.to(torch.get_default_device()).expand(num_datasets, *x.shape))
+
+    def _simulate(self, x: Tensor) -> Simulations:
+        """Data sets with inputs `(B, n, D_x)`, and latents of the prior."""
+        return self._runs.simulate(x, self.mode)
 
     @torch.no_grad()
     def draw_given(self, latents: Tensor, x: Tensor) -> Simulations:
@@ -172,8 +176,7 @@ class Simulator:
         """
         home = torch.get_default_device()  # where the program makes its tensors
         latents, x = latents.to(home), x.to(home).expand(len(latents), *x.shape)
-        values = {name: value for name, (value, _) in constrained(self.latents, latents).items()}
-        y = self._runs.outcomes(values, x, self.mode).float()
+        y = self._outcomes(latents, x)
         bad = int((~y.isfinite().flatten(1).all(1)).sum())
         if bad:
             raise ValueError(
@@ -181,6 +184,11 @@ class Simulator:
                 "sets; clamp what the program returns"
             )
         return Simulations(latents.float(), x.float(), y)
+
+    def _outcomes(self, latents: Tensor, x: Tensor) -> Tensor:
+        """Outcomes `(B, n, D_y)` at unconstrained latents `(B, P)` and inputs `(B, n, D_x)`."""
+        values = {name: value for name, (value, _) in constrained(self.latents, latents).items()}
+        return self._runs.outcomes(values, x, self.mode).float()
 
     def log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of the program's own prior at latents.
@@ -289,3 +297,14 @@ class Simulator:
         if not num_draws or shapes != {latent.name: (*num_draws, *latent.shape) for latent in self.latents}:
             want = {latent.name: ("S", *latent.shape) for latent in self.latents}
             raise ValueError(f"values must hold all latents, of shapes {want}; got {shapes}")
+
+
+def unconstrained_log_prior(simulator: Simulator, latents: Sequence[Latent], unconstrained: Tensor) -> Tensor:
+    """Log density `(S,)` of a program's own prior at unconstrained latents `(S, P)`, nats in their space.
+
+    Raises:
+        ValueError: As `Simulator.log_prior`.
+    """
+    sites = constrained(latents, unconstrained)
+    density = simulator.log_prior({name: value for name, (value, _) in sites.items()})
+    return density + sum(jacobian for _, jacobian in sites.values())

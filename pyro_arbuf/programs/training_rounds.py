@@ -40,6 +40,10 @@ class Plan(NamedTuple):
     start_from: str | Path | None
     sizes: dict[str, Any]
 
+    def config_of(self, simulator: Simulator) -> ModelConfig:
+        """The configuration of the network, by simulations of the program."""
+        return program_config(simulator, self.num_context, self.name, **self.sizes)
+
     def of_round(self, number: int, rounds: int, observation: tuple[tuple[float, ...], ...]) -> "Plan":
         """That of one round, counted from 0: an equal share of everything, with a seed of its own."""
         share = [None if n is None else max(2, n // rounds) for n in (self.steps, self.num_simulations)]
@@ -55,13 +59,13 @@ class Plan(NamedTuple):
 
 def train_program(
     simulator: Simulator,
+    config: ModelConfig,
     plan: Plan,
     folder: str | Path | None,
     resume: bool,
     kept: Simulations | None = None,
 ) -> tuple[ArBufferModel, RunState, ProgramSource]:
     """Trains a network of a program, on simulations of earlier rounds too; its state, and what it was trained on."""
-    config = program_config(simulator, plan.num_context, plan.name, **plan.sizes)
     if resume and folder is not None:
         config = _with_statistics_of(config, Path(folder) / STATE)
     start = start_of(config, plan.start_from)
@@ -84,7 +88,9 @@ def train_in_rounds(
 
     The network of an earlier round is kept in a folder of its own, so that a run can go on in any of them.
     """
-    untrained = ArBufferModel(program_config(simulator, plan.num_context, plan.name, **plan.sizes)).eval()
+    config = plan.config_of(simulator)
+    with seeded(plan.seed):
+        untrained = ArBufferModel(config).eval()
     observed = tuple(tuple(row) for row in untrained.condition(*observation).y[0].tolist())
     simulations, kept, region = simulator, None, None
     for number in range(rounds):
@@ -92,7 +98,9 @@ def train_in_rounds(
         place = None if folder is None else Path(folder) / ("." if last else ROUND.format(number + 1))
         begun = resume and place is not None and (place / STATE).exists()
         print(f"round {number + 1} of {rounds}")
-        model, state, source = train_program(simulations, plan.of_round(number, rounds, observed), place, begun, kept)
+        share = plan.of_round(number, rounds, observed)
+        config = share.config_of(simulations) if number else config
+        model, state, source = train_program(simulations, config, share, place, begun, kept)
         if last:
             break
         with seeded(plan.seed + number), warnings.catch_warnings():

@@ -11,11 +11,10 @@ from torch import Tensor
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_count
-from pyro_arbuf.network.latents import constrained
 from pyro_arbuf.programs.runs import MOST_TRIES
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.scales import standardised
-from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.programs.simulator import Simulator, unconstrained_log_prior
 
 NUM_DRAWS = 10_000  # of the posterior, the least likely of which bounds the region
 NUM_WALKERS, NUM_SWEEPS = 2_000, 60
@@ -28,25 +27,23 @@ class Region(NamedTuple):
 
     Attributes:
         simulator: Of the program.
-        context: The observation, given to the network of a round.
+        posterior: Of the observation, by the network of a round.
         least: Smallest log ratio of the two densities inside.
         before: The region of the round before, of which it is a part; `None` = there is none.
     """
 
     simulator: Simulator
-    context: Context
+    posterior: ArBufferPosterior
     least: float
     before: "Region | None" = None
 
     def log_prior(self, latents: Tensor) -> Tensor:
         """Log density `(S,)` of the prior at unconstrained latents `(S, P)`."""
-        sites = constrained(self.simulator.latents, latents)
-        density = self.simulator.log_prior({name: value for name, (value, _) in sites.items()})
-        return density + sum(jacobian for _, jacobian in sites.values())
+        return unconstrained_log_prior(self.simulator, self.simulator.latents, latents)
 
     def log_ratio(self, latents: Tensor) -> Tensor:
         """Log density of the posterior less that of the prior, `(S,)`, at unconstrained latents `(S, P)`."""
-        return ArBufferPosterior(self.context).log_prob(latents) - self.log_prior(latents)
+        return self.posterior.log_prob(latents) - self.log_prior(latents)
 
     def holds(self, latents: Tensor) -> Tensor:
         """Whether unconstrained latents `(S, P)` lie inside, `(S,)` bool."""
@@ -73,8 +70,8 @@ def find_region(simulator: Simulator, context: Context, before: Region | None = 
         context: The observation, given to the network of the last round.
         before: The region of the round before that one.
     """
-    region = Region(simulator, context, -torch.inf)
-    ratio = region.log_ratio(ArBufferPosterior(context).sample((NUM_DRAWS,)))
+    region = Region(simulator, ArBufferPosterior(context), -torch.inf)
+    ratio = region.log_ratio(region.posterior.sample((NUM_DRAWS,)))
     return region._replace(least=ratio[ratio.isfinite()].min().item(), before=before)
 
 
@@ -88,20 +85,18 @@ def draw_latents(region: Region) -> Tensor:
     Source:
         ter Braak (2006), "A Markov chain Monte Carlo version of the genetic algorithm differential evolution".
     """
-    walkers = ArBufferPosterior(region.context).sample((2 * NUM_WALKERS,))
+    walkers = region.posterior.sample((2 * NUM_WALKERS,))
     walkers = walkers[region.holds(walkers)][:NUM_WALKERS]
     size = len(walkers) // 2
-    halves, densities = [walkers[:size], walkers[size : 2 * size]], [torch.empty(0)] * 2
-    for i, half in enumerate(halves):
-        densities[i] = region.log_prior(half)
+    halves = [walkers[:size], walkers[size : 2 * size]]
+    densities = [region.log_prior(half) for half in halves]
     kept, usual = [], 2.38 / (2 * walkers.shape[-1]) ** 0.5
     for sweep in range(NUM_SWEEPS):
-        scale = 1.0 if sweep % JUMP_EVERY == 0 else usual
         for i in range(2):
             others = halves[1 - i]
-            pairs = [others[torch.randint(size, (size,))] for _ in range(2)]
-            step = scale * (0.5 + torch.rand(size, 1)) * (pairs[0] - pairs[1]) if scale < 1 else pairs[0] - pairs[1]
-            proposed = halves[i] + step
+            one, other = (others[torch.randint(size, (size,))] for _ in range(2))
+            scale = 1.0 if sweep % JUMP_EVERY == 0 else usual * (0.5 + torch.rand(size, 1))
+            proposed = halves[i] + scale * (one - other)
             density = region.log_prior(proposed)
             likely = density - densities[i] > torch.rand(size).log()
             moves = likely.clone()
@@ -127,12 +122,6 @@ class TruncatedSimulator(Simulator):
         self.region, self.pool = region, pool
         self.latents = standardised(simulator.latents, pool)
 
-    def draw(self, num_datasets: int, num_trials: int) -> Simulations:  # noqa: D102
-        return self._simulated(self._runs.draw_inputs(num_datasets, num_trials, self.mode))
-
-    def draw_at(self, x: Tensor, num_datasets: int) -> Simulations:  # noqa: D102
-        return self._simulated(x.to(torch.get_default_device()).expand(num_datasets, *x.shape))
-
     def log_prior(self, values: object) -> Tensor:
         """Not known: how much of the prior lies in the region.
 
@@ -141,9 +130,8 @@ class TruncatedSimulator(Simulator):
         """
         raise ValueError("the density of a truncated prior is known up to a factor only; use the program's own prior")
 
-    @torch.no_grad()
-    def _simulated(self, x: Tensor) -> Simulations:
-        """Data sets with inputs `(B, n, D_x)`; those whose outcome is not finite are drawn anew."""
+    def _simulate(self, x: Tensor) -> Simulations:
+        """Data sets with inputs `(B, n, D_x)`, and latents of the pool; outcomes that are not finite are drawn anew."""
         latents, y = self._attempt(x)
         for _ in range(MOST_TRIES):
             bad = ~y.isfinite().flatten(1).all(1)
@@ -157,5 +145,4 @@ class TruncatedSimulator(Simulator):
 
     def _attempt(self, x: Tensor) -> tuple[Tensor, Tensor]:
         latents = self.pool[torch.randint(len(self.pool), (len(x),))]
-        values = {name: value for name, (value, _) in constrained(self.latents, latents).items()}
-        return latents.float(), self._runs.outcomes(values, x, self.mode).float()
+        return latents.float(), self._outcomes(latents, x)
