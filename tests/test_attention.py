@@ -179,10 +179,10 @@ def test_hidden_keys_have_exactly_no_influence(num_draws, grad):
 @pytest.mark.parametrize("with_offset", [False, True])
 def test_queries_of_their_own_read_the_buffer_in_one_softmax(num_draws, prefix_len, context_len, with_offset):
     q, context_kv, buffer_kv = _tensors(num_draws)
-    own, offset = torch.randn_like(q), torch.randn_like(q[..., 0])
+    own, offset = torch.randn_like(q), torch.randn_like(q[..., :1])
     args = (_of_draws(prefix_len, num_draws), context_len)
     # One longer query, of which the keys of the context meet one part, and those of the buffer the others.
-    longer = torch.cat([q, own, h**0.5 * with_offset * offset.unsqueeze(-1)], -1) * ((2 * h + 1) / h) ** 0.5
+    longer = torch.cat([q, own, h**0.5 * with_offset * offset], -1) * ((2 * h + 1) / h) ** 0.5
     keys = F.pad(context_kv[0], (0, h + 1)), F.pad(F.pad(buffer_kv[0], (h, 0)), (0, 1), value=1.0)
     values = (F.pad(each[1], (0, h + 1)) for each in (context_kv, buffer_kv))
     expected = _naive(longer, *zip(keys, values, strict=True), *args)[..., :h]

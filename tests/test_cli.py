@@ -24,7 +24,8 @@ from pyro_arbuf.training.loop import make_optimizers
 from pyro_arbuf.training.run_state import RunState
 from pyro_arbuf.training.sources import PriorSource
 
-SIZES = ["--batch-size", "2", "--num-targets", "3", "--width", "12", "--num-layers", "1", "--num-heads", "2"]
+BATCHES = ["--batch-size", "2", "--num-targets", "3"]
+SIZES = [*BATCHES, "--width", "12", "--num-layers", "1", "--num-heads", "2"]
 FILES = ["config.json", "loss.png", "model.safetensors", "training.json"]
 
 
@@ -214,6 +215,21 @@ def test_warm_start_and_its_resumed_parts_draw_from_one_stream_of_their_own(
     assert seeds == [4, 4, 4] and steps == [6, 7, 9]  # the steps that its weights had are added to the seed
 
 
+def test_warm_start_grows_the_weights_and_refuses_other_sizes(run: Callable[..., None]) -> None:
+    train(run)
+    warm = ["train", "gp-1d", "--from", "./trained", "--steps", "1", *BATCHES]
+    run(*warm, "--output", "larger", "--num-layers", "2", "--mlp-width", "30")
+    config = load("./larger").config
+    assert (config.num_layers, config.mlp_width, config.width) == (2, 30, 12)
+    for options, rule in (
+        (("--mlp-width", "5"), "mlp_width must be an integer of at least 14, net's; got 5"),
+        (("--width", "16"), r"--width must be 12, as the weights of \./trained have it; got 16"),
+        (("--slot-positions", "none"), "--slot-positions must be learned, as the weights of"),
+    ):
+        with pytest.raises(SystemExit, match=rule):
+            run(*warm, "--output", "other", *options)
+
+
 def test_models_lists_the_shipped_ones(
     run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -251,10 +267,10 @@ def test_warm_start_does_not_replace_another_model(run: Callable[..., None]) -> 
         save(tiny.tiny_model(prior="gp-1d"), name)
     before = Path("y/model.safetensors").read_bytes()
     with pytest.raises(SystemExit, match="y holds a model, which a new run would replace with other weights"):
-        run("train", "gp-1d", "--output", "y", "--from", "x", "--steps", "1", *SIZES)
+        run("train", "gp-1d", "--output", "y", "--from", "x", "--steps", "1", *BATCHES)
     assert Path("y/model.safetensors").read_bytes() == before
-    run("train", "gp-1d", "--output", "y", "--from", "./y", "--steps", "1", *SIZES)  # improves y itself
-    run("train", "gp-1d", "--output", "y", "--from", "x", "--steps", "1", *SIZES, "--overwrite")
+    run("train", "gp-1d", "--output", "y", "--from", "./y", "--steps", "1", *BATCHES)  # improves y itself
+    run("train", "gp-1d", "--output", "y", "--from", "x", "--steps", "1", *BATCHES, "--overwrite")
 
 
 def test_auto_resume_starts_a_run_and_goes_on_with_it(run: Callable[..., None]) -> None:

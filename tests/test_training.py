@@ -748,6 +748,17 @@ def test_setup_of_another_run_is_named_by_its_fields(straight: tuple) -> None:
         tiny.tiny_fit(straight[2], resume=True, source=tiny.line_source(batch_size=4), model=tiny.tiny_model(width=14))
 
 
+def test_run_that_an_older_version_began_is_resumed(straight: tuple) -> None:
+    setup = RunState.read(straight[2]).setup
+    parts = json.loads(setup["config"])
+    del parts["architecture"]["slot_positions"], parts["trained"]["ordered_latents"]
+    before = RunState(setup=setup | {"config": json.dumps(parts)})
+    before.check_setup(straight[2], setup)
+    parts["architecture"]["slot_positions"] = "none"
+    with pytest.raises(ValueError, match=r"another run: config\.slot_positions was 'none' and is 'learned'; call"):
+        RunState(setup=setup | {"config": json.dumps(parts)}).check_setup(straight[2], setup)
+
+
 def test_run_begun_from_other_weights_is_not_resumed(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     origins = [{"started_from": "x", "folder": f"/{i}/x", "steps": 7, "minutes": 1.0} for i in range(2)]

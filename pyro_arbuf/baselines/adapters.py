@@ -66,5 +66,5 @@ class AdaptedBlock(Block):
 
     def of_targets(self, normed: Tensor, num_keys: Tensor | None = None, turn: Turn | None = None) -> BufferQueries:
         """How targets, normalised tokens `(B, S, M, d)`, read the buffer; arguments as `Block.q` has them."""
-        offset = None if self.gate is None else self.gate(normed).transpose(-1, -2)  # (B, S, H, M)
+        offset = None if self.gate is None else self.gate(normed).transpose(-1, -2).unsqueeze(-1)  # (B, S, H, M, 1)
         return BufferQueries(self.q(normed, num_keys, turn), offset)

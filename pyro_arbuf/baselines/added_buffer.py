@@ -48,11 +48,10 @@ class AdaptedBackbone(Backbone):
         frequencies: Of the angles of a series, see `Block`.
     """
 
-    one_query = False
-
     def __init__(self, config: ModelConfig, frequencies: Tensor | None = None):
         sizes = (config.width, config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries)
         super().__init__(*sizes, frequencies)
+        self.one_query = False
         added, last = (config.adapter_rank, config.gated_read), self._layers[-1]
         self.adapted = nn.ModuleList(AdaptedBlock(block, *added, block is last) for block in self._layers)
 

@@ -1,19 +1,12 @@
 """TNP-A: targets that stand twice, as pairs under a causal mask and as queries (Nguyen and Grover 2022)."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.positions import NoPositions
 from pyro_arbuf.network.visibility import chain_prefix_len
-
-
-class NoPositions(nn.Module):
-    """Slots that are not told apart: the mask alone says which pairs came before."""
-
-    def forward(self, tokens: Tensor, first_slot: int) -> Tensor:
-        """The tokens `(*batch, T, d)` as they are."""
-        return tokens
 
 
 class TNPA(ArBufferModel):

@@ -18,9 +18,11 @@ from pyro_arbuf.files import write_atomically
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import ArchitectureName
+from pyro_arbuf.network.positions import SlotPositions
 from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.named_functions import find_function, is_function_name
 from pyro_arbuf.programs.sources import make_source
+from pyro_arbuf.training.growth import GROWN, grow
 from pyro_arbuf.training.loop import fit
 from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
 
@@ -39,6 +41,8 @@ def train(
     width: int | None = None,
     num_layers: int | None = None,
     num_heads: int | None = None,
+    mlp_width: int | None = None,
+    slot_positions: SlotPositions | None = None,
     seed: int = 0,
     threads: int | None = None,
     resume: bool = False,
@@ -75,8 +79,10 @@ def train(
         num_targets: Fresh targets per task; the buffer's pairs are targets too; 48 if not given.
         learning_rate: Peak learning rate; 6e-3 if not given.
         width: Token width; that of the prior's recipe if not given; with `--from`, that of the weights.
-        num_layers: Number of blocks; likewise.
-        num_heads: Number of heads; likewise.
+        num_layers: Number of blocks; likewise, or more: new ones change nothing before they are trained.
+        num_heads: Number of heads; as `width`.
+        mlp_width: Hidden width of the blocks' MLP; as `num_layers`.
+        slot_positions: How slots of the buffer are told apart, see docs/how-to/longer_buffers.md; as `width`.
         seed: Seed of weights and data stream.
         threads: CPU threads; all cores if not given.
         resume: Continue the run of this output.
@@ -99,7 +105,8 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     own = {"num_context": num_context, "inputs": inputs, "latents": latents, "outcome": outcome}
-    chosen = {"width": width, "num_layers": num_layers, "num_heads": num_heads}
+    chosen = {"width": width, "num_layers": num_layers, "num_heads": num_heads, "mlp_width": mlp_width}
+    chosen |= {"slot_positions": slot_positions}
     sizes: dict[str, Any] = {name: size for name, size in chosen.items() if size is not None}
     added = {"adapter_rank": adapter_rank, "gated_read": gated_read or None}
     settings = {"batch_size": batch_size, "num_targets": num_targets, "learning_rate": learning_rate}
@@ -144,7 +151,7 @@ def _train_shipped(
     source = make_source(prior, settings["batch_size"], settings["num_targets"], seed + begun["steps"], **made_for)
     torch.manual_seed(seed)
     wanted = replace(source.config, **sizes)
-    model = make_model(wanted) if from_ is None else _warm_model(from_, wanted)
+    model = make_model(wanted) if from_ is None else _warm_model(from_, wanted, sizes)
 
     def keep(state: RunState) -> None:
         save(model, output, state.best_weights)
@@ -221,12 +228,23 @@ def _origin_of(name: str) -> dict[str, Any]:
     return found | {"steps": before["steps"], "minutes": before["minutes"], "runs": before.get("runs", [])}
 
 
-def _warm_model(name: str, wanted: ModelConfig) -> ArBufferModel:
-    """A model with the weights of another one, to be trained for a prior whose configuration is `wanted`."""
+def _warm_model(name: str, wanted: ModelConfig, sizes: dict[str, Any]) -> ArBufferModel:
+    """A model with the weights of another one, to be trained for a prior whose configuration is `wanted`.
+
+    Raises:
+        ValueError: If it is not for such tasks, or a size that was asked for is not that of the weights, nor one to
+            which they can grow.
+    """
     trained = load(name, trainable=True).in_units()
     if wanted.architecture == "tnp-d-buffer" and trained.config.architecture == "tnp-d":
         trained = add_buffer(trained, wanted.adapter_rank or None, wanted.gated_read)
     check_fits(trained.config, wanted, name)
+    larger = {size: sizes[size] for size in GROWN if size in sizes}
+    trained = grow(trained, **larger) if larger else trained
+    for size, value in sizes.items():
+        own = getattr(trained.config, size)
+        if own != value:
+            raise ValueError(f"--{size.replace('_', '-')} must be {own}, as the weights of {name} have it; got {value}")
     names = ["prior", "x_range", "y_range", "num_context", "num_targets", "x_spacing"]
     names += ["evidence_rmse", "ordered_latents"]
     if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function

@@ -18,6 +18,7 @@ from pyro_arbuf.inference.data import column_hint, x_tensor, y_tensor
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.network import Network
+from pyro_arbuf.network.rules import LARGEST_SIZE
 from pyro_arbuf.network.tracing import is_traced
 
 
@@ -177,12 +178,14 @@ def check_buffer_size(buffer_size: object, model: Network) -> int:
     """Checks the number of targets between two absorptions; `None` = the model's K.
 
     Raises:
-        ValueError: If it is no integer in 1..K.
+        ValueError: If it is no integer in 1..K; where slots have no learned positions, of at least 1.
     """
     slots = model.buffer_size
     buffer_size = slots if buffer_size is None else buffer_size
-    if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or not 1 <= buffer_size <= slots:
-        raise ValueError(f"buffer_size must be an integer in 1..{slots} (the model's K); got {buffer_size!r}")
+    most = slots if model.config.slot_positions == "learned" else LARGEST_SIZE
+    if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or not 1 <= buffer_size <= most:
+        rule = f"in 1..{slots} (the model's K)" if most == slots else ">= 1"
+        raise ValueError(f"buffer_size must be an integer {rule}; got {buffer_size!r}")
     return buffer_size
 
 

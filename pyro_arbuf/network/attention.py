@@ -25,8 +25,8 @@ class BufferQueries(NamedTuple):
 
     Attributes:
         q: `(B, S, H, Q, h)` queries against the keys of the buffer.
-        offset: `(B, S, H, Q)`, added to the scores of all slots, so that the buffer gets more of a query's attention or
-            less; `None` = 0.
+        offset: Added to the scores of slots, so that they get more of a query's attention or less; it broadcasts
+            against `(B, S, H, Q, K)`. `None` = 0.
     """
 
     q: Tensor
@@ -35,7 +35,7 @@ class BufferQueries(NamedTuple):
     def scores(self, keys: Tensor) -> Tensor:
         """Scores `(B, S, H, Q, K)` of keys `(B, S, H, K, h)`."""
         found = self.q @ keys.mT * int(self.q.shape[-1]) ** -0.5
-        return found if self.offset is None else found + self.offset.unsqueeze(-1)
+        return found if self.offset is None else found + self.offset
 
 
 def attend(

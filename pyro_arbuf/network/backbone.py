@@ -6,7 +6,6 @@ Knows nothing of inputs, outcomes or heads.
 """
 
 import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from pyro_arbuf.network.attention import attend
 from pyro_arbuf.network.cache import Buffer, ContextCache, JoinedBuffer, KeysValues
 from pyro_arbuf.network.lags import Turn, first_biases, joined_turns, turned
+from pyro_arbuf.network.positions import RelativePositions
 from pyro_arbuf.network.visibility import buffer_prefix_len
 
 SHARP_FROM = 64  # keys that a query reads before scaling matters: there it starts as a factor of 1
@@ -115,12 +115,11 @@ class Backbone(nn.Module):
         mlp_width: Hidden width of the blocks' MLP.
         scaled: Whether queries grow with the logarithm of the number of keys they read.
         frequencies: Of the angles of a series, see `Block`.
+        relative: What attention sees of how far back a slot lies; `None` = nothing.
 
     Source:
         Scaled queries: Nakanishi (2025), scalable-softmax.
     """
-
-    one_query: ClassVar[bool] = True  # tokens read buffer and context alike: their keys may stand side by side
 
     def __init__(
         self,
@@ -130,9 +129,11 @@ class Backbone(nn.Module):
         mlp_width: int,
         scaled: bool = False,
         frequencies: Tensor | None = None,
+        relative: RelativePositions | None = None,
     ):
         super().__init__()
-        self.scaled = scaled
+        self.scaled, self.relative = scaled, relative
+        self.one_query = relative is None  # tokens read buffer and context alike: their keys may stand side by side
         self.blocks = nn.ModuleList(make_blocks(width, num_layers, num_heads, mlp_width, scaled, frequencies))
 
     @property
@@ -206,7 +207,9 @@ class Backbone(nn.Module):
             if num_new:
                 # Contiguous: a strided input would become one small product per draw instead of one large one.
                 entering = None if turn is None else turn.part(slice(num_new))
-                grown.append(buffer.append(layer, *block.kv(normed[..., :num_new, :].contiguous(), entering)))
+                keys, values = block.kv(normed[..., :num_new, :].contiguous(), entering)
+                keys = keys if self.relative is None else self.relative.keys(keys, buffer.num_slots)
+                grown.append(buffer.append(layer, keys, values))
             if num_new and block is layers[-1]:  # of the last layer only the targets' output is wanted
                 tokens, normed = (t[..., num_new:, :].contiguous() for t in (tokens, normed))
                 query_len, turn = prefix_len, None if turn is None else turn.part(slice(num_new, None))
@@ -214,7 +217,10 @@ class Backbone(nn.Module):
             slots = grown[layer] if num_new else buffer.stored(layer)
             context_kv, buffer_kv, context_len = buffer.sources(cache, layer, slots)
             q = block.q(normed, num_keys, turn)
-            attended = attend(q, context_kv, buffer_kv, query_len, context_len)  # (B, S, H, Q, h)
+            of_buffer = None
+            if self.relative is not None and buffer_kv is not None:
+                of_buffer = self.relative.queries(q, query_len, num_slots)
+            attended = attend(q, context_kv, buffer_kv, query_len, context_len, of_buffer)  # (B, S, H, Q, h)
             tokens = block.update(tokens, attended)
         return tokens, buffer.extended(grown) if num_new else buffer
 

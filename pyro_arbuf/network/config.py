@@ -139,6 +139,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
     {"architecture": "buffer"},
     {"observation": None, "ordered_latents": False},
     {"adapter_rank": 8, "gated_read": False},
+    {"slot_positions": "learned"},
 )
 
 

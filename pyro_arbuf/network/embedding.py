@@ -25,7 +25,7 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.lags import Turn, turn_frequencies, turn_of
 from pyro_arbuf.network.latents import standardisation
 from pyro_arbuf.network.outcomes import at_most, one_hot
-from pyro_arbuf.network.positions import LearnedPositions
+from pyro_arbuf.network.positions import added_positions
 from pyro_arbuf.network.rows import RowEncoder
 from pyro_arbuf.network.traces import Traces, Trail
 from pyro_arbuf.network.tracing import is_traced
@@ -71,7 +71,7 @@ class Embedder(nn.Module):
         self.y_out = nn.Linear(hidden_width, width)
         self.y_skip = nn.Linear(y_features, width, bias=False)
         self.role = nn.Parameter(torch.randn(3, width) * 0.5)
-        self.positions: nn.Module = LearnedPositions(config.buffer_size, width)
+        self.positions: nn.Module = added_positions(config.slot_positions, config.buffer_size, width)
         self.empty_context = nn.Parameter(torch.randn(width) * 0.5)
         if self.num_latents:
             self.latent = nn.Parameter(torch.randn(self.num_latents, width) * 0.5)

@@ -16,6 +16,7 @@ from pyro_arbuf.network.embedding import Embedder
 from pyro_arbuf.network.heads import GaussianMixtureHead, Head, make_head
 from pyro_arbuf.network.latents import FINEST
 from pyro_arbuf.network.parts import ArchitectureName
+from pyro_arbuf.network.positions import relative_positions
 from pyro_arbuf.network.predictives import LatentsAmongOutcomes, Predictive
 from pyro_arbuf.network.traces import extended
 from pyro_arbuf.network.tracing import is_traced
@@ -62,7 +63,8 @@ class Network(nn.Module):
         self.embedder = embedder or Embedder(config)
         frequencies = None if config.lag_column is None else self.embedder.turn_frequencies
         layers = (config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries, frequencies)
-        self.backbone = backbone or Backbone(config.width, *layers)
+        relative = relative_positions(config.slot_positions, config.width, config.num_heads)
+        self.backbone = backbone or Backbone(config.width, *layers, relative)
         self.head: Head = head or make_head(config)
         # A share of the number just before, exact where it is large: layer norms keep the direction of a token only.
         self.follow = None

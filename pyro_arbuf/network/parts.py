@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.outcomes import Outcome, Real, outcome_of
+from pyro_arbuf.network.positions import SlotPositions, check_slot_positions
 from pyro_arbuf.network.rules import (
     LARGEST_SIZE,
     check_latent,
@@ -63,6 +64,9 @@ class Architecture:
         architecture: "buffer", or what the paper compares it with, see `pyro_arbuf.baselines`.
         adapter_rank: Of a buffer added to a set model ("tnp-d-buffer"), the rank of its adapters, 2 to 16; 0 = none.
         gated_read: Likewise, whether targets learn how much of their attention the buffer gets.
+        slot_positions: How slots of the buffer are told apart: by "learned" vectors, of which there are K, by nothing
+            but who sees whom ("none"), or by their distance to a query, which turns keys ("rotary") or lowers scores
+            ("linear"). All but the first can be read with a `buffer_size` beyond K.
     """
 
     dim_x: int = 1
@@ -95,6 +99,7 @@ class Architecture:
     architecture: ArchitectureName = "buffer"
     adapter_rank: int = 8
     gated_read: bool = False
+    slot_positions: SlotPositions = "learned"
 
     def _check_architecture(self) -> None:
         sizes = ["dim_x", "buffer_size", "width", "num_layers", "num_heads", "mlp_width", "embedding_width"]
@@ -127,6 +132,7 @@ class Architecture:
         self._check_rows()
         self._check_baseline()
         self._check_added_buffer()
+        check_slot_positions(self.slot_positions, self.architecture, self.width / self.num_heads)
         names = [latent.name for latent in self.latents]
         if len(set(names)) < len(names):
             raise ValueError(f"latents must have different names; got {names}")

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_arbuf.files import write_atomically
+from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.network import Network
 
 FROM_SCRATCH: dict[str, Any] = {"started_from": None, "steps": 0, "minutes": 0.0}
@@ -148,8 +149,10 @@ _NUMBERS = tuple(f.name for f in dataclasses.fields(RunState) if f.name != "best
 
 
 def _fields_of(config: str | None) -> dict[str, Any]:
-    parts = json.loads(config or "{}").values()
-    return {f"config.{name}": value for part in parts for name, value in part.items()}
+    """Fields of a configuration; those that its version did not have yet have the values that held then."""
+    if not config:
+        return {}
+    return {f"config.{name}": value for name, value in dataclasses.asdict(ModelConfig.from_json(config)).items()}
 
 
 def _checksum(tensors: dict[str, Tensor], record: str) -> str:
