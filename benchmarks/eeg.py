@@ -28,6 +28,7 @@ from eeg_baselines import (
     vector_autoregression,
 )
 from marked import write_marked
+from quality import mean_se
 from torch import Tensor
 from tqdm import tqdm
 
@@ -134,11 +135,6 @@ def score(
         for label, density in densities.items():
             found.setdefault(label, []).append(density.mean() / num_targets)
     return {label: torch.stack(parts) for label, parts in found.items()}
-
-
-def mean_se(values: Tensor) -> tuple[float, float]:
-    """Mean and its standard error over subjects."""
-    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
 
 
 def write_tables(task: str, scores: dict[int, Score], names: list[str]) -> tuple[list[str], dict[str, object]]:

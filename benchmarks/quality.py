@@ -62,9 +62,10 @@ def model_log_prob(
     return torch.cat(parts).double()
 
 
-def mean_se(values: Tensor) -> tuple[float, float]:
-    """Mean and its standard error over functions."""
-    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
+def mean_se(values: list[float] | Tensor) -> tuple[float, float]:
+    """Mean of independent values and its standard error."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    return values.mean().item(), values.std(correction=min(1, len(values) - 1)).item() / math.sqrt(len(values))
 
 
 def summarise(rows: list[dict[str, Tensor]], num_context: tuple[int, ...], full: int) -> dict[str, object]:

@@ -36,6 +36,7 @@ from marked import write_marked
 from multisensory_evidence import TABLE, simulated_sets
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
+from quality import mean_se
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
@@ -95,12 +96,6 @@ def quiet() -> None:
 def stack(sites: dict[str, Tensor], names: tuple[str, ...]) -> Tensor:
     """Draws `(S, P)` of named sites `(S, *shape)`."""
     return torch.cat([sites[name].reshape(len(sites[name]), -1) for name in names], 1)
-
-
-def mean_se(values: list[float] | Tensor) -> tuple[float, float]:
-    """Mean and its standard error."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    return values.mean().item(), values.std(correction=min(1, len(values) - 1)).item() / math.sqrt(len(values))
 
 
 def shown(values: list[float] | Tensor, digits: int = 3) -> str:

@@ -10,6 +10,7 @@ import tiny
 import torch
 from test_eeg_baselines import write_trials
 
+import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferMarginals
 from pyro_arbuf.baselines import make_model
 from pyro_arbuf.network.predictives import GaussianMixture
@@ -162,6 +163,40 @@ def test_share_of_the_gain_is_zero_of_independent_and_one_of_exact_predictions(l
     found = added.recovered(scores, [added.INDEPENDENT, added.EXACT, "rank-8"])
     for (share, error), expected in zip(found.values(), (0.0, 1.0, 0.75), strict=True):
         assert share == pytest.approx(expected) and error == pytest.approx(0.0, abs=1e-12)
+
+
+def test_networks_of_longer_buffers_start_at_the_same_weights(load):
+    longer = load("longer_buffers")
+    shipped = pyro_arbuf.load("gp-1d-noisy").state_dict()
+    for kind in longer.KINDS.values():
+        net = longer.begin(kind, "gp-1d-noisy", small=False)
+        assert (net.config.slot_positions, net.config.scaled_queries) == kind
+        own = net.state_dict()
+        assert set(shipped) - set(own) <= {"embedder.positions.slot"}
+        assert all(torch.equal(value, shipped[name]) for name, value in own.items() if "sharpness" not in name)
+
+
+def test_loss_of_a_longer_buffer_is_paired(load):
+    exact = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = load("longer_buffers").losses({"8, 4, 1": exact.tolist(), "8, 4, 2": (exact - 0.25).tolist()})
+    assert found == {"8, 4, 2": pytest.approx((0.25, 0.0), abs=1e-12)}
+
+
+@pytest.mark.slow
+def test_longer_buffers_are_trained_once_and_written_into_a_page(load, capsys, tmp_path, monkeypatch):
+    longer, page = load("longer_buffers"), tmp_path / "page.md"
+    page.write_text("A remark.\n\n<!-- longer_buffers.py -->\n<!-- end -->\n")
+    for name, value in {"BUFFERS": ((6, 3),), "SLOTS": (3, 6), "TRAINED": (4,), "CONTEXTS": (4, 5)}.items():
+        monkeypatch.setattr(longer, name, value)
+    settings = {"folder": tmp_path, "minutes": 0.01, "page": page, "small": True, "num_functions": 2, "num_orders": 2}
+    longer.main(("learned", "none, scaled"), **settings)
+    *table, line = capsys.readouterr().out.strip().splitlines()
+    found = json.loads(line)["systems"]
+    assert set(found["none, scaled"]["lost"]) == {"6, 3, 3", "6, 3, 6"} and set(found["learned"]["gaps"]) == {"4", "5"}
+    assert "| 6 | 3 | 6 |" in page.read_text() and page.with_suffix(".png").stat().st_size > 9000
+    monkeypatch.setattr(load("paper_systems"), "fit", None)  # nothing is trained again
+    longer.main(("learned", "none, scaled"), **settings)
+    assert capsys.readouterr().out.strip().splitlines() == [*table, line]
 
 
 @pytest.mark.slow
