@@ -263,3 +263,18 @@ def test_large_contexts_measures_speed_and_trains_both(benchmark, capsys, tmp_pa
     assert sum("| ratio |" in row for row in table) == 2 and (tmp_path / "thousands.png").stat().st_size > 10_000
     large.main(num_context=(16,), minutes=0.01, folder=tmp_path / "runs", num_functions=2)
     assert set(json.loads(capsys.readouterr().out.strip().splitlines()[-1])["loss"]) == {"16"}
+
+
+@pytest.mark.slow
+def test_diagnostics_fail_on_a_narrowed_posterior_and_are_written_into_the_card(
+    benchmark, capsys, tmp_path, monkeypatch
+):
+    diagnostics = benchmark("diagnostics")
+    monkeypatch.setattr(diagnostics, "SIMULATIONS", 200)
+    (tmp_path / "README.md").write_text("A remark.\n\n<!-- diagnostics.py -->\n<!-- end -->\n")
+    monkeypatch.setattr(diagnostics, "find_model", lambda name: tmp_path)
+    diagnostics.main(("psychometric",), num_datasets=60, num_trials=40, update_card=True)
+    *_, line = capsys.readouterr().out.strip().splitlines()
+    rows = {what: float(p) for what, p, _ in json.loads(line)["networks"]["psychometric"]}
+    assert len(rows) == 9 and rows["ranks, all, of a posterior made a third narrower"] < 0.01
+    assert "| calibration around the data |" in (tmp_path / "README.md").read_text()
