@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferMarginals, ArBufferModel, add_buffer, cli
-from pyro_arbuf.baselines import make_model
+from pyro_arbuf.baselines import make_model, matched_config
 from pyro_arbuf.baselines.added_buffer import TNPDBuffer
 from pyro_arbuf.network.cache import BufferCache
 from pyro_arbuf.network.visibility import chain_prefix_len
@@ -223,7 +223,7 @@ def test_number_of_added_weights(kind: str, rank: int, heads: int) -> None:
 
 
 def test_default_adds_at_most_a_tenth() -> None:
-    base = make_model(dataclasses.replace(RECIPES["gp-1d-noisy"].config, architecture="tnp-d"))
+    base = make_model(matched_config(RECIPES["gp-1d-noisy"].config, "tnp-d"))
     net = add_buffer(base)
     assert sum(weight.numel() for weight in net.added) < 0.1 * sum(weight.numel() for weight in net.parameters())
 

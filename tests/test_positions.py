@@ -143,7 +143,7 @@ def test_kind_is_saved_and_older_files_have_learned_positions(tmp_path: Path) ->
 def test_kinds_are_checked() -> None:
     with pytest.raises(ValueError, match="slot_positions must be one of learned, none, rotary, linear; got 'alibi'"):
         ModelConfig(slot_positions="alibi")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="must be 'learned' in a network of architecture='tnp-a'; got 'none'"):
+    with pytest.raises(ValueError, match="must be 'learned' where architecture='tnp-a'; got 'none'"):
         ModelConfig(architecture="tnp-a", slot_positions="none")
     with pytest.raises(ValueError, match="'rotary' needs heads at least 2 wide; got heads of 1"):
         ModelConfig(width=4, num_heads=4, slot_positions="rotary")

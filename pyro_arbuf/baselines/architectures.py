@@ -13,6 +13,7 @@ from pyro_arbuf.baselines.tnp_nd import TNPND
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import ArchitectureName
+from pyro_arbuf.network.positions import KINDS_OF
 
 ARCHITECTURES: dict[str, type[ArBufferModel]] = {
     each.architecture: each for each in (ArBufferModel, TNPD, TNPA, TNPND, Decoder, LBANP, LBANPBuffer, TNPDBuffer)
@@ -57,5 +58,7 @@ def matched_config(config: ModelConfig, architecture: ArchitectureName) -> Model
         ('lbanp', 4)
     """
     wanted = num_parameters(replace(config, architecture="buffer"))
-    candidates = [replace(config, architecture=architecture, num_layers=n + 1) for n in range(config.num_layers)]
+    kind = config.slot_positions if config.slot_positions in KINDS_OF.get(architecture, ()) else "learned"
+    like = replace(config, architecture=architecture, slot_positions=kind)
+    candidates = [replace(like, num_layers=n + 1) for n in range(config.num_layers)]
     return min(candidates, key=lambda each: abs(num_parameters(each) - wanted))

@@ -82,7 +82,8 @@ def train(
         num_layers: Number of blocks; likewise, or more: new ones change nothing before they are trained.
         num_heads: Number of heads; as `width`.
         mlp_width: Hidden width of the blocks' MLP; as `num_layers`.
-        slot_positions: How slots of the buffer are told apart, see docs/how-to/longer_buffers.md; as `width`.
+        slot_positions: How slots of the buffer are told apart, see docs/how-to/longer_buffers.md; that of the recipe if
+            not given; with `--from`, that of the weights.
         seed: Seed of weights and data stream.
         threads: CPU threads; all cores if not given.
         resume: Continue the run of this output.
@@ -243,14 +244,18 @@ def _warm_model(name: str, wanted: ModelConfig, sizes: dict[str, Any]) -> ArBuff
     trained = grow(trained, **larger) if larger else trained
     for size, value in sizes.items():
         own = getattr(trained.config, size)
-        if own != value:
+        if own != value and size != "slot_positions":
             raise ValueError(f"--{size.replace('_', '-')} must be {own}, as the weights of {name} have it; got {value}")
     names = ["prior", "x_range", "y_range", "num_context", "num_targets", "x_spacing"]
     names += ["evidence_rmse", "ordered_latents"]
     if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function
         names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale", "y_scale_weight"]
+    names += ["slot_positions"] * ("slot_positions" in sizes)
     model = make_model(replace(trained.config, **{field: getattr(wanted, field) for field in names}))
-    model.load_state_dict(trained.state_dict())
+    slot = "embedder.positions.slot"  # of learned positions, which another kind does without
+    own, kept = trained.state_dict(), set(model.state_dict())
+    found = model.load_state_dict({name: own[name] for name in own if name != slot or slot in kept}, strict=False)
+    assert set(found.missing_keys) <= {slot}
     return model
 
 

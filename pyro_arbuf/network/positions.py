@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_arbuf.network.attention import BufferQueries
 
 SlotPositions = Literal["learned", "none", "rotary", "linear"]
+KINDS_OF = {"buffer": get_args(SlotPositions), "lbanp-buffer": ("learned", "none")}  # of others: learned
 BASE = 1e4  # the slowest angle turns about as many times more slowly than the fastest, of one radian per slot
 
 
@@ -144,14 +145,14 @@ def check_slot_positions(kind: object, architecture: str, head_width: float) -> 
     """Checks the kind of positions of a network's slots.
 
     Raises:
-        ValueError: If it is unknown, another architecture than ours is to have it, or heads are too narrow to turn.
+        ValueError: If it is unknown, the architecture does not have it, or heads are too narrow to turn.
     """
     if kind not in get_args(SlotPositions):
         raise ValueError(f"slot_positions must be one of {', '.join(get_args(SlotPositions))}; got {kind!r}")
-    if kind != "learned" and architecture != "buffer":
+    known = KINDS_OF.get(architecture, ("learned",))
+    if kind not in known:
         raise ValueError(
-            f"slot_positions must be 'learned' in a network of architecture={architecture!r}; got {kind!r}; use "
-            "architecture='buffer'"
+            f"slot_positions must be {' or '.join(map(repr, known))} where architecture={architecture!r}; got {kind!r}"
         )
     if kind == "rotary" and head_width < 2:
         raise ValueError(f"slot_positions='rotary' needs heads at least 2 wide; got heads of {head_width:g}")

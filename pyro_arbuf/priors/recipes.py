@@ -86,7 +86,14 @@ class ProgramRecipe(NamedTuple):
 
 Recipe = PriorRecipe | TableRecipe | RecordingRecipe | ProgramRecipe
 
-_GP = ModelConfig(num_layers=6, num_heads=2, x_range=(-2.0, 2.0), y_range=(-6.0, 6.0), num_targets=(1, 128))
+_GP = ModelConfig(
+    num_layers=6,
+    num_heads=2,
+    slot_positions="none",
+    x_range=(-2.0, 2.0),
+    y_range=(-6.0, 6.0),
+    num_targets=(1, 128),
+)
 
 _TABLES = ModelConfig(
     inputs="rows",

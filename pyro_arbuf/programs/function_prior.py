@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_arbuf.inference.description import describe_outcome, show_ranges
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.positions import KINDS_OF
 from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.programs.consistency import subset_gap
 from pyro_arbuf.programs.reports import (
@@ -137,6 +138,8 @@ def probe(function: Callable[..., Any], num_context: tuple[int, int], **sizes: A
     dim_x, dim_y = (x.shape[-1] if x.dim() == 3 else 1), (y.shape[-1] if y.dim() == 3 else None)
     plain = ModelConfig(dim_x=dim_x, dim_y=dim_y, outcomes=outcomes)  # checks the outcomes
     measured, notes = _measure(FunctionPrior(function), plain)
+    if sizes.get("architecture", "buffer") in KINDS_OF:
+        sizes = {"slot_positions": "none"} | sizes
     fields = measured | SIZES | sizes
     names = {"prior": name_of_prior(function), "num_context": num_context, "num_targets": (1, num_context[1])}
     return Probed(ModelConfig(dim_x=dim_x, dim_y=dim_y, outcomes=outcomes, **names, **fields), notes)

@@ -35,9 +35,9 @@ def grow(net: AnyNetwork, num_layers: int | None = None, mlp_width: int | None =
 
     Example:
         >>> import pyro_arbuf
-        >>> larger = grow(pyro_arbuf.load("gp-1d-noisy"), num_layers=6)
+        >>> larger = grow(pyro_arbuf.load("gp-1d-noisy"), num_layers=8)
         >>> larger.config.num_layers
-        6
+        8
     """
     if net.config.architecture not in ("buffer", "tnp-d"):
         raise ValueError(
