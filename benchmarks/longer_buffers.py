@@ -9,7 +9,8 @@ the shipped network, where they have them in common, or at random ones, and are 
 
 Buffers: the loss against exact autoregression of the same network at 64 and 128 targets, with 16 to 128 slots; orders
 and functions are the same, differences are paired. Exact autoregression encodes up to 143 pairs, beyond the 128 of
-training. Contexts: the gap to the oracle at 16 targets given 8 to 512 observed points, with all K slots.
+training. Beside it the CPU seconds of 64 draws of 128 targets, the sizes taking turns. Contexts: the gap to the oracle
+at 16 targets given 8 to 512 observed points, with all K slots.
 
 Networks, their training states and scores are kept in the folder: the same command goes on where it was stopped.
 Writes a table and a figure into docs/how-to/longer_buffers.md, between its markers; prints them, then one JSON line.
@@ -27,12 +28,13 @@ import tyro
 from marked import write_marked
 from matplotlib.figure import Figure
 from oracle import oracle_log_prob
+from paper_speed import median_seconds
 from paper_systems import SEED, SMALL, System, log_prob, train_on
 from quality import draw_functions, mean_se
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_arbuf import ArBufferModel, load, random_orders
+from pyro_arbuf import ArBufferJoint, ArBufferModel, load, random_orders
 from pyro_arbuf.baselines import make_model
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.network.positions import SlotPositions
@@ -46,6 +48,7 @@ SLOTS = (16, 32, 64, 128)
 TRAINED, LONGER = (8, 32, 128), (256, 512)
 CONTEXTS = (*TRAINED, *LONGER)
 TARGETS = 16  # beside these contexts
+DRAWS = 64  # that are timed
 
 
 class Kind(NamedTuple):
@@ -121,6 +124,16 @@ def context_gaps(folder: Path, name: str, net: ArBufferModel, num_functions: int
     return found
 
 
+def seconds_of_draws(net: ArBufferModel, repeats: int) -> dict[int, float]:
+    """CPU seconds of joint draws at the last of `BUFFERS`, by the slots K; 1 = exact autoregression."""
+    num_targets, num_context = BUFFERS[-1]
+    x_context, y_context, x, _ = (part[0] for part in draw_functions(PRIOR, 1, num_context, num_targets))
+    context = net.condition(x_context, y_context.squeeze(-1))
+    joints = {slots: ArBufferJoint(context, x, buffer_size=slots) for slots in (1, *SLOTS) if slots <= num_targets}
+    timed = {str(slots): lambda joint=joint: joint.sample((DRAWS,)) for slots, joint in joints.items()}
+    return {int(slots): seconds for slots, seconds in median_seconds(timed, repeats).items()}
+
+
 def losses(scores: Scores) -> dict[str, tuple[float, float]]:
     """By "M, N, K", what a buffer loses against exact autoregression, and its standard error."""
     found = {}
@@ -132,8 +145,8 @@ def losses(scores: Scores) -> dict[str, tuple[float, float]]:
     return found
 
 
-def write_tables(all_scores: dict[str, Scores], gaps: dict[str, dict[int, Tensor]]) -> str:
-    """The two tables, in Markdown."""
+def write_tables(all_scores: dict[str, Scores], gaps: dict[str, dict[int, Tensor]], seconds: dict[int, float]) -> str:
+    """The three tables, in Markdown."""
     lost = {kind: losses(scores) for kind, scores in all_scores.items()}
     names = list(dict.fromkeys(name for each in lost.values() for name in each))
     lines = ["| targets M | observed N | slots K |" + "".join(f" {kind} |" for kind in lost)]
@@ -151,6 +164,9 @@ def write_tables(all_scores: dict[str, Scores], gaps: dict[str, dict[int, Tensor
             for each in gaps.values()
         )
         lines.append(f"| 8, 32, 128: more than learned | {' | '.join(shown)} |")
+    if seconds:
+        lines += ["", f"| slots K | {' | '.join(map(str, seconds))} |", "|---" * (1 + len(seconds)) + "|"]
+        lines.append(f"| CPU seconds of {DRAWS} draws | {' | '.join(f'{each:.2f}' for each in seconds.values())} |")
     return "\n".join(lines) + "\n"
 
 
@@ -186,6 +202,7 @@ def main(
     learning_rate: float = 2e-3,
     num_functions: int = 64,
     num_orders: int = 4,
+    repeats: int = 3,
     page: Path = PAGE,
     threads: int = 1,
     small: bool = False,
@@ -200,6 +217,7 @@ def main(
         learning_rate: The peak.
         num_functions: Functions of every comparison.
         num_orders: Orders averaged.
+        repeats: Runs that are timed, of the first network whose slots have no learned positions; 0 = nothing is timed.
         page: Page that the tables are written into; the figure stands beside it.
         threads: CPU threads.
         small: Tiny networks of random weights, to try the command.
@@ -211,13 +229,15 @@ def main(
         raise SystemExit(f"--kinds must be some of {', '.join(KINDS)}; got {', '.join(unknown)}")
     start = "" if small else from_
     where = folder / f"{minutes:g}-minutes-at-{learning_rate:g}-from-{start or 'random'}"
-    all_scores, gaps = {}, {}
+    all_scores, gaps, seconds = {}, {}, {}
     for name in tqdm(kinds, desc="networks", leave=False):
         own = where / name.replace(", ", "-")
         net = trained(KINDS[name], minutes, learning_rate, start, own, small)
         all_scores[name] = buffer_scores(own, net, num_functions, num_orders)
         gaps[name] = context_gaps(where, name, net, num_functions, num_orders)
-    tables = write_tables(all_scores, gaps)
+        if repeats and not seconds and net.config.slot_positions != "learned":
+            seconds = seconds_of_draws(net, repeats)
+    tables = write_tables(all_scores, gaps, seconds)
     print(tables)
     if page.exists():
         draw_figure(page.with_suffix(".png"), all_scores, gaps)
@@ -225,7 +245,7 @@ def main(
     found = {name: {"lost": losses(all_scores[name])} for name in kinds}
     for name in kinds:
         found[name]["gaps"] = {str(n): mean_se(value) for n, value in gaps[name].items()}
-    print(json.dumps({"benchmark": "longer_buffers", "minutes": minutes, "systems": found}))
+    print(json.dumps({"benchmark": "longer_buffers", "minutes": minutes, "systems": found, "seconds": seconds}))
 
 
 if __name__ == "__main__":

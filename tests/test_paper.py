@@ -189,6 +189,7 @@ def test_longer_buffers_are_trained_once_and_written_into_a_page(load, capsys, t
     for name, value in {"BUFFERS": ((6, 3),), "SLOTS": (3, 6), "TRAINED": (4,), "CONTEXTS": (4, 5)}.items():
         monkeypatch.setattr(longer, name, value)
     settings = {"folder": tmp_path, "minutes": 0.01, "page": page, "small": True, "num_functions": 2, "num_orders": 2}
+    settings["repeats"] = 0
     longer.main(("learned", "none, scaled"), **settings)
     *table, line = capsys.readouterr().out.strip().splitlines()
     found = json.loads(line)["systems"]

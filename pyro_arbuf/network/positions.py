@@ -4,6 +4,8 @@ Positions are added to the tokens that enter the buffer (`LearnedPositions`, `No
 distance of a slot to the query that reads it (`RotaryPositions`, `LinearBias`). The former belong to the embedder, the
 latter to the blocks, and a network has one kind: `added_positions` and `relative_positions` make it. A slot is at
 distance 0 of the queries that see it and none after it. Knows nothing of what tokens hold.
+
+Deviation: the paper's slots have learned positions; new networks of functions have none.
 """
 
 from typing import Literal, get_args
