@@ -751,7 +751,8 @@ def test_setup_of_another_run_is_named_by_its_fields(straight: tuple) -> None:
 def test_run_that_an_older_version_began_is_resumed(straight: tuple) -> None:
     setup = RunState.read(straight[2]).setup
     parts = json.loads(setup["config"])
-    del parts["architecture"]["slot_positions"], parts["trained"]["ordered_latents"]
+    for field in ("slot_positions", "adapter_rank", "gated_read"):
+        del parts["architecture"][field]
     before = RunState(setup=setup | {"config": json.dumps(parts)})
     before.check_setup(straight[2], setup)
     parts["architecture"]["slot_positions"] = "none"
