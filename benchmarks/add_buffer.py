@@ -36,6 +36,7 @@ from pyro_arbuf.random_state import seeded
 
 PRIOR = "gp-1d-noisy"
 NUM_TARGETS = 16
+TICKS = (2_000, 5_000, 10_000, 20_000, 50_000)  # weights, in the figure
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "add_buffer.md"
 
 
@@ -152,6 +153,8 @@ def draw_figure(path: Path, nets: dict[str, Trained], shares: dict[str, tuple[fl
         axis.axhline(1.0, color="black", ls="--", lw=1)
         axis.axhline(shares[UNTRAINED][0], color="gray", ls=":", lw=1)
         axis.set(xlabel="trained weights", ylabel="share of the gain recovered", xscale="log")
+        axis.set_xticks(TICKS, [f"{tick:,}" for tick in TICKS])
+        axis.minorticks_off()
         axis.legend(ncols=2)
         write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
