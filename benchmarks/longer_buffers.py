@@ -29,7 +29,7 @@ from marked import write_marked
 from matplotlib.figure import Figure
 from oracle import oracle_log_prob
 from paper_speed import median_seconds
-from paper_systems import SEED, SMALL, System, log_prob, train_on
+from paper_systems import SEED, SMALL, System, log_prob, read_scores, train_on, write_scores
 from quality import draw_functions, mean_se
 from torch import Tensor
 from tqdm import tqdm
@@ -45,8 +45,8 @@ PRIOR = "gp-1d-noisy"
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "longer_buffers.md"
 BUFFERS = ((64, 16), (64, 64), (128, 16))  # targets and observed points
 SLOTS = (16, 32, 64, 128)
-TRAINED, LONGER = (8, 32, 128), (256, 512)
-CONTEXTS = (*TRAINED, *LONGER)
+TRAINED = (8, 32, 128)
+CONTEXTS = (*TRAINED, 256, 512)
 TARGETS = 16  # beside these contexts
 DRAWS = 64  # that are timed
 
@@ -86,15 +86,10 @@ def trained(kind: Kind, minutes: float, learning_rate: float, start: str, folder
     return train_on(source, minutes, folder, net, learning_rate)[0]
 
 
-def kept(path: Path, scores: Scores) -> None:
-    """Writes scores into their file."""
-    write_atomically(path, lambda file: Path(file).write_text(json.dumps(scores)))
-
-
 def buffer_scores(folder: Path, net: ArBufferModel, num_functions: int, num_orders: int) -> Scores:
     """Log densities by "M, N, K", of exact autoregression (K = 1) and of every buffer that the network can read."""
     path = folder / f"buffers-{num_functions}-functions-{num_orders}-orders.json"
-    scores: Scores = json.loads(path.read_text()) if path.exists() else {}
+    scores: Scores = read_scores(path)
     longest = net.buffer_size if net.config.slot_positions == "learned" else max(SLOTS)
     for num_targets, num_context in BUFFERS:
         functions = draw_functions(PRIOR, num_functions, num_context, num_targets)
@@ -103,7 +98,7 @@ def buffer_scores(folder: Path, net: ArBufferModel, num_functions: int, num_orde
             name = f"{num_targets}, {num_context}, {slots}"
             if name not in scores:
                 scores[name] = log_prob(net, System("buffer", slots), functions, orders).tolist()
-                kept(path, scores)
+                write_scores(path, scores)
     return scores
 
 
@@ -112,13 +107,13 @@ def context_gaps(folder: Path, name: str, net: ArBufferModel, num_functions: int
     found = {}
     for num_context in CONTEXTS:
         path = folder / f"N{num_context}-{num_functions}-functions-{num_orders}-orders.json"
-        scores: Scores = json.loads(path.read_text()) if path.exists() else {}
+        scores: Scores = read_scores(path)
         functions = draw_functions(PRIOR, num_functions, num_context, TARGETS)
         if "oracle" not in scores:
             scores["oracle"] = (oracle_log_prob(PRIOR, *functions) / TARGETS).tolist()
         if name not in scores:
             scores[name] = log_prob(net, System("buffer"), functions, random_orders(TARGETS, num_orders)).tolist()
-            kept(path, scores)
+            write_scores(path, scores)
         oracle, own = (torch.tensor(scores[each], dtype=torch.float64) for each in ("oracle", name))
         found[num_context] = oracle - own
     return found
@@ -242,9 +237,10 @@ def main(
     if page.exists():
         draw_figure(page.with_suffix(".png"), all_scores, gaps)
         write_marked(page, "longer_buffers", f"\n{tables}\n")
-    found = {name: {"lost": losses(all_scores[name])} for name in kinds}
-    for name in kinds:
-        found[name]["gaps"] = {str(n): mean_se(value) for n, value in gaps[name].items()}
+    found = {
+        name: {"lost": losses(all_scores[name]), "gaps": {str(n): mean_se(gap) for n, gap in gaps[name].items()}}
+        for name in kinds
+    }
     print(json.dumps({"benchmark": "longer_buffers", "minutes": minutes, "systems": found, "seconds": seconds}))
 
 

@@ -29,7 +29,18 @@ from eeg import draw_tasks
 from marked import END, write_marked
 from matplotlib.figure import Figure
 from oracle import oracle_log_prob
-from paper_systems import EEG_SYSTEMS, SUBSET, SYSTEMS, System, log_prob, order_gap, rest_gap, train
+from paper_systems import (
+    EEG_SYSTEMS,
+    SUBSET,
+    SYSTEMS,
+    System,
+    log_prob,
+    order_gap,
+    read_scores,
+    rest_gap,
+    train,
+    write_scores,
+)
 from quality import draw_functions, mean_se
 from torch import Tensor
 from tqdm import tqdm
@@ -128,7 +139,7 @@ def score_trials(cell: Cell, system: System, net: ArBufferModel, subjects: dict[
 def kept_scores(folder: Path, cell: Cell, trained: Trained, subjects: dict[str, Tensor]) -> Scores:
     """Scores of a cell; those that its file holds are not computed again."""
     path, is_eeg = folder / cell.path, cell.task in EEG
-    scores: Scores = json.loads(path.read_text()) if path.exists() else {}
+    scores: Scores = read_scores(path)
     systems = EEG_SYSTEMS if is_eeg else {"oracle": None} | SYSTEMS
     wanted = len(subjects) if is_eeg else cell.size
     for name, system in tqdm(systems.items(), desc=cell.path.removesuffix(".json"), leave=False):
@@ -138,20 +149,20 @@ def kept_scores(folder: Path, cell: Cell, trained: Trained, subjects: dict[str, 
             scores[name] = (
                 score_trials(cell, system, net, subjects) if is_eeg else score_functions(cell, name, net, done)
             )
-            write_atomically(path, lambda file: Path(file).write_text(json.dumps(scores)))
+            write_scores(path, scores)
     return {name: scores[name][:wanted] for name in systems}
 
 
 def kept_gaps(folder: Path, task: str, trained: Trained, num_targets: int) -> dict[str, list[float]]:
     """By system, the numbers on consistency: over orders, and with one target more."""
     path = folder / f"{task}-consistency.json"
-    gaps: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
+    gaps: dict[str, list[float]] = read_scores(path)
     functions = draw_functions(task, GAP[1], GAP[0], max(SUBSET + 1, num_targets))
     for name, system in tqdm(SYSTEMS.items(), desc=f"{task}, consistency", leave=False):
         if name not in gaps:
             net = trained[system.architecture][0]
             gaps[name] = [gap(net, system, functions) for gap in (order_gap, rest_gap)]
-            write_atomically(path, lambda file: Path(file).write_text(json.dumps(gaps)))
+            write_scores(path, gaps)
     return gaps
 
 

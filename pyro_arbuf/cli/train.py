@@ -253,9 +253,8 @@ def _warm_model(name: str, wanted: ModelConfig, sizes: dict[str, Any]) -> ArBuff
     names += ["slot_positions"] * ("slot_positions" in sizes)
     model = make_model(replace(trained.config, **{field: getattr(wanted, field) for field in names}))
     slot = "embedder.positions.slot"  # of learned positions, which another kind does without
-    own, kept = trained.state_dict(), set(model.state_dict())
-    found = model.load_state_dict({name: own[name] for name in own if name != slot or slot in kept}, strict=False)
-    assert set(found.missing_keys) <= {slot}
+    found = model.load_state_dict(trained.state_dict(), strict=False)
+    assert {*found.missing_keys, *found.unexpected_keys} <= {slot}
     return model
 
 

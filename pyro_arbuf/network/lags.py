@@ -69,12 +69,14 @@ def joined_turns(first: Turn | None, second: Turn | None, num_draws: int) -> Tur
 
 def turned(heads: Tensor, bias: Tensor, turn: Turn) -> Tensor:
     """Queries or keys `(*batch, H, T, h)` with the bias `(H, 1, h)` of their heads, turned."""
-    heads = heads + bias * turn.timed
-    n = turn.cos.shape[-1]
+    return rotated(heads + bias * turn.timed, turn.cos, turn.sin)
+
+
+def rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries or keys `(*batch, T, h)`, turned in n planes by angles of cosines and sines `(*batch, T, n)`."""
+    n = cos.shape[-1]
     first, second = heads[..., :n], heads[..., n : 2 * n]
-    return torch.cat(
-        [first * turn.cos - second * turn.sin, first * turn.sin + second * turn.cos, heads[..., 2 * n :]], -1
-    )
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, heads[..., 2 * n :]], -1)
 
 
 def first_biases(num_heads: int, frequencies: Tensor, head_width: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_arbuf.network.attention import BufferQueries
+from pyro_arbuf.network.lags import rotated
+from pyro_arbuf.network.visibility import per_draw
 
 SlotPositions = Literal["learned", "none", "rotary", "linear"]
 KINDS_OF = {"buffer": get_args(SlotPositions), "lbanp-buffer": ("learned", "none")}  # of others: learned
@@ -45,28 +47,10 @@ class NoPositions(nn.Module):
         return tokens
 
 
-class RelativePositions(nn.Module):
-    """Positions that attention sees; by themselves they change nothing."""
-
-    def keys(self, keys: Tensor, first_slot: int) -> Tensor:
-        """Keys `(*batch, T, h)` of the slots `first_slot`, `first_slot + 1`, ... (counted from 0)."""
-        return keys
-
-    def queries(self, q: Tensor, prefix_len: Tensor | None, num_slots: int) -> BufferQueries:
-        """How queries read the slots.
-
-        Args:
-            q: `(B, S, H, Q, h)`.
-            prefix_len: int64 `(Q,)`, `(B, Q)` or `(B, S, Q)`, slots that each sees; `None` = all of them.
-            num_slots: Slots K that are filled.
-        """
-        return BufferQueries(q)
-
-
-class RotaryPositions(RelativePositions):
+class RotaryPositions(nn.Module):
     """Keys of slots and the queries that read them are turned, so that a product depends on their distance.
 
-    Context and targets are not turned, so that what is read of the context depends on no slot.
+    What reads the context is not turned, so that what is read of it depends on no slot.
 
     Args:
         head_width: Numbers h of a head.
@@ -83,23 +67,27 @@ class RotaryPositions(RelativePositions):
         self.register_buffer("frequencies", BASE ** (-torch.arange(n) / n), persistent=False)
 
     def keys(self, keys: Tensor, first_slot: int) -> Tensor:
-        """The keys, turned by their slots."""
+        """Keys `(*batch, T, h)` of the slots `first_slot`, `first_slot + 1`, ... (counted from 0), turned by them."""
         slot = torch.arange(first_slot + 1, first_slot + keys.shape[-2] + 1, device=keys.device)
         return self._turned(keys, slot)
 
     def queries(self, q: Tensor, prefix_len: Tensor | None, num_slots: int) -> BufferQueries:
-        """The queries, turned by the last slot that they see."""
+        """How queries read the slots: turned by the last one that they see.
+
+        Args:
+            q: `(B, S, H, Q, h)`.
+            prefix_len: int64 `(Q,)`, `(B, Q)` or `(B, S, Q)`, slots that each sees; `None` = all of them.
+            num_slots: Slots K that are filled.
+        """
         return BufferQueries(self._turned(q, last_slot(q, prefix_len, num_slots)))
 
     def _turned(self, heads: Tensor, slot: Tensor) -> Tensor:
         """Queries or keys `(*batch, T, h)` at slots that broadcast against `(*batch, T)`."""
         angle = slot.to(heads.dtype).unsqueeze(-1) * self.frequencies.to(heads.dtype)
-        cos, sin, n = angle.cos(), angle.sin(), self.frequencies.shape[0]
-        first, second, rest = heads[..., :n], heads[..., n : 2 * n], heads[..., 2 * n :]
-        return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], -1)
+        return rotated(heads, angle.cos(), angle.sin())
 
 
-class LinearBias(RelativePositions):
+class LinearBias(nn.Module):
     """Scores of slots fall with their distance, at a fixed rate for each head.
 
     Args:
@@ -116,19 +104,25 @@ class LinearBias(RelativePositions):
         slopes = 2.0 ** (-8 * torch.arange(1, num_heads + 1) / num_heads)
         self.register_buffer("slopes", slopes.view(-1, 1, 1), persistent=False)
 
+    def keys(self, keys: Tensor, first_slot: int) -> Tensor:
+        """Keys of slots, as they are."""
+        return keys
+
     def queries(self, q: Tensor, prefix_len: Tensor | None, num_slots: int) -> BufferQueries:
-        """The queries, and what their distance takes from every slot's score."""
+        """How queries read the slots, whose scores their distance lowers; arguments as `RotaryPositions` has them."""
         slot = torch.arange(1, num_slots + 1, device=q.device)
         distance = (last_slot(q, prefix_len, num_slots).unsqueeze(-1) - slot).clamp(min=0)  # (..., Q, K)
         return BufferQueries(q, -self.slopes.to(q.dtype) * distance.to(q.dtype))
+
+
+RelativePositions = RotaryPositions | LinearBias
 
 
 def last_slot(q: Tensor, prefix_len: Tensor | None, num_slots: int) -> Tensor:
     """The last slot, counted from 1, that queries `(B, S, H, Q, h)` see, broadcasting against `(B, S, H, Q)`."""
     if prefix_len is None:
         return torch.tensor(num_slots, device=q.device).expand(1, 1, 1, 1)
-    lead = (1,) * (3 - prefix_len.dim())
-    return prefix_len.view(*prefix_len.shape[:-1], *lead, 1, prefix_len.shape[-1])
+    return per_draw(prefix_len).unsqueeze(2)
 
 
 def added_positions(kind: SlotPositions, buffer_size: int, width: int) -> nn.Module:

@@ -42,9 +42,13 @@ def slot_mask(prefix_len: Tensor, num_slots: int) -> Tensor:
         prefix_len: int64 `(Q,)`, `(B, Q)` or `(B, S, Q)`, visible slots per query.
         num_slots: Number of buffer slots K in the keys.
     """
+    return prefix_mask(per_draw(prefix_len), num_slots)
+
+
+def per_draw(prefix_len: Tensor) -> Tensor:
+    """Lengths `(B or 1, S or 1, Q)` of lengths `(Q,)`, `(B, Q)` or `(B, S, Q)`, those of a task shared by its draws."""
     lead = (1,) * (3 - prefix_len.dim())
-    per_draw = prefix_len.view(*prefix_len.shape[:-1], *lead, prefix_len.shape[-1])  # (B or 1, S or 1, Q)
-    return prefix_mask(per_draw, num_slots)
+    return prefix_len.view(*prefix_len.shape[:-1], *lead, prefix_len.shape[-1])
 
 
 def buffer_prefix_len(first_slot: int, num_tokens: int, device: torch.device | None = None) -> Tensor:
