@@ -1,12 +1,13 @@
 """Tiny models in float64, all sizes different: B=2, S=3, K=4, N=5, M=6, D_x=2, and D_y = scalar or 3."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pyro
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 
 from pyro_arbuf.model import ArBufferModel
@@ -77,6 +78,14 @@ def random_model(config: ModelConfig, seed: int = 0) -> ArBufferModel:
 def _seed() -> None:
     torch.manual_seed(0)
     pyro.clear_param_store()  # a test may run after any other in one process
+
+
+@pytest.fixture
+def _fresh_accelerator() -> Iterator[None]:
+    """For tests that train: accelerate keeps one state per process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
 
 
 @pytest.fixture(scope="session")

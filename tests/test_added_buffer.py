@@ -2,13 +2,11 @@
 
 import dataclasses
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributions import Independent, Normal
@@ -59,13 +57,6 @@ def pairs() -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def x_new() -> Tensor:
     return torch.tensor([[-0.4], [0.1], [0.7]], dtype=torch.float64)
-
-
-@pytest.fixture
-def _fresh_accelerator() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
 
 
 def predicted(net: ArBufferModel, x: Tensor, y: Tensor, x_new: Tensor, values: Tensor) -> list[Tensor]:

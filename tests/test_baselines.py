@@ -1,14 +1,12 @@
 """The baselines are what they are said to be, have one law, as many parameters as ours, and go through the house."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyro
 import pytest
 import tiny
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 from torch.distributions import Independent, Normal
 from torch.testing import assert_close
@@ -129,13 +127,6 @@ def test_baseline_saves_and_loads(name: str, tmp_path: Path) -> None:
     assert type(found) is type(net) is ARCHITECTURES[name] and found.config == net.config
     assert f"the architecture is {name}" in repr(found)
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in found.state_dict().items())
-
-
-@pytest.fixture
-def _fresh_accelerator() -> Iterator[None]:
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
 
 
 @EACH

@@ -4,6 +4,8 @@ An adapted block shares the norms, the MLP and the weights of a frozen block, an
 matrices of its attention (Hu et al. 2022). Knows nothing of contexts.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,6 @@ from pyro_arbuf.network.backbone import Block
 from pyro_arbuf.network.lags import Turn
 
 ATTENTION = ("query", "key", "value", "out")
-SHARED = ("num_heads", "norm_attention", "norm_mlp", "up", "down", "sharpness", "query_bias", "key_bias")
 
 
 class AdaptedLinear(nn.Module):
@@ -37,28 +38,33 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The changed map of tokens `(*batch, T, d)`."""
-        return F.linear(tokens, self.base.weight + self.out_of @ self.into)
+        return F.linear(tokens, self.base.weight + self.out_of @ self.into, self.base.bias)
 
 
-class AdaptedBlock(Block):
+class AdaptedBlock(nn.Module):
     """A frozen block as tokens of the buffer go through it, and as targets read them.
 
     Args:
-        block: The frozen block, whose weights it uses and does not hold.
+        block: The frozen block, whose weights it uses and does not hold; of any class with the methods of `Block` and
+            four linear maps `query`, `key`, `value` and `out`.
         rank: Rank of the changes of its attention; 0 = none.
         gated: Whether targets learn how much of their attention the buffer gets, one number per head and target.
         last: Whether it is the last block, in which tokens of the buffer are read and read nothing themselves.
+
+    Attributes:
+        block: The changed block.
     """
 
+    block: Block
+
     def __init__(self, block: Block, rank: int, gated: bool, last: bool):
-        nn.Module.__init__(self)
-        self.__dict__.update({name: getattr(block, name) for name in SHARED})
-        for name in ATTENTION:
-            base = getattr(block, name)
-            if rank and not (last and name == "out"):
-                setattr(self, name, AdaptedLinear(base, rank))
-            else:
-                self.__dict__[name] = base
+        super().__init__()
+        self.__dict__["block"] = new = copy.copy(block)  # the same weights, and a table of modules of its own
+        new._modules = dict(block._modules)
+        for name in ATTENTION[: 3 if last else 4] if rank else ():
+            adapter = AdaptedLinear(getattr(block, name), rank)
+            setattr(self, name, adapter)
+            setattr(new, name, adapter)
         self.gate = nn.Linear(block.query.in_features, block.num_heads) if gated else None
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
@@ -67,4 +73,4 @@ class AdaptedBlock(Block):
     def of_targets(self, normed: Tensor, num_keys: Tensor | None = None, turn: Turn | None = None) -> BufferQueries:
         """How targets, normalised tokens `(B, S, M, d)`, read the buffer; arguments as `Block.q` has them."""
         offset = None if self.gate is None else self.gate(normed).transpose(-1, -2).unsqueeze(-1)  # (B, S, H, M, 1)
-        return BufferQueries(self.q(normed, num_keys, turn), offset)
+        return BufferQueries(self.block.q(normed, num_keys, turn), offset)

@@ -5,7 +5,9 @@ on tokens of the buffer and on what targets read of them, so that predictions wi
 model, bit for bit. Paper, section 6: parameter-efficient fine-tuning that adds the buffer to a pretrained model.
 """
 
+import copy
 import dataclasses
+from collections.abc import Iterable
 from typing import Self
 
 from torch import Tensor, nn
@@ -46,11 +48,16 @@ class AdaptedBackbone(Backbone):
     Args:
         config: Sizes, and what is added.
         frequencies: Of the angles of a series, see `Block`.
+        blocks: The frozen blocks; `None` = those that the configuration describes, of random weights.
     """
 
-    def __init__(self, config: ModelConfig, frequencies: Tensor | None = None):
+    def __init__(
+        self, config: ModelConfig, frequencies: Tensor | None = None, blocks: Iterable[nn.Module] | None = None
+    ):
         sizes = (config.width, config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries)
         super().__init__(*sizes, frequencies)
+        if blocks is not None:
+            self.blocks = nn.ModuleList(blocks)
         self.one_query = False
         added, last = (config.adapter_rank, config.gated_read), self._layers[-1]
         self.adapted = nn.ModuleList(AdaptedBlock(block, *added, block is last) for block in self._layers)
@@ -100,7 +107,7 @@ class AdaptedBackbone(Backbone):
         own = buffer_prefix_len(buffer.num_slots, tokens.shape[-2], tokens.device)
         num_keys = self._num_keys(tokens, cache.context_len, cache.keys[0].shape[-2], 0, own)
         grown: list[KeysValues] = []
-        for layer, (_, adapted) in enumerate(self._pairs):
+        for layer, adapted in enumerate(adapted.block for _, adapted in self._pairs):
             normed = adapted.norm_attention(tokens).contiguous()
             grown.append(buffer.append(layer, *adapted.kv(normed, turn)))
             if layer + 1 < len(self.adapted):  # nobody reads their own output of the last layer
@@ -111,14 +118,19 @@ class AdaptedBackbone(Backbone):
 
 
 class TNPDBuffer(ArBufferModel):
-    """A frozen `TNPD` with a buffer that was added to it, see `add_buffer`; what was added is all that is trained."""
+    """A frozen `TNPD` with a buffer that was added to it, see `add_buffer`; what was added is all that is trained.
+
+    Args:
+        config: Sizes, and what is added.
+        blocks: The frozen blocks; `None` = those that the configuration describes, of random weights.
+    """
 
     architecture = "tnp-d-buffer"
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, blocks: Iterable[nn.Module] | None = None):
         embedder = PairEmbedder(config)
         frequencies = None if config.lag_column is None else embedder.turn_frequencies
-        super().__init__(config, embedder, AdaptedBackbone(config, frequencies))
+        super().__init__(config, embedder, AdaptedBackbone(config, frequencies, blocks))
         self.requires_grad_(True)
 
     @property
@@ -149,7 +161,7 @@ def add_buffer(net: ArBufferModel, rank: int | None = 8, gated_read: bool = Fals
     weights of both into one folder, and `load` gives the network back.
 
     Args:
-        net: A network of architecture "tnp-d", which is left as it is.
+        net: A network of architecture "tnp-d", which is left as it is; its blocks may be of a class of your own.
         rank: Rank of the changes to the four attention matrices of every block, 2 to 16, by which tokens of the buffer
             differ from those of a context, and targets read them; `None` = the matrices stay as they are.
         gated_read: Whether targets learn besides, in every head, how much of their attention the buffer gets.
@@ -185,7 +197,8 @@ def add_buffer(net: ArBufferModel, rank: int | None = 8, gated_read: bool = Fals
         raise ValueError("rank must not be None where gated_read=False; got both; give a rank, or gated_read=True")
     added = {"architecture": "tnp-d-buffer", "adapter_rank": rank or 0, "gated_read": gated_read}
     like = next(net.parameters())
-    new = TNPDBuffer(dataclasses.replace(net.config, **added, evidence_rmse=None)).to(like.device, like.dtype).eval()
+    config = dataclasses.replace(net.config, **added, evidence_rmse=None)
+    new = TNPDBuffer(config, copy.deepcopy(net.backbone.blocks)).to(like.device, like.dtype).eval()
     slots = "embedder.positions.slot"  # never trained without a buffer
     new.load_state_dict({n: value for n, value in net.state_dict().items() if n != slots}, strict=False)
     return new
