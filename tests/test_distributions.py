@@ -232,6 +232,16 @@ def test_joint_names_moments_where_it_has_no_closed_form(name: str, joint: ArBuf
         getattr(joint, name)
 
 
+def test_joint_says_how_to_estimate_what_has_no_closed_form(joint: ArBufferJoint) -> None:
+    for call, remedy in (
+        (joint.entropy, r"-d\.log_prob\(d\.sample\(\(1000,\)\)\)\.mean\(0\)"),
+        (lambda: joint.cdf(joint.sample()), r"ArBufferMarginals\(ctx, x\)\.cdf\(y\)"),
+        (lambda: joint.icdf(0.5), r"d\.sample\(\(1000,\)\)\.quantile\(p, 0\)"),
+    ):
+        with pytest.raises(NotImplementedError, match=remedy):
+            call()
+
+
 @pytest.mark.parametrize("batch", [(), (B,)])
 def test_moments_are_those_of_the_draws(batch: tuple[int, ...], net: ArBufferModel) -> None:
     d = ArBufferJoint(condition(net, batch), inputs())

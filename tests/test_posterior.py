@@ -234,8 +234,13 @@ def test_reparameterised_draws_are_the_draws(net):
     plain = posterior(net).sample((S,))
     pyro.set_rng_seed(2)
     assert_close(posterior(net, rsample=True).rsample((S,)), plain)
-    with pytest.raises(NotImplementedError, match="opt in"):
+    with pytest.raises(NotImplementedError, match=r"opt in: .* ArBufferPosterior\(ctx, rsample=True\)"):
         posterior(net).rsample()
+
+
+def test_entropy_says_how_to_estimate_it(net):
+    with pytest.raises(NotImplementedError, match=r"-d\.log_prob\(d\.sample"):
+        posterior(net).entropy()
 
 
 def test_reparameterised_draw_moves_with_the_quantile(build_model):

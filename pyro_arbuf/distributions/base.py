@@ -29,6 +29,8 @@ from pyro_arbuf.inference.validation import (
 from pyro_arbuf.network.latents import Locations, code
 from pyro_arbuf.network.tracing import is_traced
 
+ENTROPY = "the entropy has no closed form; use -d.log_prob(d.sample((1000,))).mean(0)"
+
 
 class PlateOverTargetsWarning(UserWarning):
     """A plate as long as the event has targets stands around the whole event, whose density then counts that often."""
@@ -203,6 +205,24 @@ class ArBufferDistribution(TorchDistribution):
     def variance(self) -> Tensor:
         """Raises NotImplementedError that names `moments`, where there is no closed form."""
         raise NotImplementedError("the joint's variance has no closed form; use d.moments(num_samples).variance")
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Raises NotImplementedError that says how to estimate it, where there is no closed form."""
+        raise NotImplementedError(
+            "the joint's cdf has no closed form; use ArBufferMarginals(ctx, x).cdf(y) for every target by itself, or "
+            "(d.sample((1000,)) <= y).all(-1).float().mean(0) for all of them together"
+        )
+
+    def icdf(self, value: Tensor | float) -> Tensor:
+        """Raises NotImplementedError that names other ways to have quantiles, where there is no closed form."""
+        raise NotImplementedError(
+            "several targets have no joint quantiles; use ArBufferMarginals(ctx, x).icdf(p), or "
+            "d.sample((1000,)).quantile(p, 0), for every target by itself"
+        )
+
+    def entropy(self) -> Tensor:
+        """Raises NotImplementedError that says how to estimate it: there is no closed form."""
+        raise NotImplementedError(ENTROPY)
 
     @property
     def _num_targets(self) -> int:

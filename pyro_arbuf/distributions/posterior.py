@@ -9,7 +9,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyro_arbuf.display import as_html
-from pyro_arbuf.distributions.base import RealEvent
+from pyro_arbuf.distributions.base import ENTROPY, RealEvent
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_latent, check_tensor, inference_scope
@@ -130,7 +130,13 @@ class ArBufferPosterior(TorchDistribution):
         Raises:
             NotImplementedError: If the distribution was not built with `rsample=True`.
         """
+        if not self.has_rsample:
+            raise NotImplementedError("rsample is opt in: build it with ArBufferPosterior(ctx, rsample=True)")
         return self._first(self._joint.rsample(sample_shape))
+
+    def entropy(self) -> Tensor:
+        """Raises NotImplementedError that says how to estimate it: there is no closed form."""
+        raise NotImplementedError(ENTROPY)
 
     @property
     def mean(self) -> Tensor:
