@@ -82,6 +82,20 @@ PUBLISHED = {
 }
 PUBLISHED["eeg forecasting", 16]["buffer K=4"] = 1.17
 
+LINES = {  # in the figure, by system: colour, style and width; one colour for each network
+    "oracle": ("black", "--", 1.0),
+    "buffer K=16": ("C0", "-", 2.5),
+    "buffer K=4": ("C0", "--", 1.0),
+    "buffer K=1": ("C0", ":", 1.0),
+    "TNP-D-AR": ("C1", "-", 1.0),
+    "TNP-D-Ind": ("C1", ":", 1.0),
+    "TNP-ND": ("C2", "-", 1.0),
+    "TNP-A": ("C3", "-", 1.0),
+    "decoder": ("C4", "-", 1.0),
+    "LBANP-AR": ("C5", ":", 1.0),
+    "LBANP buffer K=16": ("C5", "-", 1.0),
+}
+
 Scores = dict[str, list[float]]  # by system, nats per target of each function, or of each subject's trials
 
 
@@ -227,19 +241,19 @@ def draw_figure(path: Path, panels: dict[tuple[str, int], dict[int, Scores]]) ->
     """Log density per target against N: a panel for each task and M, a line for each system."""
     with matplotlib.style.context("pyro_arbuf.house"):
         rows = -(-len(panels) // 2)
-        figure = Figure(figsize=(9, 3.4 * rows))
+        figure = Figure(figsize=(9, 3.2 * rows + 0.9), layout="constrained")
         axes = figure.subplots(rows, 2, squeeze=False).flatten()
         for axis, ((task, num_targets), cells) in zip(axes, panels.items(), strict=False):
             for name in next(iter(cells.values())):
                 means = [sum(scores[name]) / len(scores[name]) for scores in cells.values()]
-                style = {"color": "black", "ls": "--"} if name == "oracle" else {"marker": "o", "ms": 3}
-                axis.plot(list(cells), means, label=name, **style | ({"lw": 2.5} if name == OURS else {"lw": 1}))
+                color, line, width = LINES[name]
+                axis.plot(list(cells), means, label=name, color=color, ls=line, lw=width, marker="o", ms=3)
             axis.set_xscale("log", base=2)
             axis.set_xticks(list(cells), [str(n) for n in cells])
             axis.set(title=f"{task}, M = {num_targets}", xlabel="observations N", ylabel="nats per target")
         for axis in axes[len(panels) :]:
             axis.axis("off")
-        axes[0].legend(ncols=2)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
