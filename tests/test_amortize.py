@@ -169,6 +169,28 @@ def test_fixed_simulations_are_simulated_once(monkeypatch: pytest.MonkeyPatch) -
     assert [size for size in sizes if size not in standardised] == [(60, 5 + 4 + training_rounds.TARGETS)]
 
 
+def test_fixed_simulations_are_learned_by_an_average_of_the_weights(tmp_path: Path) -> None:
+    def state(name: str, **options: object) -> RunState:
+        tiny(folder=tmp_path / name, **options)
+        return RunState.read(tmp_path / name / training_rounds.STATE)
+
+    assert state("fixed", num_simulations=60).setup["average"] == 0.99
+    assert "average" not in state("new").setup
+    one = {"program": one_vector, "num_context": (0, 1), "num_simulations": 60, "steps": 100}
+    assert [entry["step"] for entry in state("one", **one).history] == [50, 100]
+    assert state("fixed", num_simulations=60, steps=5, resume=True).step == 5
+
+
+def test_fixed_simulations_of_a_run_without_an_average_are_trained_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(training_rounds, "BANK_AVERAGE", 0.0)
+        tiny(num_simulations=60, folder=tmp_path)
+    tiny(num_simulations=60, folder=tmp_path, steps=5, resume=True)
+    assert RunState.read(tmp_path / training_rounds.STATE).step == 5
+
+
 def test_program_of_one_observation() -> None:
     net = amortize(one_vector, num_context=(0, 1), steps=3, num_simulations=60, report=False, **SIZES)
     assert net.config.num_context == (0, 1) and net.config.dim_y == 2

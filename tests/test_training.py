@@ -378,6 +378,48 @@ def test_resumed_run_keeps_the_best_weights_of_before(tmp_path: Path) -> None:
     assert_equal(state.best_weights, dict(tiny.tiny_model().state_dict()))
 
 
+def test_average_of_the_weights_is_what_is_validated_and_kept(tmp_path: Path) -> None:
+    passed: list[dict[str, Tensor]] = []
+    options = {"validate_every": 4, "checkpoint_minutes": 0.0}
+    model, last = tiny.tiny_model(), tmp_path / "last.safetensors"
+
+    def note(batch: Batch, step: int, process: int) -> Batch:
+        passed.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+        return batch
+
+    state = training.fit(model, tiny.Changed(note), tmp_path / "state.safetensors", steps=12, average=0.5, **options)
+    passed.append({name: weight.detach().clone() for name, weight in model.named_parameters()})  # after the last step
+    average = passed[1]
+    for step, weights in enumerate(passed[2:], 2):
+        decay = min(0.5, step / (step + 10))
+        average = {name: decay * average[name] + (1 - decay) * weight for name, weight in weights.items()}
+    for name, weight in average.items():
+        torch.testing.assert_close(state.average[name], weight)
+    model.load_state_dict(state.average, strict=False)
+    scores = validate(model, tiny.line_source().validation())
+    assert sum(scores) / len(scores) == pytest.approx(state.history[-1]["validation"], abs=1e-6)
+    plain, _ = tiny.tiny_fit(last, 12, **options)  # the average changes nothing of how weights are trained
+    assert_equal({name: weight.detach() for name, weight in plain.named_parameters()}, passed[-1])
+
+
+def test_killed_and_resumed_run_equals_the_straight_one_with_an_average(tmp_path: Path) -> None:
+    path, average = tmp_path / "state.safetensors", {"average": 0.8}
+    _, straight = tiny.tiny_fit(tmp_path / "straight.safetensors", **average)
+    with pytest.raises(KilledError):
+        tiny.tiny_fit(path, on_checkpoint=kill_at(10), **average)
+    _, state = tiny.tiny_fit(path, resume=True, **average)
+    assert_equal(state.average, straight.average)
+    assert_equal(state.best_weights, straight.best_weights)
+    with pytest.raises(ValueError, match=r"average was 0\.8 and is None"):
+        tiny.tiny_fit(path, resume=True)
+
+
+@pytest.mark.parametrize("average", [-0.1, 1.0])
+def test_decay_of_the_average_is_below_one(average: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"average must be at least 0 and below 1; got"):
+        tiny.tiny_fit(tmp_path / "state.safetensors", average=average)
+
+
 def test_every_step_draws_the_batch_of_its_number(tmp_path: Path) -> None:
     path, steps = tmp_path / "state.safetensors", []
     source = tiny.Changed(lambda batch, step, process: (steps.append(step), batch)[1])

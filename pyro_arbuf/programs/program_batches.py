@@ -36,7 +36,7 @@ LIKELIHOOD_SHARE, SINGLE_LIKELIHOOD_SHARE = 0.4, 0.7  # of the other batches, li
 ORDERED_SHARE = 0.75  # of the data sets whose posterior is asked for: latents in their own order
 SOME_GIVEN_SHARE = 0.3  # of the posterior and data batches
 LIKELIHOOD_BATCH = 4  # times the batch size: such a context holds P tokens only
-VALIDATION_DATASETS = 128
+VALIDATION_DATASETS, SINGLE_VALIDATION_DATASETS = 128, 512
 MOST_OF_A_DESIGN = 8  # data sets that share their inputs, where a program runs for many with the same ones
 
 
@@ -165,8 +165,14 @@ class ProgramSource:
             return _data_batch(drawn, config, num_context, num_given, config.buffer_size)
 
     def validation(self) -> list[Batch]:
-        """Posteriors at two sizes of context, the likelihood, and data at three sizes; of a bank, what is held out."""
+        """Posteriors at two sizes of context, the likelihood, and data at three sizes; of a bank, what is held out.
+
+        Of one observation per data set the posterior alone, which most batches ask for: the density of an outcome
+        vector is so much larger that it would outweigh it.
+        """
         largest, held_out = self.config.num_context[1], self.simulations
+        if self.config.one_observation and self.config.latents:
+            return [self._single_validation()]
         if isinstance(held_out, Bank):
             held_out = Bank(held_out.held_out, held_out.held_out)
         slots = 1 if self.config.one_observation else self.config.buffer_size
@@ -187,6 +193,15 @@ class ProgramSource:
                     batch = _data_batch(drawn, self.config, num_context, num_given, slots)
                     batches.append(chain_batch(batch[:2], batch[2:4]))
         return batches
+
+    def _single_validation(self) -> Batch:
+        """Posteriors of one observation each: of all that a bank holds out, or of new simulations."""
+        with seeded(VALIDATION_SEED):
+            if isinstance(self.simulations, Bank):
+                drawn = self.simulations.held_out
+            else:
+                drawn = draw_simulations(self.simulations, SINGLE_VALIDATION_DATASETS, 1)
+            return _posterior_batch(drawn, self.config, 1, 0, ordered=1.0)
 
     def _draw(self, num_datasets: int, num_trials: int) -> Simulations:
         return draw_simulations(self.simulations, num_datasets, num_trials, self.config.sequential)

@@ -24,6 +24,7 @@ from pyro_arbuf.training.sources import TaskSource
 
 TARGETS = 32  # fresh trials per data set and step
 STATE = "state.safetensors"
+BANK_AVERAGE, SINGLE_VALIDATE_EVERY = 0.99, 50  # of a fixed set of simulations; the second of one observation each
 ROUND = "round_{}"  # folder of a round's network, in that of the last one
 
 
@@ -136,11 +137,23 @@ def train_network(
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(folder or scratch) / STATE
-        limits = {"minutes": minutes, "steps": steps}
-        state = fit(model, source, path, **limits, resume=resume, origin=origin, on_checkpoint=keep)
+        options: dict[str, Any] = {"minutes": minutes, "steps": steps, "resume": resume}
+        if isinstance(source, ProgramSource) and isinstance(source.simulations, Bank):
+            options |= _options_of_a_bank(source.config, path if resume else None)
+        state = fit(model, source, path, **options, origin=origin, on_checkpoint=keep)
     model.load_state_dict(state.best_weights)
     model.cpu().eval().requires_grad_(False)
     return model, state
+
+
+def _options_of_a_bank(config: ModelConfig, begun: Path | None) -> dict[str, Any]:
+    """How `fit` stops early on a fixed set of simulations: by the average of the weights, looked at often.
+
+    What a network learns of the set alone shows in the simulations that are held out long before the learning rate has
+    fallen. A run that was begun without an average goes on without.
+    """
+    average = BANK_AVERAGE if begun is None else RunState.read(begun).setup.get("average", 0.0)
+    return {"average": average} | ({"validate_every": SINGLE_VALIDATE_EVERY} if config.one_observation else {})
 
 
 def program_source(

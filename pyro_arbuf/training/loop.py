@@ -10,8 +10,8 @@ weight decay were chosen for runs of minutes to hours on a CPU core.
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +71,7 @@ def fit(
     origin: dict[str, Any] | None = None,
     on_checkpoint: Callable[[RunState], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
+    average: float = 0.0,
 ) -> RunState:
     """Trains a model on the tasks of a source until `steps` or `minutes` are used up.
 
@@ -95,6 +96,9 @@ def fit(
         on_checkpoint: Called by the main process whenever the state has been written: before the first step, every
             `checkpoint_minutes`, after the last step, and on Ctrl-C.
         clock: Seconds, by which time is counted; `time.process_time` counts those that the processor worked for it.
+        average: Decay per step of an exponential average of the weights, e.g. 0.99, which is then what is validated and
+            kept; 0 = the last weights. It is for a fixed set of simulations, of which a network knows too much before
+            its learning rate has fallen.
 
     Returns:
         The state at the end: best weights, their score, history.
@@ -109,7 +113,9 @@ def fit(
     check_positive(minutes=minutes, steps=steps, validate_every=validate_every)
     if resume and not state_path.exists():
         raise ValueError(f"resume=True needs the state of a run; there is none at {state_path}; start without resume")
-    run = _Run(model, source, state_path, learning_rate, mixed_precision, on_checkpoint, clock)
+    if not 0 <= average < 1:
+        raise ValueError(f"average must be at least 0 and below 1; got {average}")
+    run = _Run(model, source, state_path, learning_rate, mixed_precision, on_checkpoint, clock, average)
     with ExitStack() as held:
         if run.main:
             held.enter_context(sole_writer(state_path))
@@ -159,6 +165,7 @@ class _Run:
         mixed_precision: Literal["no", "bf16"],
         on_checkpoint: Callable[[RunState], None] | None,
         clock: Callable[[], float],
+        average: float,
     ):
         from accelerate import Accelerator, DistributedDataParallelKwargs  # slow, and only training needs it
 
@@ -170,7 +177,7 @@ class _Run:
         self.model, self.source, self.path = model, source, state_path
         self.learning_rate, self.mixed_precision, self.on_checkpoint = learning_rate, mixed_precision, on_checkpoint
         self.optimizers = make_optimizers(model, learning_rate, learning_rate)
-        self.clock, self.updating = clock, False
+        self.clock, self.average, self.updating = clock, average, False
 
     def open(self, resume: bool, origin: dict[str, Any] | None) -> None:
         """Begins a run's state, or takes up that of an earlier one that was begun alike; then readies the devices."""
@@ -197,13 +204,17 @@ class _Run:
 
     def _setup(self, origin: dict[str, Any] | None) -> dict[str, Any]:
         """What a resumed run must agree with."""
-        return self.source.settings | {
-            "num_processes": self.accelerator.num_processes,
-            "learning_rate": self.learning_rate,
-            "mixed_precision": self.mixed_precision,
-            "config": self.model.config.to_json(),
-            "started_from": (origin or {}).get("folder", (origin or {}).get("started_from")),
-        }
+        return (
+            self.source.settings
+            | {
+                "num_processes": self.accelerator.num_processes,
+                "learning_rate": self.learning_rate,
+                "mixed_precision": self.mixed_precision,
+                "config": self.model.config.to_json(),
+                "started_from": (origin or {}).get("folder", (origin or {}).get("started_from")),
+            }
+            | ({"average": self.average} if self.average else {})
+        )
 
     def begin(self) -> None:
         """Scores the weights at the start, which later ones have to beat, and writes the state: it can be written."""
@@ -254,13 +265,37 @@ class _Run:
             optimizer.zero_grad()
         self.state.step += 1
         self.running += loss.detach()
+        self._average()
         self.updating = False
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Moves the average of the weights towards the last ones; the first ones fade at once."""
+        if self.average:
+            decay = min(self.average, self.state.step / (self.state.step + 10))
+            for name, weight in self.model.named_parameters():
+                held = self.state.average.get(name, weight).to(weight.device)
+                self.state.average[name] = torch.lerp(held, weight, 1 - decay)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Has the model hold the average of its weights, where there is one."""
+        if not self.state.average:
+            yield
+            return
+        last = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        self.model.load_state_dict(self.state.average, strict=False)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(last, strict=False)
 
     def improve(self, loss: float | None) -> float:
         """Keeps the weights if they are the best; returns their validation density, nats per target."""
-        scores = validate(self.model, self.validation)
-        score = sum(scores) / len(scores)
-        self.state.record_validation(score, loss, self.model)
+        with self._averaged():
+            scores = validate(self.model, self.validation)
+            score = sum(scores) / len(scores)
+            self.state.record_validation(score, loss, self.model)
         return score
 
     def validate(self) -> str:

@@ -38,6 +38,7 @@ class RunState:
         best_score: Best validation density so far, nats per target.
         running_loss: Sum of the losses since the last validation.
         best_weights: The weights with the best score; empty before the first validation.
+        average: The average of the weights over the last steps, where one is kept.
     """
 
     setup: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class RunState:
     best_score: float = -math.inf
     running_loss: float = 0.0
     best_weights: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    average: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def minutes(self) -> float:
@@ -56,7 +58,7 @@ class RunState:
 
     def snapshot(self) -> "RunState":
         """The state as it is now, which later steps do not change."""
-        return dataclasses.replace(self, history=list(self.history))
+        return dataclasses.replace(self, history=list(self.history), average=dict(self.average))
 
     def record_validation(self, score: float, loss: float | None, model: Network) -> None:
         """Keeps the weights if they are the best, and adds to the history where there is a loss to tell."""
@@ -74,6 +76,7 @@ class RunState:
         """
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for i, optimizer in enumerate(optimizers):
             for parameter, values in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{i}.{parameter}.{name}": torch.as_tensor(v) for name, v in values.items()}
@@ -122,6 +125,7 @@ class RunState:
             )
         model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         state.best_weights = {n.removeprefix("best."): t for n, t in tensors.items() if n.startswith("best.")}
+        state.average = {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -145,7 +149,8 @@ class RunState:
             )
 
 
-_NUMBERS = tuple(f.name for f in dataclasses.fields(RunState) if f.name != "best_weights")  # in the file's header
+_TENSORS = ("best_weights", "average")
+_NUMBERS = tuple(f.name for f in dataclasses.fields(RunState) if f.name not in _TENSORS)  # in the file's header
 
 
 def _fields_of(config: str | None) -> dict[str, Any]:
