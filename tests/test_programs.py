@@ -184,6 +184,17 @@ def test_ranges_are_those_of_simulations_outcomes_with_room(simulator: Simulator
     assert inside.all() and config.y_range[1] - config.y_range[0] < 6 * (drawn.y.max() - drawn.y.min())
 
 
+@pytest.mark.parametrize(("dim_y", "num_frequencies"), [(2, 16), (3, 16), (4, 0), (10, 0)])
+def test_one_observation_of_many_dimensions_is_embedded_without_waves(dim_y: int, num_frequencies: int) -> None:
+    def program(x: torch.Tensor) -> torch.Tensor:
+        theta = pyro.sample("theta", dist.Normal(x.new_zeros(dim_y), 1.0).to_event(1))
+        return pyro.sample("y", dist.Normal(theta, 1.0).to_event(1))
+
+    simulator = Simulator(program)
+    assert program_config(simulator, (0, 1)).num_y_frequencies == num_frequencies
+    assert program_config(simulator, (0, 1), num_y_frequencies=5).num_y_frequencies == 5
+
+
 def test_configuration_uses_no_global_randomness_and_is_the_same_again(simulator: Simulator) -> None:
     state = torch.get_rng_state()
     config = program_config(simulator, (0, 30))

@@ -39,6 +39,7 @@ PROGRAM_FIELDS |= {"sequential", "dependent", "ordered_latents"}  # none of them
 KEPT_TRIALS = 8  # of a data set whose outcomes are standardised
 NUM_FOR_RANGES = 256  # data sets
 MOST_NUMBERS = 10**6  # in memory at a time
+MOST_DIMS_OF_WAVES = 3  # of one observation: more dimensions have few directions in which a fast wave tells anything
 SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "num_y_frequencies": 16, "max_frequency": 8.0}
 SERIES_SIZES = {"num_frequencies": 64, "num_traces": 6}  # neighbours are told apart, in a range of hundreds of them
 
@@ -118,6 +119,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     fields: dict[str, Any] = (
         SIZES
         | {"buffer_size": max(16, num_latents)}
+        | ({"num_y_frequencies": 0} if simulator.single and (simulator.dim_y or 1) > MOST_DIMS_OF_WAVES else {})
         | _series_sizes(simulator, measured["x_scale"], num_context[1] + ahead)
     )
     fields |= sizes
