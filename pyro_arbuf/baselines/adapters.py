@@ -61,10 +61,11 @@ class AdaptedBlock(nn.Module):
         super().__init__()
         self.__dict__["block"] = new = copy.copy(block)  # the same weights, and a table of modules of its own
         new._modules = dict(block._modules)
-        for name in ATTENTION[: 3 if last else 4] if rank else ():
-            adapter = AdaptedLinear(getattr(block, name), rank)
-            setattr(self, name, adapter)
-            setattr(new, name, adapter)
+        for name in ATTENTION if rank else ():
+            if not (last and name == "out"):
+                adapter = AdaptedLinear(getattr(block, name), rank)
+                setattr(self, name, adapter)
+                setattr(new, name, adapter)
         self.gate = nn.Linear(block.query.in_features, block.num_heads) if gated else None
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
