@@ -170,15 +170,47 @@ def test_fixed_simulations_are_simulated_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_fixed_simulations_are_learned_by_an_average_of_the_weights(tmp_path: Path) -> None:
-    def state(name: str, **options: object) -> RunState:
-        tiny(folder=tmp_path / name, **options)
-        return RunState.read(tmp_path / name / training_rounds.STATE)
+    options = {"num_context": (0, 1), "num_simulations": 100, "steps": 100}
+    tiny(one_vector, folder=tmp_path, **options)
+    state = RunState.read(tmp_path / training_rounds.STATE)
+    assert state.setup["average"] == 0.99 and [entry["step"] for entry in state.history] == [50, 100]
 
-    assert state("fixed", num_simulations=60).setup["average"] == 0.99
-    assert "average" not in state("new").setup
-    one = {"program": one_vector, "num_context": (0, 1), "num_simulations": 60, "steps": 100}
-    assert [entry["step"] for entry in state("one", **one).history] == [50, 100]
-    assert state("fixed", num_simulations=60, steps=5, resume=True).step == 5
+
+def test_second_network_is_regularised_where_the_first_knows_the_simulations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    dropouts = []
+
+    def spoiled(*arguments: object, dropout: float = 0.0, **options: object) -> RunState:
+        """The first network only gets worse."""
+        dropouts.append(dropout)
+        return fit(*arguments, learning_rate=6e-3 if dropout else 1.0, dropout=dropout, **options)
+
+    monkeypatch.setattr(training_rounds, "fit", spoiled)
+    monkeypatch.setattr(training_rounds, "LOOKS", (2, 3))
+    net = tiny(num_simulations=60, steps=30, folder=tmp_path)
+    assert "a second one is regularised" in capsys.readouterr().out
+    first, second = (RunState.read(tmp_path / name) for name in (training_rounds.STATE, training_rounds.SECOND_STATE))
+    assert dropouts == [0.0, 0.1] and first.step + second.step == 30 and second.best_score > first.best_score
+    assert torch.equal(weights(pyro_arbuf.load(tmp_path)), weights(net))
+    again = tiny(num_simulations=60, steps=34, folder=tmp_path, resume=True)
+    assert RunState.read(tmp_path / training_rounds.SECOND_STATE).step == second.step + 4
+    assert torch.isfinite(weights(again)).all()
+
+
+def test_first_network_is_kept_where_it_is_the_better_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(*arguments: object, dropout: float = 0.0, **options: object) -> RunState:
+        """The first network ends after 12 steps, and the second one only gets worse."""
+        if dropout:
+            return fit(*arguments, learning_rate=1.0, dropout=dropout, **options)
+        return fit(*arguments, **options | {"steps": 12, "learning_rate": 0.02})
+
+    monkeypatch.setattr(training_rounds, "fit", spoiled)
+    monkeypatch.setattr(training_rounds, "LOOKS", (4, 2))
+    net = tiny(num_simulations=60, steps=30, folder=tmp_path)
+    first, second = (RunState.read(tmp_path / name) for name in (training_rounds.STATE, training_rounds.SECOND_STATE))
+    assert first.best_score > second.best_score
+    assert torch.equal(weights(pyro_arbuf.load(tmp_path)), weights(net))
 
 
 def test_fixed_simulations_of_a_run_without_an_average_are_trained_further(

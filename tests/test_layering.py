@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "baselines": {"network", "inference", "model", "distributions"},
     "checkpoint": {"network", "model", "baselines", "files", "hub"},
     "workflow": {"network", "inference", "model", "distributions", "display", "progress", "random_state"},
-    "training": {"network", "files", "progress"},
+    "training": {"network", "files", "progress", "random_state"},
     "priors": {"network", "training"},
 }
 MAY_IMPORT["programs"] = {*MAY_IMPORT}

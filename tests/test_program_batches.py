@@ -10,7 +10,6 @@ from program_cases import inputs, line, one_vector
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
-from pyro_arbuf.programs.configuration import program_config
 from pyro_arbuf.programs.program_batches import Bank, ProgramSource, draw_simulations, make_bank
 from pyro_arbuf.programs.simulator import Simulations, Simulator
 
@@ -288,14 +287,15 @@ def test_validation_of_few_trials_repeats_no_pair() -> None:
         assert batch.x_buffer.shape[1] in (P, K)
 
 
-def test_validation_of_one_observation_asks_the_posterior_of_all_that_is_held_out() -> None:
-    (batch,) = program_source(ONE_SOURCE, ONE).validation()
+def test_validation_of_one_observation_asks_posterior_likelihood_and_prior() -> None:
+    batches = program_source(ONE_SOURCE, ONE).validation()
+    assert [(b.x_context.shape[1], b.x_buffer.shape[1]) for b in batches] == [(1, P), (P, 1), (0, 1)]
+
+
+def test_validation_of_the_posterior_alone_is_of_all_that_is_held_out() -> None:
+    (batch,) = program_source(ONE_SOURCE, ONE, posterior_alone=True).validation()
     assert (batch.x_context.shape[1], batch.x_buffer.shape[1]) == (1, P)
     assert len(batch.x_buffer) == len(ONE_SOURCE.held_out.latents)
-    simulator = Simulator(one_vector)
-    config = program_config(simulator, (0, 1))
-    (fresh,) = program_source(simulator, config).validation()
-    assert fresh.x_buffer.shape[:2] == (512, config.num_latents)
 
 
 # Settings

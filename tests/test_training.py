@@ -24,11 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
+from pyro_arbuf.network.backbone import Block
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.priors import gp, gp_1d, gp_1d_noisy, sawtooth
 from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.training import loop as training
 from pyro_arbuf.training import run_state, sources
+from pyro_arbuf.training.dropout import dropped_out
 from pyro_arbuf.training.loop import learning_rate_factor, make_optimizers, validate
 from pyro_arbuf.training.run_state import RunState
 from pyro_arbuf.training.sources import PriorSource, curriculum, draw_num_context, split_points
@@ -414,10 +416,81 @@ def test_killed_and_resumed_run_equals_the_straight_one_with_an_average(tmp_path
         tiny.tiny_fit(path, resume=True)
 
 
-@pytest.mark.parametrize("average", [-0.1, 1.0])
-def test_decay_of_the_average_is_below_one(average: float, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"average must be at least 0 and below 1; got"):
-        tiny.tiny_fit(tmp_path / "state.safetensors", average=average)
+@pytest.mark.parametrize("name", ["average", "dropout"])
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_average_and_dropout_are_below_one(name: str, value: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be at least 0 and below 1; got {value}"):
+        tiny.tiny_fit(tmp_path / "state.safetensors", **{name: value})
+
+
+def test_dropout_is_of_a_step_alone_and_of_a_seed() -> None:
+    model, batch = tiny.tiny_model(), tiny.line_source().batch(1)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+
+    def score(rate: float, seed: int) -> Tensor:
+        with dropped_out(model, rate, seed):
+            return model.score(batch)
+
+    plain = model.score(batch)
+    assert torch.equal(score(0.0, 1), plain)
+    first, again, other = score(0.2, 1), score(0.2, 1), score(0.2, 2)
+    assert torch.equal(first, again) and not torch.isclose(first, plain).all() and not torch.equal(first, other)
+    assert torch.equal(model.score(batch), plain) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_weight_decay_shrinks_every_weight_before_a_step() -> None:
+    plain, decayed = tiny.tiny_model(), tiny.tiny_model()
+    for model, options in ((plain, {}), (decayed, {"weight_decay": 2.0})):
+        model(tiny.line_source().batch(1)).backward()
+        for optimizer in make_optimizers(model, 0.01, 0.01, **options):
+            optimizer.step()
+    begun = tiny.tiny_model().parameters()
+    pairs = zip(plain.parameters(), decayed.parameters(), begun, strict=True)
+    for without, with_decay, start in pairs:
+        if without.grad is not None:
+            torch.testing.assert_close(with_decay, without - 0.02 * start)
+
+
+def test_dropped_units_are_scaled_up() -> None:
+    block = Block(8, 2, 6)
+    tokens, attended = torch.randn(1, 5, 8), torch.randn(1, 2, 5, 4)
+    draws = []
+    for seed in range(4000):
+        with torch.no_grad(), dropped_out(block, 0.3, seed):
+            draws.append(block.out(attended.transpose(-2, -3).flatten(-2)))
+    draws = torch.stack(draws)
+    expected = block.out(attended.transpose(-2, -3).flatten(-2)).detach()
+    assert (draws == 0).float().mean() == pytest.approx(0.3, abs=0.01)
+    error = draws.std(0) / len(draws) ** 0.5
+    assert ((draws.mean(0) - expected).abs() < 5 * error).all()
+    with dropped_out(block, 0.3, 0):
+        assert not torch.equal(block.update(tokens, attended), block.update(tokens, attended))
+
+
+def test_killed_and_resumed_run_equals_the_straight_one_with_dropout(tmp_path: Path) -> None:
+    path, dropout = tmp_path / "state.safetensors", {"dropout": 0.2}
+    model, straight = tiny.tiny_fit(tmp_path / "straight.safetensors", **dropout)
+    with pytest.raises(KilledError):
+        tiny.tiny_fit(path, on_checkpoint=kill_at(10), **dropout)
+    torch.manual_seed(11)
+    resumed, state = tiny.tiny_fit(path, resume=True, **dropout)
+    assert_equal(dict(resumed.state_dict()), dict(model.state_dict()))
+    assert state.history == straight.history
+    with pytest.raises(ValueError, match=r"dropout was 0\.2 and is None"):
+        tiny.tiny_fit(path, resume=True)
+
+
+def test_run_ends_where_patience_does(tmp_path: Path) -> None:
+    ruinous = {"learning_rate": 3.0, "validate_every": 2, "patience": 3}
+    _, state = tiny.tiny_fit(tmp_path / "state.safetensors", 40, **ruinous)
+    scores = [entry["validation"] for entry in state.history]
+    ended = [n for n in range(4, len(scores) + 1) if max(scores[n - 3 : n]) <= max(scores[: n - 3])]
+    assert state.step < 40 and ended == [len(scores)]
+    _, again = tiny.tiny_fit(tmp_path / "state.safetensors", 40, resume=True, **ruinous)
+    assert again.step == state.step
+    with pytest.raises(ValueError, match="patience must be positive; got 0"):
+        tiny.tiny_fit(tmp_path / "state.safetensors", patience=0)
 
 
 def test_every_step_draws_the_batch_of_its_number(tmp_path: Path) -> None:

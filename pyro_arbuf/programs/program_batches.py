@@ -36,7 +36,7 @@ LIKELIHOOD_SHARE, SINGLE_LIKELIHOOD_SHARE = 0.4, 0.7  # of the other batches, li
 ORDERED_SHARE = 0.75  # of the data sets whose posterior is asked for: latents in their own order
 SOME_GIVEN_SHARE = 0.3  # of the posterior and data batches
 LIKELIHOOD_BATCH = 4  # times the batch size: such a context holds P tokens only
-VALIDATION_DATASETS, SINGLE_VALIDATION_DATASETS = 128, 512
+VALIDATION_DATASETS = 128
 MOST_OF_A_DESIGN = 8  # data sets that share their inputs, where a program runs for many with the same ones
 
 
@@ -110,6 +110,9 @@ class ProgramSource:
         seed: Of the data stream.
         posterior_share: Of the batches, that ask for the posterior; `None` = 0.5, and 0.8 for one observation per data
             set.
+        posterior_alone: Whether the validation set of a bank of one observation per data set asks for posteriors and
+            nothing else: most batches do, and the density of an outcome vector is so much larger that it would
+            outweigh them.
 
     Raises:
         ValueError: If `batch_size` or `num_targets` is not positive.
@@ -121,6 +124,7 @@ class ProgramSource:
     num_targets: int = 48
     seed: int = 0
     posterior_share: float | None = None
+    posterior_alone: bool = False
 
     def __post_init__(self) -> None:
         check_positive(batch_size=self.batch_size, num_targets=self.num_targets)
@@ -167,13 +171,13 @@ class ProgramSource:
     def validation(self) -> list[Batch]:
         """Posteriors at two sizes of context, the likelihood, and data at three sizes; of a bank, what is held out.
 
-        Of one observation per data set the posterior alone, which most batches ask for: the density of an outcome
-        vector is so much larger that it would outweigh it.
+        With `posterior_alone` it is one batch, of the posteriors of all that is held out.
         """
         largest, held_out = self.config.num_context[1], self.simulations
-        if self.config.one_observation and self.config.latents:
-            return [self._single_validation()]
         if isinstance(held_out, Bank):
+            if self.posterior_alone:
+                with seeded(VALIDATION_SEED):
+                    return [_posterior_batch(held_out.held_out, self.config, 1, 0, ordered=1.0)]
             held_out = Bank(held_out.held_out, held_out.held_out)
         slots = 1 if self.config.one_observation else self.config.buffer_size
         sizes = tuple(dict.fromkeys((0, largest // 4, max(0, largest - slots)))) if slots > 1 else (0,)
@@ -193,15 +197,6 @@ class ProgramSource:
                     batch = _data_batch(drawn, self.config, num_context, num_given, slots)
                     batches.append(chain_batch(batch[:2], batch[2:4]))
         return batches
-
-    def _single_validation(self) -> Batch:
-        """Posteriors of one observation each: of all that a bank holds out, or of new simulations."""
-        with seeded(VALIDATION_SEED):
-            if isinstance(self.simulations, Bank):
-                drawn = self.simulations.held_out
-            else:
-                drawn = draw_simulations(self.simulations, SINGLE_VALIDATION_DATASETS, 1)
-            return _posterior_batch(drawn, self.config, 1, 0, ordered=1.0)
 
     def _draw(self, num_datasets: int, num_trials: int) -> Simulations:
         return draw_simulations(self.simulations, num_datasets, num_trials, self.config.sequential)

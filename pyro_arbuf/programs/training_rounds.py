@@ -1,6 +1,7 @@
 """How a network of a program is trained: its source of simulations, its start, and rounds for one observation."""
 
 import dataclasses
+import math
 import tempfile
 import warnings
 from pathlib import Path
@@ -24,7 +25,11 @@ from pyro_arbuf.training.sources import TaskSource
 
 TARGETS = 32  # fresh trials per data set and step
 STATE = "state.safetensors"
-BANK_AVERAGE, SINGLE_VALIDATE_EVERY = 0.99, 50  # of a fixed set of simulations; the second of one observation each
+SECOND_STATE = "state_regularised.safetensors"
+BANK_AVERAGE = 0.99  # on a fixed set of simulations
+REGULARISED = {"dropout": 0.1, "weight_decay": 1.0, "patience": None}  # the second network
+SINGLE_LOOKS, LOOKS = (50, 20), (250, 6)  # steps between validations, and how many without a better one end a run
+MOST_USED = 0.75  # of the time, for a second network to begin
 ROUND = "round_{}"  # folder of a round's network, in that of the last one
 
 
@@ -123,27 +128,67 @@ def train_network(
     seed: int,
     start: str | Path | None,
 ) -> tuple[ArBufferModel, RunState]:
-    """A network of a source's configuration trained on it, frozen, with the best weights, and the state of its run."""
-    with seeded(seed):
-        model = make_model(source.config)
-    origin = None
-    if start is not None and not resume:
-        copy_weights(model, start)
-        origin = FROM_SCRATCH | {"started_from": str(start)}
+    """A network of a source's configuration trained on it, frozen, with the best weights, and the state of its run.
 
-    def keep(state: RunState) -> None:
-        if folder is not None:
-            save(model, folder, state.best_weights)
+    On a fixed set of simulations a network is at its best before it knows them by heart. Then a second one begins, with
+    dropout and weight decay, in the time that is left; the better one by the simulations that are held out is returned.
+    """
+    attempt = _Attempt(source, folder, seed, start)
+    if not (isinstance(source, ProgramSource) and isinstance(source.simulations, Bank)):
+        return attempt.train(STATE, minutes, steps, resume)
+    options = _options_of_a_bank(source.config, attempt.begun(STATE) if resume else None)
+    model, state = attempt.train(STATE, minutes, steps, resume, **options)
+    used = max(spent / limit for spent, limit in ((state.minutes, minutes), (state.step, steps)) if limit)
+    if used > MOST_USED:
+        return model, state
+    print(f"after {state.step} steps the network knows the simulations too well; a second one is regularised")
+    left = None if minutes is None else minutes - state.minutes, None if steps is None else steps - state.step
+    begun = resume and attempt.begun(SECOND_STATE).exists()
+    second, its_state = attempt.train(SECOND_STATE, *left, begun, state.best_score, **options | REGULARISED)
+    return (second, its_state) if its_state.best_score > state.best_score else (model, state)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(folder or scratch) / STATE
-        options: dict[str, Any] = {"minutes": minutes, "steps": steps, "resume": resume}
-        if isinstance(source, ProgramSource) and isinstance(source.simulations, Bank):
-            options |= _options_of_a_bank(source.config, path if resume else None)
-        state = fit(model, source, path, **options, origin=origin, on_checkpoint=keep)
-    model.load_state_dict(state.best_weights)
-    model.cpu().eval().requires_grad_(False)
-    return model, state
+
+class _Attempt(NamedTuple):
+    """What all networks that are trained on one source have in common: arguments of `train_network`."""
+
+    source: TaskSource
+    folder: str | Path | None
+    seed: int
+    start: str | Path | None
+
+    def begun(self, name: str) -> Path:
+        """The file of a run's state."""
+        assert self.folder is not None
+        return Path(self.folder) / name
+
+    def train(
+        self,
+        name: str,
+        minutes: float | None,
+        steps: int | None,
+        resume: bool,
+        least: float = -math.inf,
+        **options: Any,
+    ) -> tuple[ArBufferModel, RunState]:
+        """One network, whose state has that name; it is kept in the folder once its score is above `least`."""
+        with seeded(self.seed):
+            model = make_model(self.source.config)
+        origin = None
+        if self.start is not None and not resume:
+            copy_weights(model, self.start)
+            origin = FROM_SCRATCH | {"started_from": str(self.start)}
+
+        def keep(state: RunState) -> None:
+            if self.folder is not None and state.best_score > least:
+                save(model, self.folder, state.best_weights)
+
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(self.folder or scratch) / name
+            limits = {"minutes": minutes, "steps": steps}
+            state = fit(model, self.source, path, **limits, resume=resume, origin=origin, on_checkpoint=keep, **options)
+        model.load_state_dict(state.best_weights)
+        model.cpu().eval().requires_grad_(False)
+        return model, state
 
 
 def _options_of_a_bank(config: ModelConfig, begun: Path | None) -> dict[str, Any]:
@@ -153,7 +198,10 @@ def _options_of_a_bank(config: ModelConfig, begun: Path | None) -> dict[str, Any
     fallen. A run that was begun without an average goes on without.
     """
     average = BANK_AVERAGE if begun is None else RunState.read(begun).setup.get("average", 0.0)
-    return {"average": average} | ({"validate_every": SINGLE_VALIDATE_EVERY} if config.one_observation else {})
+    if not average:
+        return {}
+    every, patience = SINGLE_LOOKS if config.one_observation else LOOKS
+    return {"average": average, "validate_every": every, "patience": patience}
 
 
 def program_source(
@@ -174,7 +222,8 @@ def program_source(
             simulations = simulations._replace(drawn=joined([simulations.drawn, kept]))
     if batch_size is None:
         batch_size = 128 if simulator.single else 32
-    return ProgramSource(simulations, config, batch_size, TARGETS, seed)
+    alone = num_simulations is not None and config.one_observation and bool(config.latents)
+    return ProgramSource(simulations, config, batch_size, TARGETS, seed, posterior_alone=alone)
 
 
 def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:

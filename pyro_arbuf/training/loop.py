@@ -22,6 +22,7 @@ from pyro_arbuf.network.backbone import Block
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.network import Network
 from pyro_arbuf.progress import progress_bar
+from pyro_arbuf.training.dropout import dropped_out
 from pyro_arbuf.training.muon import BatchedMuon
 from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState, held_interrupt
 from pyro_arbuf.training.sources import TaskSource, check_finite, check_positive
@@ -44,7 +45,7 @@ def learning_rate_factor(progress: float) -> float:
 
 
 def make_optimizers(
-    model: Network, muon_learning_rate: float = 6e-3, adamw_learning_rate: float = 6e-3
+    model: Network, muon_learning_rate: float = 6e-3, adamw_learning_rate: float = 6e-3, weight_decay: float = 0.0
 ) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the backbone and of other blocks, AdamW on everything else."""
     stacks = [model.backbone, *(part for part in model.embedder.modules() if isinstance(part, Block))]
@@ -52,8 +53,8 @@ def make_optimizers(
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        BatchedMuon(matrices, lr=muon_learning_rate),
-        torch.optim.AdamW(others, lr=adamw_learning_rate, weight_decay=0.0, foreach=True),
+        BatchedMuon(matrices, lr=muon_learning_rate, weight_decay=weight_decay),
+        torch.optim.AdamW(others, lr=adamw_learning_rate, weight_decay=weight_decay, foreach=True),
     ]
 
 
@@ -72,6 +73,9 @@ def fit(
     on_checkpoint: Callable[[RunState], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     average: float = 0.0,
+    dropout: float = 0.0,
+    weight_decay: float = 0.0,
+    patience: int | None = None,
 ) -> RunState:
     """Trains a model on the tasks of a source until `steps` or `minutes` are used up.
 
@@ -99,6 +103,10 @@ def fit(
         average: Decay per step of an exponential average of the weights, e.g. 0.99, which is then what is validated and
             kept; 0 = the last weights. It is for a fixed set of simulations, of which a network knows too much before
             its learning rate has fallen.
+        dropout: Share of the hidden units of every block, and of what its attention adds, that is dropped out in a
+            step; against the same.
+        weight_decay: Times the learning rate, the share by which a step shrinks all weights; against the same.
+        patience: The run also ends after so many validations without a better one; `None` = it does not.
 
     Returns:
         The state at the end: best weights, their score, history.
@@ -110,12 +118,14 @@ def fit(
     """
     if minutes is None and steps is None:
         raise ValueError("fit needs minutes= or steps= (or both: whichever ends first); got neither")
-    check_positive(minutes=minutes, steps=steps, validate_every=validate_every)
+    check_positive(minutes=minutes, steps=steps, validate_every=validate_every, patience=patience)
     if resume and not state_path.exists():
         raise ValueError(f"resume=True needs the state of a run; there is none at {state_path}; start without resume")
-    if not 0 <= average < 1:
-        raise ValueError(f"average must be at least 0 and below 1; got {average}")
-    run = _Run(model, source, state_path, learning_rate, mixed_precision, on_checkpoint, clock, average)
+    for name, value in (("average", average), ("dropout", dropout)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1; got {value}")
+    chosen = {"average": average, "dropout": dropout, "weight_decay": weight_decay}
+    run = _Run(model, source, state_path, learning_rate, mixed_precision, on_checkpoint, clock, chosen)
     with ExitStack() as held:
         if run.main:
             held.enter_context(sole_writer(state_path))
@@ -125,7 +135,7 @@ def fit(
         held.callback(bar.close)
         if not run.state.best_weights:
             run.begin()
-        done = run.progress(minutes, steps)
+        done = max(run.progress(minutes, steps), run.state.exhausted(patience))
         interrupted = held.enter_context(held_interrupt())
         try:
             while done < 1:
@@ -135,6 +145,7 @@ def fit(
                 late = run.seconds_since("validated") > 60 * checkpoint_minutes > 0  # slow steps
                 if run.state.step % validate_every == 0 or done >= 1 or late:
                     bar.set_postfix_str(run.validate())
+                    done = max(done, run.state.exhausted(patience))
                     if done >= 1 or run.seconds_since("saved") > 60 * checkpoint_minutes:
                         run.save()
         except KeyboardInterrupt:
@@ -165,7 +176,7 @@ class _Run:
         mixed_precision: Literal["no", "bf16"],
         on_checkpoint: Callable[[RunState], None] | None,
         clock: Callable[[], float],
-        average: float,
+        chosen: dict[str, float],
     ):
         from accelerate import Accelerator, DistributedDataParallelKwargs  # slow, and only training needs it
 
@@ -176,8 +187,8 @@ class _Run:
         self.main = self.accelerator.is_main_process
         self.model, self.source, self.path = model, source, state_path
         self.learning_rate, self.mixed_precision, self.on_checkpoint = learning_rate, mixed_precision, on_checkpoint
-        self.optimizers = make_optimizers(model, learning_rate, learning_rate)
-        self.clock, self.average, self.updating = clock, average, False
+        self.optimizers = make_optimizers(model, learning_rate, learning_rate, chosen["weight_decay"])
+        self.clock, self.chosen, self.updating = clock, chosen, False
 
     def open(self, resume: bool, origin: dict[str, Any] | None) -> None:
         """Begins a run's state, or takes up that of an earlier one that was begun alike; then readies the devices."""
@@ -204,17 +215,14 @@ class _Run:
 
     def _setup(self, origin: dict[str, Any] | None) -> dict[str, Any]:
         """What a resumed run must agree with."""
-        return (
-            self.source.settings
-            | {
-                "num_processes": self.accelerator.num_processes,
-                "learning_rate": self.learning_rate,
-                "mixed_precision": self.mixed_precision,
-                "config": self.model.config.to_json(),
-                "started_from": (origin or {}).get("folder", (origin or {}).get("started_from")),
-            }
-            | ({"average": self.average} if self.average else {})
-        )
+        setup = self.source.settings | {name: value for name, value in self.chosen.items() if value}
+        return setup | {
+            "num_processes": self.accelerator.num_processes,
+            "learning_rate": self.learning_rate,
+            "mixed_precision": self.mixed_precision,
+            "config": self.model.config.to_json(),
+            "started_from": (origin or {}).get("folder", (origin or {}).get("started_from")),
+        }
 
     def begin(self) -> None:
         """Scores the weights at the start, which later ones have to beat, and writes the state: it can be written."""
@@ -256,7 +264,8 @@ class _Run:
                 group["lr"] = self.learning_rate * learning_rate_factor(done)
         batch = self.source.batch(self.state.step, self.accelerator.process_index)
         check_finite(batch, f"the batch of step {self.state.step}", self.model.config.missing_x)
-        loss = self.wrapped(batch.to(self.accelerator.device))
+        with dropped_out(self.model, self.chosen["dropout"], self.state.step):
+            loss = self.wrapped(batch.to(self.accelerator.device))
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), MAX_GRADIENT_NORM)
         self.updating = True
@@ -271,8 +280,8 @@ class _Run:
     @torch.no_grad()
     def _average(self) -> None:
         """Moves the average of the weights towards the last ones; the first ones fade at once."""
-        if self.average:
-            decay = min(self.average, self.state.step / (self.state.step + 10))
+        if self.chosen["average"]:
+            decay = min(self.chosen["average"], self.state.step / (self.state.step + 10))
             for name, weight in self.model.named_parameters():
                 held = self.state.average.get(name, weight).to(weight.device)
                 self.state.average[name] = torch.lerp(held, weight, 1 - decay)

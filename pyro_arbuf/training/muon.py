@@ -20,13 +20,14 @@ class BatchedMuon(torch.optim.Muon):
     Args:
         matrices: The parameters, all of two dimensions.
         lr: Learning rate.
+        weight_decay: Times the learning rate, the share by which a step shrinks them.
 
     Raises:
         ValueError: If a parameter has not two dimensions.
     """
 
-    def __init__(self, matrices: list[torch.nn.Parameter], lr: float):
-        super().__init__(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    def __init__(self, matrices: list[torch.nn.Parameter], lr: float, weight_decay: float = 0.0):
+        super().__init__(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -56,7 +57,7 @@ class BatchedMuon(torch.optim.Muon):
         updates = orthogonalized(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
         rate = group["lr"] * 0.2 * max(matrices[0].shape) ** 0.5
         for matrix, update in zip(matrices, updates, strict=True):
-            matrix.add_(update, alpha=-rate)
+            matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
 
 def orthogonalized(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

@@ -56,6 +56,11 @@ class RunState:
         """Time used, over all resumed parts."""
         return self.seconds / 60
 
+    def exhausted(self, patience: int | None) -> bool:
+        """Whether so many validations in a row, the last ones of the history, were not better than one before."""
+        scores = [entry["validation"] for entry in self.history]
+        return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+
     def snapshot(self) -> "RunState":
         """The state as it is now, which later steps do not change."""
         return dataclasses.replace(self, history=list(self.history), average=dict(self.average))
