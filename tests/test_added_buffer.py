@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from added_buffers import KINDS, changed
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributions import Independent, Normal
@@ -21,11 +22,6 @@ from pyro_arbuf.network.visibility import chain_prefix_len
 from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.training.loop import fit
 
-KINDS = {
-    "adapters": {"rank": 3},
-    "gate": {"rank": None, "gated_read": True},
-    "both": {"rank": 2, "gated_read": True},
-}
 EACH = pytest.mark.parametrize("kind", KINDS)
 N, M, K = 5, 3, tiny.CONFIG.buffer_size
 
@@ -39,14 +35,6 @@ def set_model(**fields: object) -> ArBufferModel:
             if weight.dim() >= 2:
                 weight.mul_(1.5)
     return net.eval().requires_grad_(False)
-
-
-def changed(net: TNPDBuffer) -> TNPDBuffer:
-    """The network with random numbers in place of what was added, as training might leave it."""
-    with torch.no_grad():
-        for weight in net.added:
-            weight.copy_(0.3 * torch.randn(weight.shape))
-    return net.requires_grad_(False)
 
 
 @pytest.fixture

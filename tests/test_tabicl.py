@@ -8,18 +8,17 @@ import pytest
 import tabicl_blocks
 import tiny
 import torch
+from added_buffers import KINDS, changed
 from tabicl._model.encoders import Encoder
 from torch import Tensor
 from torch.testing import assert_close
 
 from pyro_arbuf import ArBufferJoint, ArBufferMarginals, add_buffer
-from pyro_arbuf.baselines.added_buffer import TNPDBuffer
 from pyro_arbuf.baselines.tnp_d import TNPD
 from pyro_arbuf.network.cache import BufferCache
 from pyro_arbuf.training.loop import fit
 
 CONFIG = dataclasses.replace(tiny.CONFIG, architecture="tnp-d", scaled_queries=True)
-KINDS = {"adapters": {"rank": 3}, "gate": {"rank": None, "gated_read": True}, "both": {"rank": 2, "gated_read": True}}
 EACH = pytest.mark.parametrize("kind", KINDS)
 N, M = 5, 3
 
@@ -41,14 +40,6 @@ def data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = 2 * torch.rand(N + M, 1, dtype=torch.float64) - 1
     y = torch.randn(N + M, dtype=torch.float64)
     return x[:N], y[:N], x[N:], y[N:]
-
-
-def changed(net: TNPDBuffer) -> TNPDBuffer:
-    """The network with random numbers in place of what was added."""
-    with torch.no_grad():
-        for weight in net.added:
-            weight.copy_(0.3 * torch.randn_like(weight))
-    return net.requires_grad_(False)
 
 
 @pytest.mark.parametrize("num_rows", [1, N, 40])
