@@ -7,28 +7,28 @@ Networks of one size are trained on `gp-1d`, `sawtooth` and recordings of EEG, b
 what the paper compares it with (see `pyro_arbuf.baselines`). All are scored on the same functions, or trials, at M = 16
 and 128 targets; differences are paired. For each system of functions two numbers say how far its densities are from one
 consistent law: how much they depend on the order of the targets, and on whether one target more is asked for.
+Predictions of multisensory trials and of tables are readings of our shipped networks, which are not trained again.
 
-Networks, their training states and scores are kept in the folder: the same command goes on where it was stopped. EEG is
-left out, with a line that says so, where the file of the recordings is missing. Writes tables into benchmarks/PAPER.md,
-between its markers, and a figure beside it; prints the tables, then one JSON line.
+Networks, their training states and scores are kept in the folder: the same command goes on where it was stopped. A task
+whose data are missing is left out, with a line that says so. Writes the numbers into benchmarks/PAPER.json, keeping
+those of tasks that were not asked for, and from there tables into benchmarks/PAPER.md, between its markers, and a
+figure. Prints the tables, then one JSON line.
 
 Deviation: training time is what is equal, not steps, and it is minutes, not hours; the paper's figures are of other
 draws of x, and of other recordings.
 """
 
 import json
-import math
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.style
 import torch
 import tyro
 from eeg import draw_tasks
-from marked import END, write_marked
-from matplotlib.figure import Figure
 from oracle import oracle_log_prob
+from paper_page import Gaps, Key, Scores, read_results, summarise, write_page
+from paper_readings import NUM_CONTEXT, NUM_TARGETS, READINGS, SERIES, TABLES, score_readings
 from paper_systems import (
     EEG_SYSTEMS,
     SUBSET,
@@ -41,62 +41,20 @@ from paper_systems import (
     train,
     write_scores,
 )
-from quality import draw_functions, mean_se
+from quality import draw_functions
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_arbuf import ArBufferModel, random_orders
-from pyro_arbuf.files import write_atomically
 from pyro_arbuf.priors.eeg import RATE, TEST, read_eeg
 from pyro_arbuf.training.run_state import RunState
 
 HERE = Path(__file__).parent
-START = "<!-- paper.py -->"
+SHARED = HERE.parent.parent / "shared" / "data"
 FUNCTIONS, EEG = ("gp-1d", "sawtooth"), ("eeg interpolation", "eeg forecasting")
-TASKS = (*FUNCTIONS, *EEG)
-OURS = "buffer K=16"
+TASKS = (*FUNCTIONS, *EEG, *READINGS)
 GAP = (16, 32)  # observed points and functions of the numbers on consistency
-EXPLANATION = """\
-Joint log density in nats per target, means over functions, standard errors in brackets. All networks were trained by
-the same `fit` for the same CPU time, and are scored on the same {} functions per N in {} orders at the first M, and on
-{} in {} orders at the others; differences are paired. Of EEG: nats per time of seven channels in microvolt, {} trials
-of each of four subjects outside training, standard errors over subjects, forecasts in the order of time. The published
-figures are of networks trained for longer, of other draws of x and other recordings: their differences compare, not
-their values. `orders` is the mean absolute difference of a joint log density between two orders of the targets, per
-target; `one target more` that of the log density of 8 targets by themselves and as the marginal of a joint with a ninth
-in front; both at N = {} on {} functions. Both are 0 for one consistent law.
-
-"""
-_COLUMNS = ("TNP-D-AR", "TNP-D-Ind", "TNP-ND", "TNP-A", "buffer K=16", "buffer K=1")
-# Hassan et al. (2026), mean joint log density per target over N, 128 orders: by task and M.
-PUBLISHED = {
-    key: dict(zip(_COLUMNS, values, strict=True))
-    for key, values in {
-        ("gp-1d", 16): (2.57, 2.22, 0.80, 2.24, 2.51, 2.56),
-        ("gp-1d", 128): (3.29, 2.15, 2.27, 3.10, 3.27, 3.29),
-        ("sawtooth", 16): (1.05, 0.94, -0.43, 0.98, 1.00, 1.09),
-        ("sawtooth", 128): (1.14, 0.94, 0.39, 1.12, 1.15, 1.16),
-        ("eeg interpolation", 16): (0.51, 0.36, 0.46, 0.58, 0.52, 0.54),
-        ("eeg forecasting", 16): (1.07, -0.74, -0.04, 1.23, 0.85, 1.21),
-    }.items()
-}
-PUBLISHED["eeg forecasting", 16]["buffer K=4"] = 1.17
-
-LINES = {  # in the figure, by system: colour, style and width; one colour for each network
-    "oracle": ("black", "--", 1.0),
-    "buffer K=16": ("C0", "-", 2.5),
-    "buffer K=4": ("C0", "--", 1.0),
-    "buffer K=1": ("C0", ":", 1.0),
-    "TNP-D-AR": ("C1", "-", 1.0),
-    "TNP-D-Ind": ("C1", ":", 1.0),
-    "TNP-ND": ("C2", "-", 1.0),
-    "TNP-A": ("C3", "-", 1.0),
-    "decoder": ("C4", "-", 1.0),
-    "LBANP-AR": ("C5", ":", 1.0),
-    "LBANP buffer K=16": ("C5", "-", 1.0),
-}
-
-Scores = dict[str, list[float]]  # by system, nats per target of each function, or of each subject's trials
+LONGEST_EEG = 192  # observed times
 
 
 class Cell(NamedTuple):
@@ -106,7 +64,7 @@ class Cell(NamedTuple):
         task: One of `TASKS`.
         num_targets: Targets M.
         num_context: Observed points N.
-        size: Functions, or trials of each subject.
+        size: Functions, trials of each subject, data sets, or splits of each table.
         num_orders: Orders averaged.
     """
 
@@ -123,8 +81,41 @@ class Cell(NamedTuple):
         name = f"{self.task}-M{self.num_targets}-N{self.num_context}-{self.num_orders}-orders{trials}.json"
         return name.replace(" ", "-")
 
+    @property
+    def systems(self) -> dict[str, System | None]:
+        """What is scored; the oracle has no network."""
+        if self.task in READINGS:
+            return READINGS[self.task]
+        return dict(EEG_SYSTEMS) if self.task in EEG else {"oracle": None} | SYSTEMS
+
+    @property
+    def rests_on(self) -> str:
+        """What the scores are means over, for the page."""
+        if self.task in FUNCTIONS:
+            what = f"{self.size} functions per N"
+        elif self.task in EEG:
+            what = f"{self.size} trials of each of {len(TEST)} subjects"
+        else:
+            what = f"{self.size} splits of each series" if self.task == TABLES else f"{self.size} data sets per N"
+        orders = f", {self.num_orders} order{'s' * (self.num_orders > 1)}"
+        return what + (", in the order of time" if self.task == EEG[1] else orders)
+
 
 Trained = dict[str, tuple[ArBufferModel, RunState]]  # by architecture
+
+
+class Sources(NamedTuple):
+    """What is scored, besides priors.
+
+    Attributes:
+        trained: Networks by architecture, of tasks for which some are trained.
+        subjects: Trials of each subject.
+        tables: Folder of the tables.
+    """
+
+    trained: Trained
+    subjects: dict[str, Tensor]
+    tables: Path
 
 
 def score_functions(cell: Cell, name: str, net: ArBufferModel | None, done: list[float]) -> list[float]:
@@ -150,27 +141,32 @@ def score_trials(cell: Cell, system: System, net: ArBufferModel, subjects: dict[
     return found
 
 
-def kept_scores(folder: Path, cell: Cell, trained: Trained, subjects: dict[str, Tensor]) -> Scores:
+def kept_scores(folder: Path, cell: Cell, sources: Sources) -> Scores:
     """Scores of a cell; those that its file holds are not computed again."""
-    path, is_eeg = folder / cell.path, cell.task in EEG
+    path = folder / cell.path
     scores: Scores = read_scores(path)
-    systems = EEG_SYSTEMS if is_eeg else {"oracle": None} | SYSTEMS
-    wanted = len(subjects) if is_eeg else cell.size
-    for name, system in tqdm(systems.items(), desc=cell.path.removesuffix(".json"), leave=False):
+    wanted = len(sources.subjects) if cell.task in EEG else cell.size
+    for name, system in tqdm(cell.systems.items(), desc=cell.path.removesuffix(".json"), leave=False):
         done = scores.get(name, [])
-        if len(done) < wanted:
-            net = None if system is None else trained[system.architecture][0]
+        if len(done) >= wanted:
+            continue
+        if cell.task in READINGS:
+            orders = random_orders(cell.num_targets, cell.num_orders)
+            scores[name] = score_readings(cell.task, name, cell.num_context, cell.size, orders, sources.tables)
+        else:
+            net = None if system is None else sources.trained[system.architecture][0]
+            is_eeg = cell.task in EEG
             scores[name] = (
-                score_trials(cell, system, net, subjects) if is_eeg else score_functions(cell, name, net, done)
+                score_trials(cell, system, net, sources.subjects) if is_eeg else score_functions(cell, name, net, done)
             )
-            write_scores(path, scores)
-    return {name: scores[name][:wanted] for name in systems}
+        write_scores(path, scores)
+    return {name: scores[name][:wanted] for name in cell.systems}
 
 
-def kept_gaps(folder: Path, task: str, trained: Trained, num_targets: int) -> dict[str, list[float]]:
+def kept_gaps(folder: Path, task: str, trained: Trained, num_targets: int) -> Gaps:
     """By system, the numbers on consistency: over orders, and with one target more."""
     path = folder / f"{task}-consistency.json"
-    gaps: dict[str, list[float]] = read_scores(path)
+    gaps: Gaps = read_scores(path)
     functions = draw_functions(task, GAP[1], GAP[0], max(SUBSET + 1, num_targets))
     for name, system in tqdm(SYSTEMS.items(), desc=f"{task}, consistency", leave=False):
         if name not in gaps:
@@ -178,90 +174,6 @@ def kept_gaps(folder: Path, task: str, trained: Trained, num_targets: int) -> di
             gaps[name] = [gap(net, system, functions) for gap in (order_gap, rest_gap)]
             write_scores(path, gaps)
     return gaps
-
-
-def over_contexts(values: list[Tensor]) -> tuple[float, float]:
-    """Mean over N of means over functions, and its standard error."""
-    each = [mean_se(value) for value in values]
-    return sum(mean for mean, _ in each) / len(each), math.sqrt(sum(se**2 for _, se in each)) / len(each)
-
-
-def summarise(cells: dict[int, Scores]) -> dict[str, dict[str, tuple[float, float]]]:
-    """By system, the mean over N, and the paired differences of ours to it and of the oracle to it."""
-    tensors = [
-        {name: torch.tensor(values, dtype=torch.float64) for name, values in each.items()} for each in cells.values()
-    ]
-    found = {}
-    for name in tensors[0]:
-        found[name] = {"mean": over_contexts([each[name] for each in tensors])}
-        for label, first in (("ours minus it", OURS), ("oracle minus it", "oracle")):
-            if first in tensors[0] and name not in (first, "oracle"):
-                found[name][label] = over_contexts([each[first] - each[name] for each in tensors])
-    return found
-
-
-def shown(pair: tuple[float, float] | None) -> str:
-    """Mean and standard error as text."""
-    return "" if pair is None else f"{pair[0]:.3f} ({pair[1]:.3f})"
-
-
-def write_table(
-    task: str, num_targets: int, cells: dict[int, Scores], gaps: dict[str, list[float]] | None
-) -> tuple[list[str], dict[str, dict[str, tuple[float, float]]]]:
-    """Lines of the table of a task and M, and its summary."""
-    summary, published = summarise(cells), PUBLISHED.get((task, num_targets), {})
-    with_oracle = "oracle" in summary
-    head = ["system", *(f"N = {n}" for n in cells), "mean", f"{OURS} minus it"]
-    head += ["oracle minus it"] * with_oracle + ["published"] + ["orders", "one target more"] * (gaps is not None)
-    lines = [f"### {task}, M = {num_targets}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, found in summary.items():
-        means = [f"{sum(scores[name]) / len(scores[name]):.3f}" for scores in cells.values()]
-        row = [name, *means, shown(found["mean"]), shown(found.get("ours minus it"))]
-        row += [shown(found.get("oracle minus it"))] * with_oracle
-        row.append(f"{published[name]:.2f}" if name in published else "")
-        if gaps is not None:
-            row += [f"{gap:.3f}" for gap in gaps[name]] if name in gaps else ["0", "0"]
-        lines.append(f"| {' | '.join(row)} |")
-    return [*lines, ""], summary
-
-
-def write_training(trained: dict[str, Trained], minutes: dict[str, float]) -> list[str]:
-    """Lines of the table of what was trained."""
-    lines = ["### Training", "", "| recipe | architecture | parameters | CPU minutes | steps | validation |"]
-    lines.append("|---" * 6 + "|")
-    for recipe, nets in trained.items():
-        for architecture, (net, state) in nets.items():
-            count = sum(weight.numel() for weight in net.parameters())
-            numbers = f"{count:,} | {minutes[recipe]:g} | {state.step:,} | {state.best_score:.3f}"
-            lines.append(f"| {recipe} | {architecture} | {numbers} |")
-    return [*lines, ""]
-
-
-def draw_figure(path: Path, panels: dict[tuple[str, int], dict[int, Scores]]) -> None:
-    """Log density per target against N: a panel for each task and M, a line for each system."""
-    with matplotlib.style.context("pyro_arbuf.house"):
-        rows = -(-len(panels) // 2)
-        figure = Figure(figsize=(9, 3.2 * rows + 0.9), layout="constrained")
-        axes = figure.subplots(rows, 2, squeeze=False).flatten()
-        for axis, ((task, num_targets), cells) in zip(axes, panels.items(), strict=False):
-            for name in next(iter(cells.values())):
-                means = [sum(scores[name]) / len(scores[name]) for scores in cells.values()]
-                color, line, width = LINES[name]
-                axis.plot(list(cells), means, label=name, color=color, ls=line, lw=width, marker="o", ms=3)
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(list(cells), [str(n) for n in cells])
-            axis.set(title=f"{task}, M = {num_targets}", xlabel="observations N", ylabel="nats per target")
-        for axis in axes[len(panels) :]:
-            axis.axis("off")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        write_atomically(path, lambda file: figure.savefig(file, format="png"))
-
-
-def write_page(path: Path, text: str) -> None:
-    """Writes text between the markers of a page, whatever else it says."""
-    if not path.exists():
-        path.write_text(f"# The paper's comparison\n\n{START}\n{END}\n")
-    write_marked(path, "paper", f"\n{text}\n")
 
 
 def train_all(recipe: str, minutes: float, folder: Path, data: Path | None, small: bool) -> Trained:
@@ -274,13 +186,61 @@ def train_all(recipe: str, minutes: float, folder: Path, data: Path | None, smal
     }
 
 
+def describe(trained: Trained, minutes: float) -> dict[str, dict[str, float]]:
+    """Size, time and validation score of networks, by architecture."""
+    return {
+        architecture: {
+            "parameters": sum(weight.numel() for weight in net.parameters()),
+            "minutes": minutes,
+            "steps": state.step,
+            "validation": state.best_score,
+        }
+        for architecture, (net, state) in trained.items()
+    }
+
+
+def without_missing(tasks: tuple[str, ...], data: Path, tables: Path) -> tuple[str, ...]:
+    """The tasks whose data are there; says which are not."""
+    unknown = sorted(set(tasks) - set(TASKS))
+    if unknown:
+        raise SystemExit(f"--tasks must be some of {', '.join(TASKS)}; got {', '.join(unknown)}")
+    if set(tasks) & set(EEG) and not data.is_file():
+        print(f"EEG is left out: {data} is missing; it holds the recordings, which are not shipped; use --data")
+        tasks = tuple(task for task in tasks if task not in EEG)
+    missing = [name for name in SERIES if not (tables / name / f"{name}.npz").is_file()]
+    if TABLES in tasks and missing:
+        print(f"{TABLES} is left out: {tables} has no {', '.join(missing)}; see tabular.py; use --tables")
+        tasks = tuple(task for task in tasks if task != TABLES)
+    return tasks
+
+
+def make_cells(
+    task: str, sizes: tuple[int, ...], num_targets: tuple[int, ...], num_context: tuple[int, ...]
+) -> list[list[Cell]]:
+    """The cells of each table of a task; `sizes` are functions, trials, data sets or splits, and orders."""
+    num_functions, num_trials, num_sets, num_orders = sizes
+    if task in READINGS:
+        size, orders = (num_sets // 4, 1) if task == TABLES else (num_sets, num_orders)
+        return [[Cell(task, NUM_TARGETS[task], n, size, orders) for n in NUM_CONTEXT[task]]]
+    if task in EEG:
+        contexts = (*num_context, LONGEST_EEG) if len(num_context) > 1 else num_context
+        return [[Cell(task, num_targets[0], n, num_trials, num_orders) for n in contexts]]
+    shares = {m: 1 if m == num_targets[0] else 4 for m in num_targets}
+    return [
+        [Cell(task, m, n, max(2, num_functions // share), max(1, num_orders // share)) for n in num_context]
+        for m, share in shares.items()
+    ]
+
+
 def main(
     tasks: tuple[str, ...] = TASKS,
     folder: Path = Path("runs/paper"),
     minutes: float = 10.0,
-    data: Path = HERE.parent.parent / "shared" / "data" / "uci_eeg" / "eeg_7ch.npz",
+    data: Path = SHARED / "uci_eeg" / "eeg_7ch.npz",
+    tables: Path = SHARED,
     num_functions: int = 128,
     num_trials: int = 10,
+    num_sets: int = 64,
     num_orders: int = 16,
     num_targets: tuple[int, ...] = (16, 128),
     num_context: tuple[int, ...] = (8, 16, 32, 64, 128),
@@ -291,29 +251,27 @@ def main(
     """Trains and scores all systems.
 
     Args:
-        tasks: Which of gp-1d, sawtooth, eeg interpolation and eeg forecasting.
+        tasks: Some of gp-1d, sawtooth, eeg interpolation, eeg forecasting, multisensory prediction and tabular
+            forecasting.
         folder: Where networks, training states and scores are kept, in a folder for each budget.
         minutes: CPU minutes of each network; on EEG twice as many.
         data: File of the recordings, see docs/recordings.md.
+        tables: Folder of the tables, see tabular.py.
         num_functions: Functions of each N at the smallest M; a quarter of them, and of the orders, at larger ones.
         num_trials: Trials of each subject of EEG.
-        num_orders: Orders averaged.
-        num_targets: The Ms; EEG is scored at the smallest.
-        num_context: The Ns; of EEG up to 192.
-        page: Page that the tables are written into; the figure stands beside it.
+        num_sets: Data sets of multisensory trials; a quarter as many splits of each table.
+        num_orders: Orders averaged; of tables, one.
+        num_targets: The Ms of functions; EEG is scored at the smallest.
+        num_context: The Ns of functions; EEG is scored at 192, too.
+        page: Page that the tables are written into; numbers and figure stand beside it.
         threads: CPU threads.
         small: Tiny networks, to try the command.
     """
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", message=".*outside the trained range")  # on purpose
-    unknown = sorted(set(tasks) - set(TASKS))
-    if unknown:
-        raise SystemExit(f"--tasks must be some of {', '.join(TASKS)}; got {', '.join(unknown)}")
-    if set(tasks) & set(EEG) and not data.is_file():
-        print(f"EEG is left out: {data} is missing; it holds the recordings, which are not shipped; use --data")
-        tasks = tuple(task for task in tasks if task not in EEG)
+    tasks = without_missing(tasks, data, tables)
     folder = folder / f"{minutes:g}-minutes{'-small' * small}"
-    budgets = {task.split()[0]: minutes * (2 if task in EEG else 1) for task in tasks}
+    budgets = {task.split()[0]: minutes * (2 if task in EEG else 1) for task in tasks if task not in READINGS}
     trained = {
         recipe: train_all(recipe, budget, folder, data if recipe == "eeg" else None, small)
         for recipe, budget in budgets.items()
@@ -322,25 +280,22 @@ def main(
     if "eeg" in trained:
         recordings = read_eeg(data)
         subjects = {name: recordings[name][:num_trials] for name in TEST}
-    lines, panels, summary = write_training(trained, budgets), {}, {}
+    results = read_results(page)
+    results["training"] |= {recipe: describe(nets, budgets[recipe]) for recipe, nets in trained.items()}
+    sizes, found = (num_functions, num_trials, num_sets, num_orders), {}
     for task in tasks:
-        for count in num_targets if task in FUNCTIONS else num_targets[:1]:
-            share = 1 if count == num_targets[0] else 4
-            size = num_trials if task in EEG else max(2, num_functions // share)
-            contexts = num_context if task in FUNCTIONS or small else (*num_context, 192)
-            each = [Cell(task, count, n, size, max(1, num_orders // share)) for n in contexts]
-            nets = trained[task.split()[0]]
-            cells = {cell.num_context: kept_scores(folder, cell, nets, subjects) for cell in each}
-            gaps = kept_gaps(folder, task, nets, num_targets[0]) if task in FUNCTIONS and share == 1 else None
-            table, found = write_table(task, count, cells, gaps)
-            panels[task, count], lines = cells, lines + table
-            summary[f"{task}, M = {count}"] = {"systems": found, "orders, one target more": gaps}
-    text = EXPLANATION.format(num_functions, num_orders, num_functions // 4, num_orders // 4, num_trials, *GAP)
-    text += "\n".join(lines)
-    print(text)
-    write_page(page, text)
-    draw_figure(page.with_suffix(".png"), panels)
-    print(json.dumps({"benchmark": "paper", "minutes": minutes, "tasks": summary}))
+        sources = Sources(trained.get(task.split()[0], {}), subjects, tables)
+        for i, cells in enumerate(make_cells(task, sizes, num_targets, num_context)):
+            scores = {cell.num_context: kept_scores(folder, cell, sources) for cell in cells}
+            with_gaps = task in FUNCTIONS and i == 0
+            gaps = kept_gaps(folder, task, sources.trained, num_targets[0]) if with_gaps else None
+            found[str(Key(task, cells[0].num_targets))] = {
+                "rests on": cells[0].rests_on,
+                "systems": summarise(scores, gaps),
+            }
+    results["tables"] |= found
+    print(write_page(page, results, TASKS))
+    print(json.dumps({"benchmark": "paper", "minutes": minutes, "tasks": found}))
 
 
 if __name__ == "__main__":

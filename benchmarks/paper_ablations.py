@@ -7,7 +7,8 @@ The network with a buffer that paper.py trained, in the same folder, is read in 
 averaged, in blocks of 1 to 16 targets, and in the order of x. Two further networks are trained for the same CPU
 minutes: one whose buffer slots are no targets, with as many fresh ones instead, and one with a Gaussian head. All are
 scored on the same functions as in paper.py, M = 16; differences are paired. What was trained is kept in the folder: the
-same command goes on where it was stopped. Prints a table, then one JSON line.
+same command goes on where it was stopped. Writes the tables into benchmarks/PAPER.md, and their numbers into
+PAPER.json. Prints the table, then one JSON line.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from paper import OURS, over_contexts, shown
+from paper_page import keep_results, over_contexts, read_results, shown, write_section
 from paper_systems import SMALL, SYSTEMS, System, log_prob, train, train_on
 from quality import Functions, draw_functions
 from torch import Tensor
@@ -33,6 +34,13 @@ from pyro_arbuf.training.sources import PriorSource
 NUM_TARGETS = 16
 ORDERS, SIZES = (1, 2, 4, 8, 16, 32, 64, 128), (1, 2, 4, 8, 16)
 DEFAULT_ORDERS = 16
+OURS = SYSTEMS["buffer K=16"]
+EXPLANATION = f"""\
+What parts of the method are worth, in nats per target, standard errors in brackets. Where nothing else is said,
+{DEFAULT_ORDERS} orders are averaged and the buffer holds 16 targets. The last two rows are networks trained for as
+long: one whose buffer slots are no targets in training, and one with a Gaussian head.
+
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +102,7 @@ def read_in_other_ways(net: ArBufferModel, functions: Functions) -> dict[str, Te
     for size in SIZES:
         found[f"buffer size: {size}"] = log_prob(net, System("buffer", size), functions, orders)
     as_given = torch.arange(NUM_TARGETS)[None]
-    found["one order: of x"] = log_prob(net, SYSTEMS[OURS], sorted_by_input(functions), as_given)
+    found["one order: of x"] = log_prob(net, OURS, sorted_by_input(functions), as_given)
     found["one order: shuffled"] = densities[:, 0]
     return found
 
@@ -116,12 +124,24 @@ def train_variants(prior: str, minutes: float, folder: Path, small: bool) -> dic
     }
 
 
+def write_tables(ablations: dict[str, dict]) -> list[str]:
+    """Lines of the tables, one for each prior."""
+    lines = []
+    for prior, found in ablations.items():
+        lines += [f"### Parts of the method: {prior}", "", f"{found['rests on']}.", ""]
+        lines += ["| what | density | minus the default |", "|---|---|---|"]
+        lines += [f"| {label} | {shown(mean)} | {shown(gap)} |" for label, (mean, gap) in found["variants"].items()]
+        lines.append("")
+    return lines
+
+
 def main(
     prior: Annotated[Literal["gp-1d", "sawtooth"], tyro.conf.Positional],
     folder: Path = Path("runs/paper"),
     minutes: float = 10.0,
     num_functions: int = 64,
     num_context: tuple[int, ...] = (8, 16, 32, 64, 128),
+    page: Path = Path(__file__).parent / "PAPER.md",
     threads: int = 1,
     small: bool = False,
 ) -> None:
@@ -133,6 +153,7 @@ def main(
         minutes: CPU minutes of each network.
         num_functions: Functions of each N.
         num_context: The Ns.
+        page: Page that the tables are written into; the numbers stand beside it.
         threads: CPU threads.
         small: Tiny networks, to try the command.
     """
@@ -146,19 +167,19 @@ def main(
     cells: list[dict[str, Tensor]] = []
     for n in num_context:
         functions = draw_functions(prior, num_functions, n, NUM_TARGETS)
-        trained = {label: log_prob(each, SYSTEMS[OURS], functions, orders) for label, each in variants.items()}
+        trained = {label: log_prob(each, OURS, functions, orders) for label, each in variants.items()}
         cells.append(read_in_other_ways(net, functions) | trained)
-    print(
-        f"{prior}, M = {NUM_TARGETS}, {minutes:g} CPU minutes, {num_functions} functions per N: nats per target, "
-        f"{DEFAULT_ORDERS} orders and a buffer of 16 where nothing else is said; standard errors in brackets\n"
-    )
-    print("| what | density | minus the default |\n|---|---|---|")
     summary = {}
     for label in cells[0]:
         mean = over_contexts([cell[label] for cell in cells])
         difference = over_contexts([cell[label] - cell[default] for cell in cells])
         summary[label] = [mean, difference]
-        print(f"| {label} | {shown(mean)} | {shown(difference)} |")
+    results = read_results(page)
+    rests_on = f"M = {NUM_TARGETS}, {minutes:g} CPU minutes, {num_functions} functions per N"
+    results["ablations"][prior] = {"rests on": rests_on, "variants": summary}
+    keep_results(page, results)
+    write_section(page, "paper_ablations", EXPLANATION + "\n".join(write_tables(results["ablations"])))
+    print("\n".join(write_tables({prior: results["ablations"][prior]})))
     print(json.dumps({"benchmark": "paper ablations", "prior": prior, "minutes": minutes, "variants": summary}))
 
 

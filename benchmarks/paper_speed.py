@@ -9,7 +9,8 @@ targets of 64 functions, at N = 16 and 128 observations: of a network with a buf
 of TNP-A every target stands twice. Draws and densities are of M = 16 targets for B draws that share a context of N
 pairs. TNP-A is timed as it was published, context and pairs encoded anew for every target, and with kept keys and
 values, which gives the same law. Seconds are those that the processor worked, medians of several runs; the systems take
-turns. Prints tables, then one JSON line.
+turns. Writes the tables into benchmarks/PAPER.md, a figure into PAPER_speed.png and the numbers into PAPER.json. Prints
+the tables, then one JSON line.
 """
 
 import dataclasses
@@ -21,15 +22,20 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import matplotlib.style
 import torch
 import tyro
+from matplotlib.figure import Figure
+from paper_page import LINES, keep_results, read_results, write_section
 from paper_systems import SYSTEMS
 from speed import added_memory, exact_ar
 from torch import Tensor
 
 from pyro_arbuf import ArBufferModel
 from pyro_arbuf.baselines import make_model, matched_config
+from pyro_arbuf.files import write_atomically
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.cache import BufferCache
 from pyro_arbuf.network.parts import ArchitectureName
@@ -43,8 +49,18 @@ NUM_TARGETS = 16
 ARCHITECTURES = tuple(dict.fromkeys(system.architecture for system in SYSTEMS.values()))
 TIMED = ("buffer K=16", "TNP-D-AR", "TNP-ND", "TNP-A", "decoder", "LBANP buffer K=16")
 RE_ENCODED = "TNP-A, published"
-GRID = ((128, 16), (128, 256), (512, 16))
-FULL_GRID = tuple((n, b) for n in (32, 64, 128, 256, 512, 1024) for b in (1, 16, 64, 256))
+GRID = tuple((n, b) for b in (16, 64) for n in (32, 128, 512))
+FULL_GRID = tuple((n, b) for b in (1, 16, 64, 256) for n in (32, 64, 128, 256, 512, 1024))
+EXPLANATION = f"""\
+Seconds that one core of a processor worked, medians of several runs in which the systems take turns. A training
+step has {STEP_TARGETS} targets of {STEP_FUNCTIONS} functions. {STEP_SLOTS} of them are the slots of a network with a
+buffer, and TNP-A has every target twice. Draws and densities are of M = {NUM_TARGETS} targets, for B draws that share
+a context of N pairs. TNP-A is timed as it was published, with everything encoded anew for each target, and with kept
+keys and values.
+
+![CPU seconds and memory against the number of observations, for every system](PAPER_speed.png)
+
+"""
 
 
 def random_net(architecture: ArchitectureName) -> ArBufferModel:
@@ -151,33 +167,60 @@ def probe_memory(name: str, num_context: int, num_draws: int) -> float:
     return added_memory(draws_and_densities(name, num_context, num_draws)[0])
 
 
-def print_steps(num_context: int, seconds: dict[str, float]) -> None:
-    """Prints seconds of training steps, and how many steps of a network with a buffer take as long."""
-    sizes = f"M = {STEP_TARGETS}, K = {STEP_SLOTS}, N = {num_context}, {STEP_FUNCTIONS} functions"
-    print(f"\ntraining step, {sizes}\n")
-    print("| architecture | CPU seconds | steps of a network with a buffer |\n|---|---|---|")
-    for name, each in seconds.items():
-        print(f"| {name} | {each:.3f} | {each / seconds['buffer']:.2f} |")
+def write_steps(num_context: int, seconds: dict[str, float]) -> list[str]:
+    """Lines on seconds of training steps, and how many steps of a network with a buffer take as long."""
+    lines = [f"### A training step, N = {num_context}", ""]
+    lines += ["| architecture | CPU seconds | steps of a network with a buffer |", "|---|---|---|"]
+    lines += [f"| {name} | {each:.3f} | {each / seconds['buffer']:.2f} |" for name, each in seconds.items()]
+    return [*lines, ""]
 
 
 def time_cell(num_context: int, num_draws: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Prints and returns CPU seconds and memory of every system."""
+    """CPU seconds and memory of every system."""
     names = (*TIMED, RE_ENCODED)
     both = {name: draws_and_densities(name, num_context, num_draws) for name in names}
     draws = median_seconds({name: functions[0] for name, functions in both.items()}, repeats)
     densities = median_seconds({name: functions[1] for name, functions in both.items()}, repeats)
     memory = {name: measure_memory(name, num_context, num_draws) for name in names}
-    print(f"\nN = {num_context}, B = {num_draws}, M = {NUM_TARGETS}: CPU milliseconds, MiB of drawing")
-    print("| system | draws | density | memory |\n|---|---|---|---|")
-    for name in names:
-        print(f"| {name} | {1e3 * draws[name]:.1f} | {1e3 * densities[name]:.1f} | {memory[name]:.0f} |")
     return {"draws": draws, "densities": densities, "memory MiB": memory}
+
+
+def write_cell(heading: str, found: dict[str, dict[str, float]]) -> list[str]:
+    """Lines on CPU milliseconds and MiB of every system."""
+    lines = [f"### Draws and densities, {heading}", ""]
+    lines += ["| system | draws, CPU ms | density, CPU ms | memory of drawing, MiB |", "|---|---|---|---|"]
+    for name, seconds in found["draws"].items():
+        numbers = f"{1e3 * seconds:.1f} | {1e3 * found['densities'][name]:.1f} | {found['memory MiB'][name]:.0f}"
+        lines.append(f"| {name} | {numbers} |")
+    return [*lines, ""]
+
+
+def draw_figure(path: Path, cells: dict[tuple[int, int], dict[str, dict[str, float]]]) -> None:
+    """CPU seconds and memory against N: a row for each number of draws B, a line for each system."""
+    sizes = sorted({num_draws for _, num_draws in cells})
+    with matplotlib.style.context("pyro_arbuf.house"):
+        figure = Figure(figsize=(9, 2.8 * len(sizes) + 0.9), layout="constrained")
+        axes = figure.subplots(len(sizes), 3, squeeze=False)
+        for row, num_draws in zip(axes, sizes, strict=True):
+            contexts = [n for n, b in cells if b == num_draws]
+            for axis, (what, found) in zip(row, cells[contexts[0], num_draws].items(), strict=True):
+                for name in found:
+                    color, line, width = LINES.get(name, ("C3", "--", 1.0))
+                    values = [cells[n, num_draws][what][name] for n in contexts]
+                    axis.plot(contexts, values, label=name, color=color, ls=line, lw=width, marker="o", ms=3)
+                axis.set(xscale="log", yscale="log", title=f"{what}, B = {num_draws}", xlabel="observations N")
+                axis.set_ylabel("MiB" if "MiB" in what else "CPU seconds")
+                axis.set_xticks(contexts, [str(n) for n in contexts], minor=False)
+                axis.minorticks_off()
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
 def main(
     steps_only: bool = False,
     full: bool = False,
     repeats: int = 3,
+    page: Path = Path(__file__).parent / "PAPER.md",
     threads: int = 1,
     memory_probe: tuple[str, int, int] | None = None,
 ) -> None:
@@ -187,6 +230,7 @@ def main(
         steps_only: Only training steps.
         full: The whole grid.
         repeats: Runs of each function that count.
+        page: Page that the tables are written into; figure and numbers stand beside it.
         threads: CPU threads.
         memory_probe: Only print the memory of one system, for N and B, in this process.
     """
@@ -195,14 +239,23 @@ def main(
     if memory_probe is not None:
         print(json.dumps(probe_memory(*memory_probe)))
         return
-    result: dict[str, object] = {"benchmark": "paper speed"}
+    result, lines = {}, []
     for num_context in STEP_CONTEXTS:
         steps = result[f"training step, N = {num_context}"] = time_steps(num_context, repeats)
-        print_steps(num_context, steps)
-    if not steps_only:
-        for cell in FULL_GRID if full else GRID:
-            result["N = {}, B = {}".format(*cell)] = time_cell(*cell, repeats)
-    print(json.dumps(result))
+        lines += write_steps(num_context, steps)
+    cells = {cell: time_cell(*cell, repeats) for cell in (() if steps_only else FULL_GRID if full else GRID)}
+    for (num_context, num_draws), found in cells.items():
+        heading = f"N = {num_context}, B = {num_draws}"
+        result[heading] = found
+        lines += write_cell(heading, found)
+    print("\n".join(lines))
+    if cells:
+        results = read_results(page)
+        results["speed"] = result
+        keep_results(page, results)
+        write_section(page, "paper_speed", EXPLANATION + "\n".join(lines))
+        draw_figure(page.with_name(f"{page.stem}_speed.png"), cells)
+    print(json.dumps({"benchmark": "paper speed"} | result))
 
 
 if __name__ == "__main__":

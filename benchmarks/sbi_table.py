@@ -7,7 +7,8 @@
 For each task and budget `amortize` trains a network on a fixed set of simulations, with its default settings. C2ST as
 sbibm scores it: 10,000 draws of the posterior against 10,000 of the reference, a classifier with two layers of ten
 times as many units as parameters, five folds, the mean over ten observations; 0.5 = cannot be told apart. Networks,
-draws and scores are kept in the folder. Prints a table, then one JSON line.
+draws and scores are kept in the folder. Scores also go into benchmarks/SBI.json, which keeps those of other cells, and
+from there into the table. Prints the table, then one JSON line.
 """
 
 import json
@@ -96,21 +97,38 @@ class Cell(NamedTuple):
         write_atomically(self.folder / name, lambda file: file.write_text(json.dumps(value)))
 
 
-def table(cells: list[Cell]) -> str:
+Kept = dict[str, dict[str, dict]]  # by task and budget, the scores of observations and CPU seconds of training
+
+
+def table(kept: Kept) -> str:
     """The table, in Markdown: cells without scores are empty."""
-    budgets = sorted({cell.budget for cell in cells})
+    budgets = sorted({int(budget) for found in kept.values() for budget in found})
     heads = [f"{budget:,} simulations | CPU seconds" for budget in budgets]
     lines = [f"| task | {' | '.join(heads)} | wanted | {' | '.join(PUBLISHED)} |"]
     lines.append(f"|{'---|' * (2 * len(budgets) + 2 + len(PUBLISHED))}")
-    for name in dict.fromkeys(cell.task for cell in cells):
+    for name in (name for name in TASKS if name in kept):
         found = []
-        for cell in sorted((cell for cell in cells if cell.task == name), key=lambda cell: cell.budget):
-            mean, error = mean_se(cell.scores) if cell.scores else (0.0, 0.0)
-            found += [f"{mean:.3f} ({error:.3f})", f"{cell.seconds:.0f}"] if cell.scores else ["", ""]
+        for budget in budgets:
+            cell = kept[name].get(str(budget), {"scores": []})
+            number = len(cell["scores"])
+            which = "" if number == NUM_OBSERVATIONS else f", {number} observations"
+            found += ["{:.3f} ({:.3f})".format(*mean_se(cell["scores"])) + which if number else ""]
+            found += [f"{cell['seconds']:.0f}" if number else ""]
         task = TASKS[name]
         found += [f"{value:.2f}" for value in (task.aim, *task.published)]
         lines.append(f"| {name} | {' | '.join(found)} |")
     return "\n".join(lines) + "\n"
+
+
+def write_page(page: Path, cell: Cell) -> str:
+    """Adds the scores of a cell to those that stand beside a page, and writes its table from all of them."""
+    path = page.with_suffix(".json")
+    kept: Kept = json.loads(path.read_text()) if path.exists() else {}
+    kept.setdefault(cell.task, {})[str(cell.budget)] = {"scores": cell.scores, "seconds": cell.seconds}
+    write_atomically(path, lambda file: file.write_text(json.dumps(kept, indent=1) + "\n"))
+    text = table(kept)
+    page.write_text((page.read_text() if page.exists() else "").partition("| task |")[0] + text)
+    return text
 
 
 def main(
@@ -132,7 +150,7 @@ def main(
         budgets: Numbers of simulations.
         minutes: Of training, for each of the budgets.
         num_draws: Of the posterior and of the reference, at most 10,000.
-        page: Where the table is written.
+        page: Where the table is written; the scores stand beside it.
         threads: CPU threads.
     """
     if threads is not None:
@@ -142,12 +160,12 @@ def main(
     cells = [Cell(task, budget, folder / f"{task}-{budget}") for budget in budgets for task in tasks]
     for cell in cells:
         read_observation(files, cell.task, 1)
+    text = ""
     for cell, limit in zip(cells, [limit for limit in minutes for _ in tasks], strict=True):
         cell.folder.mkdir(parents=True, exist_ok=True)
         cell.score(cell.network(limit), files, num_draws)
-    text = table(cells)
+        text = write_page(page, cell)
     print(text)
-    page.write_text((page.read_text() if page.exists() else "").partition("| task |")[0] + text)
     print(json.dumps({"benchmark": "sbi_table"} | {f"{c.task}, {c.budget}": c.scores for c in cells}))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferMarginals
 from pyro_arbuf.baselines import make_model
 from pyro_arbuf.network.predictives import GaussianMixture
+from pyro_arbuf.random_state import seeded
 from pyro_arbuf.training.run_state import RunState
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -80,18 +82,74 @@ def test_published_draws_of_tnp_a_are_those_of_its_joint(load, monkeypatch):
 
 
 def test_differences_are_paired(load):
-    paper = load("paper")
-    cells = {8: {"oracle": [3.0, 1.0], paper.OURS: [2.5, 0.5], "TNP-A": [1.5, 0.5]}}
-    found = paper.summarise(cells)
-    assert found["TNP-A"]["ours minus it"] == pytest.approx((0.5, 0.5))
-    assert found[paper.OURS]["oracle minus it"] == pytest.approx((0.5, 0.0))
-    assert found["oracle"]["mean"] == pytest.approx((2.0, 1.0)) and set(found["oracle"]) == {"mean"}
+    page = load("paper_page")
+    cells = {8: {"oracle": [3.0, 1.0], "buffer K=16": [2.5, 0.5], "TNP-A": [1.5, 0.5]}}
+    found = page.summarise(cells)
+    assert found["TNP-A"]["ours minus it"] == pytest.approx((0.5, 0.5)) and found["TNP-A"]["per N"] == {"8": 1.0}
+    assert found["buffer K=16"]["oracle minus it"] == pytest.approx((0.5, 0.0))
+    assert found["oracle"]["mean"] == pytest.approx((2.0, 1.0)) and set(found["oracle"]) == {"per N", "mean"}
 
 
 def test_figures_of_the_paper_are_of_systems_that_are_measured(load):
-    paper = load("paper")
-    for (task, _), published in paper.PUBLISHED.items():
-        assert set(published) <= set(paper.SYSTEMS) and task in paper.TASKS
+    paper, page = load("paper"), load("paper_page")
+    for (task, number), published in page.PUBLISHED.items():
+        (cells, *_) = paper.make_cells(task, (8, 8, 8, 1), (number,), (8,))
+        assert set(published) <= set(cells[0].systems)
+
+
+def test_a_run_keeps_the_tables_of_other_tasks(load, tmp_path):
+    page, paper = load("paper_page"), load("paper")
+    path = tmp_path / "PAPER.md"
+    path.write_text("A remark.\n\n<!-- paper.py -->\nold\n<!-- end -->\nAnother.\n")
+    for number, task in enumerate(("eeg forecasting", "gp-1d")):
+        results = page.read_results(path)
+        systems = page.summarise({8: {"buffer K=16": [1.0 + number, 3.0], "TNP-A": [1.0, 1.5]}})
+        results["tables"][f"{task}, M = 16"] = {"rests on": "2 of them", "systems": systems}
+        results["training"][task.split()[0]] = {
+            "buffer": {"parameters": 10_000, "minutes": 2, "steps": 5_000, "validation": 1.0}
+        }
+        text = page.write_page(path, results, paper.TASKS)
+    written = path.read_text()
+    assert (
+        written.startswith("A remark.") and written.endswith("Another.\n") and text in written and "old" not in written
+    )
+    assert written.index("### gp-1d, M = 16") < written.index("### eeg forecasting, M = 16")
+    assert "| buffer K=16 | 2.000 | 2.000 (1.000) |  | 0.85 |" in written
+    assert "| gp-1d | buffer | 10,000 | 2 | 5,000 | 1.000 |" in written
+    assert path.with_suffix(".png").stat().st_size > 9000
+
+
+def test_page_is_what_its_numbers_say(load, tmp_path):
+    page, paper = load("paper_page"), load("paper")
+    committed = FOLDER / "PAPER.md"
+    shutil.copy(committed, tmp_path)
+    text = page.write_page(tmp_path / "PAPER.md", page.read_results(committed), paper.TASKS)
+    assert text in committed.read_text()
+
+
+def test_a_mean_over_splits_is_of_the_four_series(load, monkeypatch, tmp_path):
+    readings = load("paper_readings")
+    worth = dict(zip(readings.SERIES, (1.0, 2.0, 3.0, 6.0), strict=True))
+    monkeypatch.setattr(readings, "draw_rows", lambda data, series, num_context, size: worth[series])
+    monkeypatch.setattr(readings, "log_prob", lambda net, system, rows, orders: torch.tensor([rows, 2 * rows]))
+    found = readings.score_readings(readings.TABLES, "independent", 16, 2, torch.arange(32)[None], tmp_path)
+    assert found == [3.0, 6.0]
+
+
+def test_exact_prediction_of_trials_is_the_ratio_of_evidences(load):
+    readings = load("paper_readings")
+    trials = readings.draw_trials("multisensory-rho1", 2, 1)
+    x_context, y_context, x, y = trials
+    found = readings.exact_prediction("multisensory-rho1", trials)
+    prior = torch.distributions.MultivariateNormal(torch.zeros(7).double(), torch.eye(7).double())
+    with seeded(0):
+        z = prior.sample((4000,))
+    evidence = load("multisensory_evidence")
+    before, after = (
+        evidence.log_likelihood(z, a, b[:, 0], 1.0, 1.0).logsumexp(0)
+        for a, b in ((x_context[0], y_context[0]), (torch.cat([x_context, x], 1)[0], torch.cat([y_context, y], 1)[0]))
+    )
+    assert found.item() == pytest.approx((after - before).item() / 16, abs=0.05)
 
 
 @pytest.mark.slow
@@ -102,7 +160,7 @@ def test_paper_writes_a_page_and_goes_on_where_it_was_stopped(load, capsys, tmp_
     sizes = {"num_functions": 2, "num_trials": 2, "num_orders": 2, "num_targets": (3, 17), "num_context": (4,)}
     page = tmp_path / "PAPER.md"
     settings = {"folder": tmp_path / "runs", "minutes": 0.01, "data": path, "page": page, "small": True}
-    page.write_text(f"A remark.\n\n{paper.START}\nold\n{paper.END}\nAnother.\n")
+    page.write_text("A remark.\n\n<!-- paper.py -->\nold\n<!-- end -->\nAnother.\n")
     paper.main(tasks, **settings, **sizes)
     *table, line = capsys.readouterr().out.strip().splitlines()
     result = json.loads(line)["tasks"]
@@ -120,16 +178,20 @@ def test_paper_writes_a_page_and_goes_on_where_it_was_stopped(load, capsys, tmp_
 
 
 @pytest.mark.slow
-def test_speed_of_the_paper_prints_tables_and_one_line_of_json(load, capsys, monkeypatch):
+def test_speed_of_the_paper_prints_tables_and_one_line_of_json(load, capsys, monkeypatch, tmp_path):
     speed = load("paper_speed")
     monkeypatch.setattr(speed, "GRID", ((8, 2),))
     monkeypatch.setattr(speed, "STEP_FUNCTIONS", 1)
-    speed.main(repeats=1)
+    page = tmp_path / "PAPER.md"
+    speed.main(repeats=1, page=page)
     *table, line = capsys.readouterr().out.strip().splitlines()
     result = json.loads(line)
     assert set(result["training step, N = 16"]) == set(speed.ARCHITECTURES)
     assert {"draws", "densities", "memory MiB"} == set(result["N = 8, B = 2"])
-    assert sum(row.startswith("| buffer") for row in table) == 3
+    assert (
+        sum(row.startswith("| buffer") for row in table) == 3 and "### Draws and densities, N = 8" in page.read_text()
+    )
+    assert (tmp_path / "PAPER_speed.png").stat().st_size > 9000
 
 
 def test_a_source_without_slots_as_targets_has_fresh_ones_alone(load):
@@ -145,6 +207,7 @@ def test_a_source_without_slots_as_targets_has_fresh_ones_alone(load):
 def test_ablations_of_the_paper_go_on_where_they_were_stopped(load, capsys, tmp_path, monkeypatch):
     ablations = load("paper_ablations")
     settings = {"folder": tmp_path, "minutes": 0.01, "num_functions": 2, "num_context": (4,), "small": True}
+    settings["page"] = tmp_path / "PAPER.md"
     ablations.main("sawtooth", **settings)
     *table, line = capsys.readouterr().out.strip().splitlines()
     found = json.loads(line)["variants"]

@@ -89,6 +89,10 @@ def test_the_table_is_written_and_gone_on_with(benchmark, tmp_path, capsys, monk
     kept.write_text(json.dumps(scores[:1]))
     benchmark("sbi_table").main(**options)  # the last observation is scored anew, of the draws that were kept
     assert json.loads(kept.read_text()) == scores
+    options |= {"folder": tmp_path / "other runs", "budgets": (200,)}
+    benchmark("sbi_table").main(**options)  # elsewhere: what was scored before stays in the table
+    assert "| 100 simulations | CPU seconds | 200 simulations |" in page.read_text()
+    assert f"| two_moons | {np.mean(scores):.3f} (" in page.read_text()
 
 
 def test_missing_files_are_named_before_training(benchmark, tmp_path):
