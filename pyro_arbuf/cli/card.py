@@ -9,7 +9,7 @@ from pyro_arbuf.checkpoint import find_model, read_config
 from pyro_arbuf.cli.models import CARD, read_record
 from pyro_arbuf.cli.options import check_folder
 from pyro_arbuf.files import write_atomically
-from pyro_arbuf.inference.description import describe_outcome, show_ranges
+from pyro_arbuf.inference.description import describe_outcome, short_ranges
 from pyro_arbuf.network.config import ModelConfig
 
 TEMPLATE = """---
@@ -135,6 +135,6 @@ def _ranges(config: ModelConfig) -> list[str]:
     outcome = describe_outcome(config.dim_y, config.outcomes)
     return [
         *told,
-        f"The input x has {columns}: {show_ranges(config.x_range)}.",
-        f"The outcome y is {outcome}: {show_ranges(config.y_range)}.",
+        f"The input x has {columns}: {short_ranges(config.x_range)}.",
+        f"The outcome y is {outcome}: {short_ranges(config.y_range)}.",
     ]

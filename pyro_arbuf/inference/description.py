@@ -1,7 +1,6 @@
 """What a network is and what a context holds, in words."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.network.config import ModelConfig
@@ -39,8 +38,8 @@ def describe_network(net: Network) -> dict[str, str]:
     weights = "trainable" if any(weight.requires_grad for weight in net.parameters()) else "frozen"
     lines = {
         "prior": config.prior or "not declared",
-        "x": f"{config.dim_x} column{'s' * (config.dim_x > 1)}, {_ranges(config.x_range)}",
-        "y": f"{describe_outcome(config.dim_y, config.outcomes)}, {_ranges(config.y_range)}",
+        "x": f"{config.dim_x} column{'s' * (config.dim_x > 1)}, {short_ranges(config.x_range)}",
+        "y": f"{describe_outcome(config.dim_y, config.outcomes)}, {short_ranges(config.y_range)}",
         "observed": _counts(config.num_context),
         "targets": _counts(config.num_targets),
         "buffer": f"{config.buffer_size} slots",
@@ -57,7 +56,8 @@ def describe_network(net: Network) -> dict[str, str]:
     return lines
 
 
-def _ranges(trained: Any) -> str:
+def short_ranges(trained: Range | tuple[Range, ...] | None) -> str:
+    """Trained ranges in words, of many columns the first ones alone."""
     pairs = [] if trained is None else pairs_of(trained, 1)
     if len(pairs) > MOST_COLUMNS:
         return f"{show_ranges(tuple(pairs[:MOST_COLUMNS]))} and {len(pairs) - MOST_COLUMNS} more"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_arbuf.inference.description import describe_outcome, show_ranges
+from pyro_arbuf.inference.description import describe_outcome, short_ranges
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.positions import KINDS_OF
@@ -266,9 +266,9 @@ def describe_prior(probed: Probed, minutes: float | None, steps: int | None, sta
     lines = {
         "prior": f"a plain function of {', '.join(PARAMETERS)}; no latents",
         "outcome": f"y, {'one number' if words == 'a number' else words} per point",
-        "inputs": f"{config.dim_x} column{'s' if config.dim_x > 1 else ''} in {show_ranges(config.x_range)}",
+        "inputs": f"{config.dim_x} column{'s' if config.dim_x > 1 else ''} in {short_ranges(config.x_range)}",
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} observed points, outcomes in "
-        f"{show_ranges(config.y_range)}",
+        f"{short_ranges(config.y_range)}",
         "training": f"{training_limits(minutes, steps)}, on new functions in every step, from "
         f"{starting_weights(start)}",
     }

@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.computed_outcome import ProgramWithComputedOutcome
 from pyro_arbuf.programs.notes import find_dependence, program_notes
 from pyro_arbuf.programs.outcome import ProgramOutcome, Trials, read_outcome
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
@@ -28,6 +29,7 @@ class ProgramInspection:
     """What was found out about a program.
 
     Attributes:
+        program: The program, its outcome a sample site also where it is computed.
         latents: In order, standardised by prior draws.
         integrated_out: Names of the other sites but the outcome.
         outcome_sites: What the outcome's sites are, and how its trials depend on each other.
@@ -41,6 +43,7 @@ class ProgramInspection:
         notes: What the program's user should know, each a whole sentence with a remedy.
     """
 
+    program: Program
     latents: tuple[Latent, ...]
     integrated_out: tuple[str, ...]
     outcome_sites: ProgramOutcome
@@ -90,6 +93,7 @@ def inspect_program(
     """
     if vectorized is not None and not isinstance(vectorized, bool):
         raise ValueError(f"vectorized must be True, False or None (found out); got {vectorized!r}")
+    program = ProgramWithComputedOutcome(program, (outcome,) if isinstance(outcome, str) else tuple(outcome))
     with seeded(0):
         inputs, dim_x, traces, sites = _read_outcome(program, inputs, outcome)
         nesting, names = batch_dimensions(traces), sites.site_names(max(PROBES))
@@ -104,7 +108,7 @@ def inspect_program(
     if dependence.found:
         sites = sites._replace(trials="exchangeable")
     sizes = (inputs, dim_x, sites.dim_y, nesting)
-    return ProgramInspection(found, rest, sites, *sizes, mode, mode_reason, notes)
+    return ProgramInspection(program, found, rest, sites, *sizes, mode, mode_reason, notes)
 
 
 def no_inputs(num_trials: int) -> Tensor:

@@ -176,7 +176,8 @@ def _read(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) -> tupl
         return _read_loop(name, traces, num_trials), "series"
     raise ValueError(
         f"outcome must be a sample site of every run of the program; got {name!r} among "
-        f"{list(program_sites(traces[0]))}; name it with outcome=..., and draw it by pyro.sample"
+        f"{list(program_sites(traces[0]))}; name it with outcome=..., and draw it by pyro.sample, or "
+        "record what is computed by pyro.deterministic"
     )
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 
-from pyro_arbuf.inference.description import describe_outcome, show_ranges
+from pyro_arbuf.inference.description import describe_outcome, short_ranges
 from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
@@ -66,10 +66,10 @@ def describe_training(
         "integrated out": ", ".join(in_short(simulator.integrated_out)) or "no site",
         "outcome": outcome,
         "trials": TRIALS[simulator.trials] if config.latents else NO_LATENTS[config.sequential],
-        "inputs": f"{columns}, constant" if constant else f"{columns} in {show_ranges(config.x_range)}",
+        "inputs": f"{columns}, constant" if constant else f"{columns} in {short_ranges(config.x_range)}",
         "simulated": simulator.mode_reason,
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
-        f"{show_ranges(config.y_range)}",
+        f"{short_ranges(config.y_range)}",
         "training": f"{training_limits(minutes, steps)}, on {simulated}, from {starting_weights(start)}",
     }
     notes = [f"  note: {note}" for note in simulator.notes]

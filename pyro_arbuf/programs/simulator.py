@@ -43,7 +43,8 @@ class Simulator:
             alone.
         outcome: The site of the outcome: a number or a vector per trial, real numbers, counts or categories, by its
             distribution. Several sites of one plate, `("choice", "rt")`, are the dimensions of one vector outcome, each
-            predicted given those before it.
+            predicted given those before it. What is computed, such as summary statistics, is recorded as a site by
+            `pyro.deterministic`.
         vectorized: `True` = the program is written for leading batch dimensions: it gets x `(S, n, D_x)`, its latents
             are `(S, 1, *shape)`, and it reads x[..., 0] and x.shape[-2]. Many data sets are simulated at once, each
             with inputs of its own; only shapes are checked, on a small run, so that data sets do not reach each other
@@ -80,14 +81,14 @@ class Simulator:
         vectorized: bool | None = None,
     ):
         found = inspect_program(program, inputs, latents, outcome, vectorized)
-        self.program, self.outcome_sites = program, found.outcome_sites
+        self.program, self.outcome_sites = found.program, found.outcome_sites
         self.outcome = found.outcome_sites.columns
         self.inputs, self.trials, self.single = found.inputs, found.trials, found.single
         self.latents, self.integrated_out = found.latents, found.integrated_out
         self.dim_x, self.dim_y, self.nesting = found.dim_x, found.dim_y, found.nesting
         self.mode: Mode = found.mode
         self.mode_reason, self.notes = found.mode_reason, found.notes
-        self._runs = ProgramRuns(program, self.inputs, found.outcome_sites, found.latents, found.nesting)
+        self._runs = ProgramRuns(self.program, self.inputs, found.outcome_sites, found.latents, found.nesting)
         for note in self.notes:
             warnings.warn(note, UserWarning, stacklevel=2)
 
