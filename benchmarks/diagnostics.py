@@ -70,6 +70,8 @@ def at_one_data_set(net: ArBufferModel, num_datasets: int, num_trials: int) -> l
     if not net.config.dependent and net.config.num_context[1] >= 2 * num_trials:
         around = pyro_arbuf.posterior_sbc(net, x, y, num_datasets, seed=SEED)
         rows.append(("calibration around the data", f"{around.p_value:.3f}", f"{num_datasets} sets of new trials"))
+    elif net.config.sequential:
+        rows.append(("calibration around the data", "", "not of a series, whose trials are not independent"))
     found = pyro_arbuf.check_observation(net, x, y, seed=SEED)
     rows.append(("prior-data conflict", f"{found.p_value:.3f}", f"log evidence {found.log_evidence:.1f}"))
     return rows

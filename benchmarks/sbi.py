@@ -82,7 +82,7 @@ def c2st(draws: Tensor, reference: Tensor, seed: int = 1) -> float:
     x = ((torch.cat([reference, draws]) - reference.mean(0)) / reference.std(0)).double().numpy()
     label = np.repeat([0, 1], [len(reference), len(draws)])
     hidden = 10 * x.shape[1]
-    classifier = MLPClassifier((hidden, hidden), activation="relu", max_iter=1_000, solver="adam", random_state=seed)
+    classifier = MLPClassifier((hidden, hidden), activation="relu", max_iter=10_000, solver="adam", random_state=seed)
     folds = KFold(n_splits=5, shuffle=True, random_state=seed)
     return float(cross_val_score(classifier, x, label, cv=folds, scoring="accuracy").mean())
 
@@ -122,9 +122,10 @@ def draw_sets(net: ArBufferModel, num_sets: int, num_trials: int) -> Simulations
 
 
 def posterior_draws(net: ArBufferModel, x: Tensor, y: Tensor, num_draws: int = NUM_DRAWS) -> dict[str, Tensor]:
-    """Draws of the amortised posterior, several orders mixed."""
-    orders = random_orders(net.config.num_latents, min(POSTERIOR_ORDERS, math.factorial(net.config.num_latents)))
-    posterior = ArBufferPosterior(net.condition(x, y), orders)
+    """Draws of the amortised posterior: several orders mixed, or that of a network that was trained in its own."""
+    number = net.config.num_latents
+    orders = random_orders(number, min(POSTERIOR_ORDERS, math.factorial(number)))
+    posterior = ArBufferPosterior(net.condition(x, y), None if net.config.ordered_latents else orders)
     return posterior.sites(posterior.sample((num_draws,)))
 
 
@@ -244,7 +245,7 @@ def bench_ddm(
         consistency = consistency_rows(net, drawn.x[:10], drawn.y[:10, :, 0])
     fair = sum(k < 0.7 for k in k_hats)
     rows = [
-        (f"posterior C2ST against NUTS, {num_sets} sets of 200", shown(raw), "<= 0.60"),
+        (f"posterior C2ST against NUTS, {num_sets} sets of 200", shown(raw), "<= 0.54"),
         ("the same after refine", shown(fine), "<= 0.53"),
         ("sets with k-hat < 0.7", f"{fair} of {num_sets}", f">= {math.ceil(0.9 * num_sets)}"),
         (f"C2ST of NUTS through the likelihood, {len(through)} sets", shown(through), "<= 0.60"),
@@ -415,7 +416,7 @@ def main(
         used = []
         rows, summary = bench_amortize(num_sets)
     else:
-        rows, summary = bench_sbibm(get(what), reference, {"two-moons": 0.56, "gaussian-linear": 0.53}[what])
+        rows, summary = bench_sbibm(get(what), reference, {"two-moons": 0.53, "gaussian-linear": 0.52}[what])
     report(what, rows, summary, {name: get(name).config for name in used} if update_card else {})
 
 

@@ -308,6 +308,23 @@ def test_higher_sampling_rates_are_warned_of_in_the_user_s_unit(net, trial):
         ArBufferJoint(context, 1000 * x[8:] / 2)
 
 
+def test_targets_closer_to_the_context_than_samples_are_warned_of(net, trial):
+    x, y = trial
+    with pytest.warns(UserWarning, match=r"closer to each other than 0\.03125, the trained spacing"):
+        ArBufferJoint(net.condition(x[:8], y[:8]), x[2:3] + 0.5 * (x[1] - x[0]))
+    several = net.condition([x[:8], x[:3]], [y[:8], y[:3]])  # the second has nothing near the targets
+    with pytest.warns(UserWarning, match="the trained spacing"):
+        ArBufferJoint(several, torch.stack([x[5:6], x[5:6] + 0.5 * (x[1] - x[0])])[[1, 0]])
+    ArBufferJoint(several, torch.stack([x[9:10], x[5:6] + 0.5 * (x[1] - x[0])]))
+    ArBufferJoint(net.condition(), x[:1])
+
+
+@pytest.mark.parametrize("units", [{"x": torch.tensor([0.0, 9.0])}, {"x_range": (0.0, 9.0)}])
+def test_time_is_not_stretched_onto_the_trained_range(net, units):
+    with pytest.raises(ValueError, match=r"time of a recording has a unit, .* state x_scale, your units in a second"):
+        net.in_units(**units)
+
+
 def test_longer_recordings_are_warned_of(net, trial):
     x, y = trial
     with pytest.warns(UserWarning, match=r"trained range \[0.0, 2.0\].*give pieces of a long recording"):

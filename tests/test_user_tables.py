@@ -387,7 +387,11 @@ def torch_days(net: ArBufferModel) -> Tensor:
 
 
 WRONG = {
-    "no_column": (lambda net: net.condition(pd.DataFrame(index=range(4)), Y), r"got \(0, 0\)|1 to 5"),
+    "no_column": (
+        lambda net: net.condition(pd.DataFrame(index=range(4)), Y),
+        r"1 to 5 columns; the table has no column",
+    ),
+    "no_columns": (lambda net: net.condition(draw(4, 0), Y), r"got \(4, 0\); the network takes 1 to 5 columns"),
     "series": (lambda net: net.condition(pd.Series(GOOD["size"]), Y), "to_frame"),
     "text": (lambda net: net.condition(CITY, Y), "'city'.*numbers"),
     "texts": (

@@ -220,6 +220,8 @@ def _each(convert: Any, name: str, value: object, model: Network) -> object:
 def column_hint(name: str, given: object, columns: int) -> str:
     """What helps where what is given has another number of columns than the network: at most a missing dimension."""
     labels = columns_of(given)
+    if labels is not None and not len(labels):
+        return "; the table has no column: give at least one"
     if labels is not None:
         return f"; the table has the columns {list(labels)}: choose {columns} of them by {name}[[...]]"
     number = getattr(given, "ndim", 0)

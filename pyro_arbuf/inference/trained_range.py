@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from pyro_arbuf.inference.data import as_dates
 from pyro_arbuf.network.config import ModelConfig
@@ -115,17 +115,33 @@ def _remedy(name: str, column: int, config: ModelConfig) -> str:
     )
 
 
-def warn_spacing(x: Tensor, config: ModelConfig, stacklevel: int, context_len: Tensor | None = None) -> None:
-    """Warns where two inputs of a data set, `(*batch, T, 1)` in the network's units, are closer than in training.
+def warn_spacing(
+    x: Tensor,
+    config: ModelConfig,
+    stacklevel: int,
+    context_len: Tensor | None = None,
+    observed: tuple[Tensor, Tensor | None, Size] | None = None,
+) -> None:
+    """Warns where two inputs of a data set are closer than in training. Equal ones are passed over.
 
-    Equal ones are passed over. `context_len`, `(B,)`, says how many inputs are no padding; `None` = all.
+    Args:
+        x: `(*batch, T, 1)`, in the network's units.
+        config: Of the network.
+        stacklevel: As `warnings.warn` takes it.
+        context_len: `(B,)`, how many inputs are no padding; `None` = all.
+        observed: Of targets, the inputs `(B, N, 1)` of their context, how many are no padding, and the shape of tasks.
     """
     if config.x_spacing is None or is_traced() or x.requires_grad:
         return
     if context_len is not None:
         x = x.masked_fill(~context_mask(context_len, x.shape[1]).unsqueeze(-1), torch.inf)
-    gaps = x.detach().squeeze(-1).sort(-1).values.diff(dim=-1)
-    if bool(((gaps > 0) & (gaps < (1 - CLOSE) * config.x_spacing)).any()):
+    found = [x.detach().squeeze(-1).sort(-1).values.diff(dim=-1)]
+    if observed is not None:
+        own, length, tasks = observed
+        if length is not None:
+            own = own.masked_fill(~context_mask(length, own.shape[1]).unsqueeze(-1), torch.inf)
+        found.append((x.detach() - own.detach().mT.view(*tasks, 1, -1)).abs())
+    if any(bool(((gaps > 0) & (gaps < (1 - CLOSE) * config.x_spacing)).any()) for gaps in found):
         scale = 1.0 if config.user_x_scale is None else config.user_x_scale[0]
         warnings.warn(
             f"x holds points closer to each other than {config.x_spacing * scale:.6g}, the trained spacing: densities "

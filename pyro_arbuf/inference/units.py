@@ -57,6 +57,11 @@ def configure_units(config: ModelConfig, x: object, y: object, stated: Stated) -
             "loc + scale times the program's"
         )
     inputs = [name for name in fitted if name != "y"]
+    if config.x_spacing is not None and inputs:
+        raise ValueError(
+            f"time of a recording has a unit, which is not fitted to data; got {inputs[0]}; state x_scale, your units "
+            "in a second, and x_loc, where time begins"
+        )
     if config.missing_x and inputs:
         raise ValueError(
             f"inputs of a network of tables need no units, as its contexts standardise them; got {inputs[0]}; leave it "

@@ -235,7 +235,7 @@ class Simulator:
         if self.integrated_out:
             raise ValueError(
                 f"the density of the program needs all its sites; {in_short(self.integrated_out)} are integrated out "
-                f"by simulation, which has no density; {self._remedy_of_integrated_out()}"
+                f"by simulation, which has no density; {self._remedy_of_integrated_out()}; change_prior needs none"
             )
         y = stack_sites(y, self.outcome)
         event = () if self.dim_y is None else (self.dim_y,)
@@ -282,7 +282,7 @@ class Simulator:
             except NotImplementedError:
                 raise ValueError(
                     f"the density of site {site['name']!r} is needed; its distribution {type(site['fn']).__name__} has "
-                    "no log_prob"
+                    "no log_prob; change_prior corrects a posterior without it"
                 ) from None
             total = total + part.reshape(num_draws, -1).sum(-1)
         return total
