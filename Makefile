@@ -45,6 +45,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/large_contexts.py
 	$(BIN)/python benchmarks/choices.py
 	$(BIN)/python benchmarks/eeg.py
+	$(BIN)/python benchmarks/tabular.py --folder runs/tabular --num-splits 20
 	for model in ar1 rescorla-wagner; do $(BIN)/python benchmarks/series.py $$model || exit 1; done
 	for what in pair poisson choice-rt; do $(BIN)/python benchmarks/outcomes.py $$what --folder runs/outcomes || exit 1; done
 

@@ -17,6 +17,7 @@ from samples import draw
 from torch import Tensor
 from torch.testing import assert_close
 
+import pyro_arbuf
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.inference.context import Context, encode_pairs
@@ -490,6 +491,42 @@ ODD: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], str | No
     "equal_outcomes": (lambda x, y: (x[:2], y[[0, 0]]), "no two different values"),
     "many_rows": (lambda x, y: (x.repeat(6, 1), y.repeat(6)), "num_context lies outside"),
 }
+
+
+NUISANCE: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {  # of rows and outcomes; the rows' columns
+    "constant_column": lambda x, y: (x.index_fill(1, torch.tensor([2]), 7.0), y),
+    "missing_column": lambda x, y: (x.index_fill(1, torch.tensor([2]), torch.nan), y),
+    "missing_cells": lambda x, y: (x.where(torch.arange(len(x)).unsqueeze(-1) % 5 > 0, torch.nan), y),
+    "duplicated_rows": lambda x, y: (x.repeat_interleave(2, 0), y.repeat_interleave(2)),
+    "same_column_twice": lambda x, y: (x[:, [0, 1, 0]], y),
+}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> ArBufferModel:
+    return pyro_arbuf.load("tabular").double()
+
+
+@pytest.mark.parametrize("case", NUISANCE)
+def test_odd_tables_cost_the_shipped_network_little(shipped, case):
+    x, new = draw(40, D, seed=1), draw(8, D, seed=3)
+    y, ahead = (1990 + 4 * each[:, 0] + 0.4 * draw(len(each), seed=5) for each in (x, new))
+    plain = ArBufferJoint(shipped.condition(x, y), new)
+    x, y = NUISANCE[case](x, y)
+    new = new[:, [0, 1, 0]] if case == "same_column_twice" else new
+    odd = ArBufferJoint(shipped.condition(x, y), new).log_prob(ahead)
+    assert abs(odd - plain.log_prob(ahead)) / 8 < 0.5
+    assert (odd - torch.distributions.Normal(y.mean(), y.std()).log_prob(ahead).sum()) / 8 > 1
+
+
+def test_order_of_columns_changes_nothing_of_the_shipped_network(shipped):
+    x, order = draw(20, 16, seed=1), torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    y, new, ahead = draw(20, seed=2), draw(4, 16, seed=3), draw(4, seed=4)
+    densities = [
+        ArBufferJoint(shipped.condition(each, y), targets).log_prob(ahead)
+        for each, targets in ((x, new), (x[:, order], new[:, order]))
+    ]
+    assert_close(*densities, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", ODD)

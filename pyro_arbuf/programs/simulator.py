@@ -235,7 +235,7 @@ class Simulator:
         if self.integrated_out:
             raise ValueError(
                 f"the density of the program needs all its sites; {in_short(self.integrated_out)} are integrated out "
-                f"by simulation, which has no density; {self._remedy_of_integrated_out()}; change_prior needs none"
+                f"by simulation, which has no density; {self._remedy_of_integrated_out()}, or use change_prior"
             )
         y = stack_sites(y, self.outcome)
         event = () if self.dim_y is None else (self.dim_y,)
