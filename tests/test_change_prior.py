@@ -25,15 +25,16 @@ def program_with(mean: float, count: float):
     return program
 
 
-def simulator_with(mean: float, count: float, offset: float = 0.0):
+def simulator_with(mean: float, count: float, offset: float = 0.0, recorded: bool = False):
     """The same, whose outcome is simulated; an offset makes it another program than the network has learned."""
 
     def program(x):
         tau = pyro.sample("tau", dist.Gamma(x.new_tensor(2.0), x.new_tensor(2.0)))
         mu = pyro.sample("mu", dist.Normal(mean * torch.ones_like(tau), (count * tau).rsqrt()))
         noise = torch.randn(torch.broadcast_shapes(tau.shape, x.shape[:-1]), dtype=x.dtype)
+        y = mu + tau.rsqrt() * noise + offset
         with pyro.plate("trials", x.shape[-2]):
-            return pyro.sample("y", dist.Delta(mu + tau.rsqrt() * noise + offset))
+            return pyro.deterministic("y", y) if recorded else pyro.sample("y", dist.Delta(y))
 
     return program
 
@@ -86,6 +87,17 @@ def test_far_prior_of_a_simulator_is_reached_by_nuts_through_the_learned_likelih
     assert found.method == "NUTS" and found.density == "network" and found.effective_sample_size > 30
     shift, ratio = off(found, exact(y, *FAR))
     assert abs(shift) < 0.5 and 0.7 < ratio < 1.4
+
+
+@pytest.mark.filterwarnings("ignore:.* of the posterior lies more than 4 standard deviations")  # untrained network
+def test_recorded_outcomes_are_simulated_ones(net):
+    found = [
+        change_prior(simulator_with(*NEAR, recorded=recorded), net.condition(X, Y), 100, 500, 100, seed=2)
+        for recorded in (False, True)
+    ]
+    assert found[1].density == "network"
+    assert_close(found[1].draws, found[0].draws)
+    assert_close(found[1].shift, found[0].shift)
 
 
 @pytest.mark.filterwarnings("ignore:.* of the posterior lies more than 4 standard deviations")  # untrained network

@@ -96,6 +96,8 @@ def check_observation(
     Data sets are drawn from the network's own prior predictive law at the same inputs, and the observation's log
     evidence is ranked among theirs. Far from the simulations a network extrapolates, and no calibration speaks for it.
     Where the network predicts, observations and predicted data sets are exchangeable and the p-value is exact.
+    The evidence also counts how noisy data are. Where the prior leaves that open it varies by many nats, and a mean
+    that is a few prior standard deviations away can hide in it: compare a statistic of your own by `predictive` draws.
 
     Args:
         net: The network, with or without latents; its program is not needed.
