@@ -77,8 +77,8 @@ class Cell(NamedTuple):
     @property
     def path(self) -> str:
         """Of the scores, in the folder; functions that are added later join those that are there."""
-        trials = f"-{self.size}-trials" if self.task in EEG else ""
-        name = f"{self.task}-M{self.num_targets}-N{self.num_context}-{self.num_orders}-orders{trials}.json"
+        number = "" if self.task in FUNCTIONS else f"-{self.size}-{'trials' if self.task in EEG else 'sets'}"
+        name = f"{self.task}-M{self.num_targets}-N{self.num_context}-{self.num_orders}-orders{number}.json"
         return name.replace(" ", "-")
 
     @property
