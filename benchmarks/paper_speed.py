@@ -196,7 +196,7 @@ def write_cell(heading: str, found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def draw_figure(path: Path, cells: dict[tuple[int, int], dict[str, dict[str, float]]]) -> None:
-    """CPU seconds and memory against N: a row for each number of draws B, a line for each system."""
+    """CPU seconds and memory, at least 1 MiB, against N: a row for each number of draws B, a line for each system."""
     sizes = sorted({num_draws for _, num_draws in cells})
     with matplotlib.style.context("pyro_arbuf.house"):
         figure = Figure(figsize=(9, 2.8 * len(sizes) + 0.9), layout="constrained")
@@ -206,7 +206,7 @@ def draw_figure(path: Path, cells: dict[tuple[int, int], dict[str, dict[str, flo
             for axis, (what, found) in zip(row, cells[contexts[0], num_draws].items(), strict=True):
                 for name in found:
                     color, line, width = LINES.get(name, ("C3", "--", 1.0))
-                    values = [cells[n, num_draws][what][name] for n in contexts]
+                    values = [max(cells[n, num_draws][what][name], 1.0 if "MiB" in what else 0.0) for n in contexts]
                     axis.plot(contexts, values, label=name, color=color, ls=line, lw=width, marker="o", ms=3)
                 axis.set(xscale="log", yscale="log", title=f"{what}, B = {num_draws}", xlabel="observations N")
                 axis.set_ylabel("MiB" if "MiB" in what else "CPU seconds")
