@@ -39,7 +39,7 @@ def trials(x: Tensor, outcome: dist.TorchDistribution) -> Tensor:
 def test_inspection_says_what_the_simulator_has(mode: str) -> None:
     found, simulator = inspect_program(LINES[mode], inputs), Simulator(LINES[mode], inputs)
     got = {field.name: getattr(simulator, field.name) for field in dataclasses.fields(ProgramInspection)}
-    assert got == dataclasses.asdict(found) | {"latents": found.latents, "program": found.program}
+    assert got == dataclasses.asdict(found) | {"latents": found.latents, "program": LINES[mode]}
     assert (found.mode, found.dim_x, found.dim_y, found.nesting, found.single) == (mode, 1, None, 1, False)
     assert [latent.name for latent in found.latents] == ["slope", "noise"] and found.latents[1].lower == 0.0
 

@@ -81,14 +81,14 @@ class Simulator:
         vectorized: bool | None = None,
     ):
         found = inspect_program(program, inputs, latents, outcome, vectorized)
-        self.program, self.outcome_sites = found.program, found.outcome_sites
+        self.program, self.outcome_sites = program, found.outcome_sites
         self.outcome = found.outcome_sites.columns
         self.inputs, self.trials, self.single = found.inputs, found.trials, found.single
         self.latents, self.integrated_out = found.latents, found.integrated_out
         self.dim_x, self.dim_y, self.nesting = found.dim_x, found.dim_y, found.nesting
         self.mode: Mode = found.mode
         self.mode_reason, self.notes = found.mode_reason, found.notes
-        self._runs = ProgramRuns(self.program, self.inputs, found.outcome_sites, found.latents, found.nesting)
+        self._runs = ProgramRuns(found.program, self.inputs, found.outcome_sites, found.latents, found.nesting)
         for note in self.notes:
             warnings.warn(note, UserWarning, stacklevel=2)
 
@@ -115,7 +115,7 @@ class Simulator:
             return False
         num_trials = 1 if self.single else 3
         with seeded(0), torch.no_grad():
-            trace = probe(self.program, self.inputs, num_trials)
+            trace = probe(self._runs.program, self.inputs, num_trials)
         sites = [nodes(trace)[name] for name in self.outcome_sites.site_names(num_trials)]
         try:
             for site in sites:
@@ -235,7 +235,7 @@ class Simulator:
         if self.integrated_out:
             raise ValueError(
                 f"the density of the program needs all its sites; {in_short(self.integrated_out)} are integrated out "
-                f"by simulation, which has no density; {self._remedy_of_integrated_out()}, or use change_prior"
+                f"by simulation, which has no density; {self._remedy_of_integrated_out()}"
             )
         y = stack_sites(y, self.outcome)
         event = () if self.dim_y is None else (self.dim_y,)
@@ -248,7 +248,7 @@ class Simulator:
     def _remedy_of_integrated_out(self) -> str:
         """What to do where the density of all sites is needed: not all of them can be latents."""
         with seeded(0):
-            traces = [probe(self.program, self.inputs, n) for n in ((1, 1) if self.single else (3, 4))]
+            traces = [probe(self._runs.program, self.inputs, n) for n in ((1, 1) if self.single else (3, 4))]
         loops = drawn_in_a_loop(traces)
         possible = [name for name in self.integrated_out if name not in loops and may_be_latent(name, traces)]
         possible = [name for name in possible if not varies_in_shape(name, traces)]
@@ -282,7 +282,7 @@ class Simulator:
             except NotImplementedError:
                 raise ValueError(
                     f"the density of site {site['name']!r} is needed; its distribution {type(site['fn']).__name__} has "
-                    "no log_prob; change_prior corrects a posterior without it"
+                    "no log_prob"
                 ) from None
             total = total + part.reshape(num_draws, -1).sum(-1)
         return total
