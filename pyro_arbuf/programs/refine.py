@@ -119,7 +119,8 @@ def refine(
         Weights, draws, the Pareto k-hat and the effective sample size.
 
     Raises:
-        ValueError: If the context has a batch or no observation, a number is out of range, or a density is missing, which `change_prior` does without.
+        ValueError: If the context has a batch or no observation, a number is out of range, or a density is missing;
+            `change_prior` needs none.
 
     Source:
         Vehtari et al. (2024), "Pareto smoothed importance sampling".
