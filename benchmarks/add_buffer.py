@@ -22,9 +22,10 @@ from typing import NamedTuple
 import matplotlib.style
 import torch
 import tyro
+from kept import keep, read_kept
 from marked import write_marked
 from matplotlib.figure import Figure
-from paper_systems import SEED, System, log_prob, read_scores, train, train_on, write_scores
+from paper_systems import SEED, System, log_prob, train, train_on
 from quality import draw_functions, mean_se
 from torch import Tensor
 from tqdm import tqdm
@@ -97,13 +98,13 @@ def train_added(base: ArBufferModel, kind: Kind, minutes: float, learning_rate: 
 def kept_scores(folder: Path, nets: dict[str, Trained], num_context: int, size: int, num_orders: int) -> Tensor:
     """Scores `(systems, functions)` at an N, nats per target; those that its file holds are not computed again."""
     path = folder / f"N{num_context}-{size}-functions-{num_orders}-orders.json"
-    scores: dict[str, list[float]] = read_scores(path)
+    scores: dict[str, list[float]] = read_kept(path, {})
     functions, orders = draw_functions(PRIOR, size, num_context, NUM_TARGETS), random_orders(NUM_TARGETS, num_orders)
     for name, each in tqdm(nets.items(), desc=f"N = {num_context}", leave=False):
         if name not in scores:
             system = READ.get(name, System(each.net.config.architecture))
             scores[name] = log_prob(each.net, system, functions, orders).tolist()
-            write_scores(path, scores)
+            keep(path, scores)
     return torch.tensor([scores[name] for name in nets], dtype=torch.float64)
 
 

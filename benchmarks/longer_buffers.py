@@ -25,11 +25,12 @@ from typing import Annotated, NamedTuple
 import matplotlib.style
 import torch
 import tyro
+from kept import keep, read_kept
 from marked import write_marked
 from matplotlib.figure import Figure
 from oracle import oracle_log_prob
 from paper_speed import median_seconds
-from paper_systems import SEED, SMALL, System, log_prob, read_scores, train_on, write_scores
+from paper_systems import SEED, SMALL, System, log_prob, train_on
 from quality import draw_functions, mean_se
 from torch import Tensor
 from tqdm import tqdm
@@ -89,7 +90,7 @@ def trained(kind: Kind, minutes: float, learning_rate: float, start: str, folder
 def buffer_scores(folder: Path, net: ArBufferModel, num_functions: int, num_orders: int) -> Scores:
     """Log densities by "M, N, K", of exact autoregression (K = 1) and of every buffer that the network can read."""
     path = folder / f"buffers-{num_functions}-functions-{num_orders}-orders.json"
-    scores: Scores = read_scores(path)
+    scores: Scores = read_kept(path, {})
     longest = net.buffer_size if net.config.slot_positions == "learned" else max(SLOTS)
     for num_targets, num_context in BUFFERS:
         functions = draw_functions(PRIOR, num_functions, num_context, num_targets)
@@ -98,7 +99,7 @@ def buffer_scores(folder: Path, net: ArBufferModel, num_functions: int, num_orde
             name = f"{num_targets}, {num_context}, {slots}"
             if name not in scores:
                 scores[name] = log_prob(net, System("buffer", slots), functions, orders).tolist()
-                write_scores(path, scores)
+                keep(path, scores)
     return scores
 
 
@@ -107,13 +108,13 @@ def context_gaps(folder: Path, name: str, net: ArBufferModel, num_functions: int
     found = {}
     for num_context in CONTEXTS:
         path = folder / f"N{num_context}-{num_functions}-functions-{num_orders}-orders.json"
-        scores: Scores = read_scores(path)
+        scores: Scores = read_kept(path, {})
         functions = draw_functions(PRIOR, num_functions, num_context, TARGETS)
         if "oracle" not in scores:
             scores["oracle"] = (oracle_log_prob(PRIOR, *functions) / TARGETS).tolist()
         if name not in scores:
             scores[name] = log_prob(net, System("buffer"), functions, random_orders(TARGETS, num_orders)).tolist()
-            write_scores(path, scores)
+            keep(path, scores)
         oracle, own = (torch.tensor(scores[each], dtype=torch.float64) for each in ("oracle", name))
         found[num_context] = oracle - own
     return found

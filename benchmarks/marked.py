@@ -6,7 +6,7 @@ END = "<!-- end -->"
 
 
 def write_marked(page: Path, benchmark: str, text: str) -> None:
-    """Replaces what stands in a page between `<!-- BENCHMARK.py -->` and `<!-- end -->`.
+    """Replaces what stands in a page between `<!-- BENCHMARK.py -->` and `<!-- end -->`, at its end if that is new.
 
     Args:
         page: The file, in Markdown.
@@ -14,5 +14,6 @@ def write_marked(page: Path, benchmark: str, text: str) -> None:
         text: What takes its place, ending with a line break.
     """
     start = f"<!-- {benchmark}.py -->"
-    before, _, rest = page.read_text().partition(start)
+    old = page.read_text()
+    before, _, rest = (old if start in old else f"{old}\n{start}{END}\n").partition(start)
     page.write_text(f"{before}{start}\n{text}{END}{rest.partition(END)[2]}")

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 import tyro
 from eeg import draw_tasks
+from kept import keep, read_kept
 from oracle import oracle_log_prob
 from paper_page import Gaps, Key, Scores, read_results, summarise, write_page
 from paper_readings import NUM_CONTEXT, NUM_TARGETS, READINGS, SERIES, TABLES, score_readings
@@ -36,10 +37,8 @@ from paper_systems import (
     System,
     log_prob,
     order_gap,
-    read_scores,
     rest_gap,
     train,
-    write_scores,
 )
 from quality import draw_functions
 from torch import Tensor
@@ -144,7 +143,7 @@ def score_trials(cell: Cell, system: System, net: ArBufferModel, subjects: dict[
 def kept_scores(folder: Path, cell: Cell, sources: Sources) -> Scores:
     """Scores of a cell; those that its file holds are not computed again."""
     path = folder / cell.path
-    scores: Scores = read_scores(path)
+    scores: Scores = read_kept(path, {})
     wanted = len(sources.subjects) if cell.task in EEG else cell.size
     for name, system in tqdm(cell.systems.items(), desc=cell.path.removesuffix(".json"), leave=False):
         done = scores.get(name, [])
@@ -153,26 +152,25 @@ def kept_scores(folder: Path, cell: Cell, sources: Sources) -> Scores:
         if cell.task in READINGS:
             orders = random_orders(cell.num_targets, cell.num_orders)
             scores[name] = score_readings(cell.task, name, cell.num_context, cell.size, orders, sources.tables)
+        elif cell.task in EEG:
+            scores[name] = score_trials(cell, system, sources.trained[system.architecture][0], sources.subjects)
         else:
             net = None if system is None else sources.trained[system.architecture][0]
-            is_eeg = cell.task in EEG
-            scores[name] = (
-                score_trials(cell, system, net, sources.subjects) if is_eeg else score_functions(cell, name, net, done)
-            )
-        write_scores(path, scores)
+            scores[name] = score_functions(cell, name, net, done)
+        keep(path, scores)
     return {name: scores[name][:wanted] for name in cell.systems}
 
 
 def kept_gaps(folder: Path, task: str, trained: Trained, num_targets: int) -> Gaps:
     """By system, the numbers on consistency: over orders, and with one target more."""
     path = folder / f"{task}-consistency.json"
-    gaps: Gaps = read_scores(path)
+    gaps: Gaps = read_kept(path, {})
     functions = draw_functions(task, GAP[1], GAP[0], max(SUBSET + 1, num_targets))
     for name, system in tqdm(SYSTEMS.items(), desc=f"{task}, consistency", leave=False):
         if name not in gaps:
             net = trained[system.architecture][0]
             gaps[name] = [gap(net, system, functions) for gap in (order_gap, rest_gap)]
-            write_scores(path, gaps)
+            keep(path, gaps)
     return gaps
 
 

@@ -4,14 +4,14 @@ A run replaces the numbers of its own tasks and keeps those of the others, so th
 one machine.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 import matplotlib.style
 import torch
-from marked import END, write_marked
+from kept import keep, read_kept
+from marked import write_marked
 from matplotlib.figure import Figure
 from paper_readings import PUBLISHED_READINGS
 from quality import mean_se
@@ -106,23 +106,18 @@ class Results(TypedDict):
 
 def read_results(page: Path) -> Results:
     """What earlier runs found; nothing where there is no file beside the page."""
-    path = page.with_suffix(".json")
-    empty = Results(training={}, tables={}, ablations={}, speed={})
-    return empty | json.loads(path.read_text()) if path.exists() else empty
+    return Results(training={}, tables={}, ablations={}, speed={}) | read_kept(page.with_suffix(".json"), {})
 
 
 def keep_results(page: Path, results: Results) -> None:
     """Writes all numbers beside the page."""
-    path = page.with_suffix(".json")
-    write_atomically(path, lambda file: Path(file).write_text(json.dumps(results, indent=1) + "\n"))
+    keep(page.with_suffix(".json"), results)
 
 
 def write_section(page: Path, benchmark: str, text: str) -> None:
-    """Writes what a command found between its markers; a page or markers that are not there are made."""
+    """Writes what a command found between its markers; a page that is not there is made."""
     if not page.exists():
         page.write_text("# The paper's comparison\n")
-    if (start := f"<!-- {benchmark}.py -->") not in page.read_text():
-        page.write_text(f"{page.read_text()}\n{start}\n{END}\n")
     write_marked(page, benchmark, f"\n{text}\n")
 
 
@@ -209,12 +204,8 @@ def draw_figure(path: Path, tables: dict[str, dict[str, dict]]) -> None:
             axis.set(title=title, xlabel="observations N", ylabel="nats per target")
         for axis in axes[len(tables) :]:
             axis.axis("off")
-        figure.legend(
-            [handles[name] for name in LINES if name in handles],
-            [name for name in LINES if name in handles],
-            loc="outside lower center",
-            ncols=4,
-        )
+        shown_lines = {name: handles[name] for name in LINES if name in handles}
+        figure.legend(shown_lines.values(), shown_lines.keys(), loc="outside lower center", ncols=4)
         write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 

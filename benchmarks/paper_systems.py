@@ -1,7 +1,6 @@
 """The systems of the paper's comparison: trained for equal CPU seconds, kept in a folder, read alike. See paper.py."""
 
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch.distributions import MultivariateNormal
 from pyro_arbuf import ArBufferJoint, ArBufferMarginals, ArBufferModel, Context, load, random_orders, save
 from pyro_arbuf.baselines import GaussianJoint, make_model
 from pyro_arbuf.baselines.tnp_nd import TNPND
-from pyro_arbuf.files import write_atomically
 from pyro_arbuf.network.parts import ArchitectureName
 from pyro_arbuf.programs.sources import make_source
 from pyro_arbuf.random_state import seeded
@@ -67,16 +65,6 @@ SYSTEMS = {
 EEG_SYSTEMS = {
     name: each for name, each in SYSTEMS.items() if each.architecture in ("buffer", "tnp-d", "tnp-nd", "tnp-a")
 }
-
-
-def read_scores(path: Path) -> dict[str, list[float]]:
-    """What `write_scores` wrote; empty where there is no file."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_scores(path: Path, scores: dict[str, list[float]]) -> None:
-    """Keeps numbers by what they are of, so that a benchmark goes on where it was stopped."""
-    write_atomically(path, lambda file: Path(file).write_text(json.dumps(scores)))
 
 
 def train(

@@ -123,9 +123,10 @@ def draw_sets(net: ArBufferModel, num_sets: int, num_trials: int) -> Simulations
 
 def posterior_draws(net: ArBufferModel, x: Tensor, y: Tensor, num_draws: int = NUM_DRAWS) -> dict[str, Tensor]:
     """Draws of the amortised posterior: several orders mixed, or that of a network that was trained in its own."""
-    number = net.config.num_latents
-    orders = random_orders(number, min(POSTERIOR_ORDERS, math.factorial(number)))
-    posterior = ArBufferPosterior(net.condition(x, y), None if net.config.ordered_latents else orders)
+    number, orders = net.config.num_latents, None
+    if not net.config.ordered_latents:
+        orders = random_orders(number, min(POSTERIOR_ORDERS, math.factorial(number)))
+    posterior = ArBufferPosterior(net.condition(x, y), orders)
     return posterior.sites(posterior.sample((num_draws,)))
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pyro
 import torch
 import tyro
+from kept import keep, read_kept
 from sbi import SEED, c2st, mean_se, posterior_draws, quiet
 from sbi_tasks import NUM_OBSERVATIONS, TASKS, read_observation
 from torch import Tensor
@@ -52,13 +53,13 @@ class Cell(NamedTuple):
     def seconds(self) -> float:
         """CPU seconds of training so far."""
         path = self.folder / "seconds.json"
-        return json.loads(path.read_text()) if path.exists() else 0.0
+        return read_kept(path, 0.0)
 
     @property
     def scores(self) -> list[float]:
         """C2ST of the observations that are scored."""
         path = self.folder / "scores.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        return read_kept(path, [])
 
     def network(self, minutes: float) -> ArBufferModel:
         """The trained network; what is missing of its training is done first."""
@@ -69,7 +70,7 @@ class Cell(NamedTuple):
             try:
                 amortize(TASKS[self.task].program, folder=self.folder, resume=resume, **options)
             finally:
-                self._write("seconds.json", self.seconds + time.process_time() - started)
+                keep(self.folder / "seconds.json", self.seconds + time.process_time() - started)
             done.touch()
         assert (self.folder / CONFIG).exists()
         return pyro_arbuf.load(self.folder)
@@ -83,7 +84,7 @@ class Cell(NamedTuple):
                 some = torch.randperm(len(reference))[:num_draws]
                 draws = self._draws(net, TASKS[self.task].coded(y), number, len(reference))
             scores.append(c2st(draws[some], reference[some]))
-            self._write("scores.json", scores)
+            keep(self.folder / "scores.json", scores)
 
     def _draws(self, net: ArBufferModel, y: Tensor, number: int, num_draws: int) -> Tensor:
         """Draws `(S, P)` of the posterior."""
@@ -92,9 +93,6 @@ class Cell(NamedTuple):
             found = posterior_draws(net, torch.zeros(1, 1), y[None], num_draws)["theta"]
             write_atomically(path, lambda file: torch.save(found, file))
         return torch.load(path, weights_only=True)
-
-    def _write(self, name: str, value: object) -> None:
-        write_atomically(self.folder / name, lambda file: file.write_text(json.dumps(value)))
 
 
 Kept = dict[str, dict[str, dict]]  # by task and budget, the scores of observations and CPU seconds of training
@@ -123,9 +121,9 @@ def table(kept: Kept) -> str:
 def write_page(page: Path, cell: Cell) -> str:
     """Adds the scores of a cell to those that stand beside a page, and writes its table from all of them."""
     path = page.with_suffix(".json")
-    kept: Kept = json.loads(path.read_text()) if path.exists() else {}
+    kept: Kept = read_kept(path, {})
     kept.setdefault(cell.task, {})[str(cell.budget)] = {"scores": cell.scores, "seconds": cell.seconds}
-    write_atomically(path, lambda file: file.write_text(json.dumps(kept, indent=1) + "\n"))
+    keep(path, kept)
     text = table(kept)
     page.write_text((page.read_text() if page.exists() else "").partition("| task |")[0] + text)
     return text

@@ -319,6 +319,16 @@ def test_targets_closer_to_the_context_than_samples_are_warned_of(net, trial):
     ArBufferJoint(net.condition(), x[:1])
 
 
+def test_closeness_is_not_looked_for_in_a_transformed_function(net, trial):
+    x, y = trial
+
+    def density(observed: Tensor) -> Tensor:
+        return ArBufferJoint(net.condition(x[:8], observed), x[8:]).log_prob(y[8:])
+
+    several = torch.stack([y[:8], y[:8] + 0.1])
+    torch.testing.assert_close(torch.vmap(density)(several), torch.stack([density(each) for each in several]))
+
+
 @pytest.mark.parametrize("units", [{"x": torch.tensor([0.0, 9.0])}, {"x_range": (0.0, 9.0)}])
 def test_time_is_not_stretched_onto_the_trained_range(net, units):
     with pytest.raises(ValueError, match=r"time of a recording has a unit, .* state x_scale, your units in a second"):

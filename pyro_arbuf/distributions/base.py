@@ -139,9 +139,7 @@ class ArBufferDistribution(TorchDistribution):
         # The user's line is behind two more __init__ and the __call__ of Pyro's metaclass.
         if self._validate_args:
             warn_outside("x", inner, model.config, stacklevel=6)
-            if model.config.x_spacing is not None:
-                inputs, _, length = self.context.observations
-                warn_spacing(inner, model.config, stacklevel=6, observed=(inputs, length, self.context.task_shape))
+            warn_spacing(inner, model.config, stacklevel=6, context=self.context)
         warn_outside_counts("num_targets", own.shape[-2], model.config.num_targets, stacklevel=6)
         return own, code(inner, model.config.latents)
 

@@ -10,8 +10,9 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
+from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.data import as_dates
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import Range
@@ -120,7 +121,7 @@ def warn_spacing(
     config: ModelConfig,
     stacklevel: int,
     context_len: Tensor | None = None,
-    observed: tuple[Tensor, Tensor | None, Size] | None = None,
+    context: Context | None = None,
 ) -> None:
     """Warns where two inputs of a data set are closer than in training. Equal ones are passed over.
 
@@ -129,18 +130,18 @@ def warn_spacing(
         config: Of the network.
         stacklevel: As `warnings.warn` takes it.
         context_len: `(B,)`, how many inputs are no padding; `None` = all.
-        observed: Of targets, the inputs `(B, N, 1)` of their context, how many are no padding, and the shape of tasks.
+        context: Of targets, the context whose observations they may be too close to.
     """
     if config.x_spacing is None or is_traced() or x.requires_grad:
         return
     if context_len is not None:
         x = x.masked_fill(~context_mask(context_len, x.shape[1]).unsqueeze(-1), torch.inf)
     found = [x.detach().squeeze(-1).sort(-1).values.diff(dim=-1)]
-    if observed is not None:
-        own, length, tasks = observed
+    if context is not None:
+        observed, _, length = context.observations
         if length is not None:
-            own = own.masked_fill(~context_mask(length, own.shape[1]).unsqueeze(-1), torch.inf)
-        found.append((x.detach() - own.detach().mT.view(*tasks, 1, -1)).abs())
+            observed = observed.masked_fill(~context_mask(length, observed.shape[1]).unsqueeze(-1), torch.inf)
+        found.append((x.detach() - observed.detach().mT.view(*context.task_shape, 1, -1)).abs())
     if any(bool(((gaps > 0) & (gaps < (1 - CLOSE) * config.x_spacing)).any()) for gaps in found):
         scale = 1.0 if config.user_x_scale is None else config.user_x_scale[0]
         warnings.warn(

@@ -11,6 +11,8 @@ import pyro.distributions as dist
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_arbuf.workflow.trace_sites import is_deterministic
+
 
 @dataclasses.dataclass(frozen=True)
 class ProgramWithComputedOutcome:
@@ -44,14 +46,14 @@ class _AsSampled(Messenger):
         self.names, self.event_dims = names, event_dims
 
     def _pyro_sample(self, msg: Any) -> None:
-        infer, name, value = msg["infer"] or {}, msg["name"], msg["value"]
+        name, value = msg["name"], msg["value"]
         stem, _, number = name.rpartition("_")
         outcome = stem if number.isdecimal() and name not in self.names else name
-        if outcome not in self.names or not infer.get("_deterministic") or not isinstance(value, Tensor):
+        if outcome not in self.names or not is_deterministic(msg) or not isinstance(value, Tensor):
             return
         plates = [-frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized and frame.dim is not None]
         own = min(len(msg["fn"].event_shape), value.dim() - max(plates, default=0))
         event_dim = self.event_dims.setdefault(outcome, max(0, own))
         msg["fn"] = dist.Delta(value, event_dim=event_dim)
         msg["value"], msg["is_observed"] = None, False
-        msg["infer"] = {key: each for key, each in infer.items() if key != "_deterministic"}
+        msg["infer"] = {key: each for key, each in msg["infer"].items() if key != "_deterministic"}
