@@ -16,9 +16,10 @@ test-slow: .venv/installed
 test-gpu: .venv/installed
 	$(BIN)/python -m pytest -q -m gpu
 
-# What talks to ArviZ, with its 1.x line: its parts arviz-base and arviz-stats run on every Python that we support.
+# What talks to ArviZ, with its 1.x line: its three parts run on every Python that we support.
 test-arviz1: .venv-arviz1/installed
-	.venv-arviz1/bin/python -m pytest -q tests/test_datatree.py tests/test_loo.py tests/test_joint_diagnostics.py
+	.venv-arviz1/bin/python -m pytest -q tests/test_datatree.py tests/test_loo.py tests/test_joint_diagnostics.py \
+		tests/test_amortised_trees.py tests/test_arviz_plots.py
 
 # What NumPyro and PyMC users get, each in an environment of its own, with the doctests of its bridge.
 test-bridges: .venv-numpyro/installed .venv-pymc/installed
@@ -65,11 +66,13 @@ sbibm:
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
 
+# arviz-plots 0.8 reads neither matplotlib 3.11 nor xarray from 2026.3 on.
 .venv-arviz1/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-arviz1
 	.venv-arviz1/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	.venv-arviz1/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" arviz-base "arviz-stats[xarray]"
 	.venv-arviz1/bin/pip uninstall --quiet --yes arviz
+	.venv-arviz1/bin/pip install --quiet --disable-pip-version-check "arviz-plots[matplotlib]==0.8.0" "matplotlib<3.11" "xarray<2026.3"
 	touch $@
 
 .venv-numpyro/installed .venv-pymc/installed: .venv-%/installed: pyproject.toml constraints.txt

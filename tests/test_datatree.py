@@ -135,7 +135,25 @@ def test_marginals_and_ordinary_sites_have_elementwise_densities(scalar_model, t
     tree = to_datatree(draws, rows, torch.arange(4.0))
     expected = dist.Normal(draws["level"][:, None], 1.0).log_prob(torch.arange(4.0))
     np.testing.assert_allclose(tree["log_likelihood/y"].values[0], expected.numpy())
-    assert set(tree.children) == {"posterior", "posterior_predictive", "observed_data", "log_likelihood"}
+    assert set(tree.children) == {
+        *("posterior", "posterior_predictive", "observed_data", "log_likelihood", "log_prior")
+    }
+
+
+def test_log_prior_has_the_density_of_every_latent_in_its_plate(draws):
+    def model(y=None):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("group", 2), pyro.poutine.scale(scale=3.0):
+            effect = pyro.sample("effect", dist.Normal(level, 0.5))
+        with pyro.plate("row", 4):
+            pyro.sample("y", dist.Normal(effect[..., :1], 1.0), obs=y)
+
+    given = draws | {"effect": torch.randn(S, 2, dtype=torch.float64)}
+    tree = to_datatree(given, model, torch.arange(4.0))
+    assert tree["log_prior/level"].dims == ("chain", "draw") and set(tree["log_prior"].data_vars) == {"level", "effect"}
+    assert tree["log_prior/effect"].dims == ("chain", "draw", "group")
+    expected = 3 * dist.Normal(draws["level"][:, None], 0.5).log_prob(given["effect"])
+    np.testing.assert_allclose(tree["log_prior/effect"].values[0], expected.numpy())
 
 
 def test_groups_have_named_dimensions_and_the_users_labels(plate, draws):
@@ -298,7 +316,7 @@ def test_draws_without_a_model_are_a_posterior():
         ({"log_likelihood": {"y": torch.zeros(S, 4, 2)}}, "must have the dimensions"),
         ({"posterior_predictive": {"y": np.zeros((S, 4))}}, "use torch.stack"),
         ({"constant_data": {"age": [1, 2]}}, "use torch.as_tensor"),
-        ({"num_samples": 5}, "num_samples for that and Importance"),
+        ({"num_samples": 5}, "num_samples for that, an ArBufferPosterior and Importance"),
         ({"num_samples": 0}, "at least 1"),
         ({"observed": torch.zeros(4)}, "observed is for an ArBufferJoint alone"),
     ],

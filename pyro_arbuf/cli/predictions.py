@@ -99,7 +99,8 @@ def write_netcdf(found: Predictions, path: Path) -> None:
         raise ValueError(
             f"{path} needs the package h5netcdf, which is not installed; install it, or write a .csv"
         ) from error
-    from pyro_arbuf.workflow.groups import assemble_tree, joint_groups
+    from pyro_arbuf.workflow.distribution_groups import joint_groups
+    from pyro_arbuf.workflow.groups import assemble_tree
 
     columns = found.task.x_new.columns
     labels: dict[str, Any] = {"target": found.task.x_new[columns[0]]} if len(columns) == 1 else {}

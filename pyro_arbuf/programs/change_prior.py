@@ -24,11 +24,11 @@ from pyro_arbuf.programs.refine import (
     effective_sample_size,
     importance_sample,
     moments_table,
-    observations,
     resample,
 )
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.workflow.posterior_draws import data_set
 from pyro_arbuf.workflow.trace_sites import nodes
 
 MAX_TRIALS = 2**15  # whose likelihood is computed at a time
@@ -154,7 +154,7 @@ class _Target:
         self.simulator, self.learned = simulator, not simulator.has_density
         self.net = cast(ArBufferModel, context.model).in_units()
         self.latents: tuple[Latent, ...] = self.net.config.latents
-        self.x, self.y = observations(context)
+        self.x, self.y = data_set(context)
 
     def log_joint(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Log density `(S,)` of latents `(S, *shape)` and the data."""

@@ -13,11 +13,10 @@ from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_count
-from pyro_arbuf.network.latents import constrained
 from pyro_arbuf.programs.configuration import check_program, outcome_names
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.random_state import seeded
-from pyro_arbuf.workflow.posterior_draws import systematic_resample
+from pyro_arbuf.workflow.posterior_draws import data_set, given_latents, systematic_resample
 
 MAX_K_HAT = 0.7  # beyond it, importance sampling is not to be trusted
 MIN_DRAWS = 100  # of importance sampling: fewer have no tail to speak of
@@ -170,7 +169,7 @@ def context_simulator(program: Program, context: Context) -> Simulator:
         raise ValueError(f"context must hold the observations of one data set; got {got}")
     if not callable(program):
         raise ValueError(f"program must be a Pyro program, a function of x; got {type(program).__name__}")
-    x, _ = observations(context)
+    x, _ = data_set(context)
     series = context.model.config.sequential
 
     def inputs(num_trials: int) -> Tensor:
@@ -212,8 +211,8 @@ def importance_sample(
         ValueError: If the program has no density, or it is NaN at a draw, or 0 at all of them.
     """
     posterior = ArBufferPosterior(context, orders)
-    x, y = observations(context)
-    given, log_weights = _given(context), []
+    x, y = data_set(context)
+    given, log_weights = given_latents(context), []
     draws = posterior.sample((num_draws,))
     for chunk in draws.split(CHUNK):
         sites = posterior.sites_and_jacobians(chunk)
@@ -288,16 +287,3 @@ def smooth_weights(log_weights: Tensor) -> tuple[Tensor, float]:
     smoothed = shifted.clone()
     smoothed[order[-tail:]] = (cutoff + sigma * fitted).log().clamp(max=0.0)
     return smoothed + log_weights.max(), float(k)
-
-
-def observations(context: Context) -> tuple[Tensor, Tensor]:
-    """Inputs `(n, D_x)` and outcomes `(n,)` or `(n, D_y)` of a context's one data set, as the program has them."""
-    x, y, length = context.observations
-    number = x.shape[1] if length is None else int(length[0])
-    return x[0, :number], context.model.config.squeeze_outcome(y[0, :number])
-
-
-def _given(context: Context) -> dict[str, Tensor]:
-    """Values of the latents that a context fixes, in their own supports."""
-    latents = [latent for latent in context.model.config.latents if latent.name in context.latents]
-    return {name: value for name, (value, _) in constrained(latents, context.given[0]).items()}

@@ -10,13 +10,9 @@ import numpy as np
 import pyro
 import torch
 import xarray as xr
-from torch import Size, Tensor
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
 
-from pyro_arbuf.distributions.base import ArBufferDistribution
-from pyro_arbuf.inference.context import Context
-from pyro_arbuf.inference.data import as_dates
-from pyro_arbuf.network.config import ModelConfig
-from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.workflow.posterior_draws import Fit
 from pyro_arbuf.workflow.predictive import predictive
 from pyro_arbuf.workflow.trace_sites import (
@@ -27,7 +23,6 @@ from pyro_arbuf.workflow.trace_sites import (
     is_deterministic,
     observed_sites,
     pointwise_log_prob,
-    rename_dimensions,
     replayed_traces,
     sample_sites,
     unless_masked,
@@ -35,7 +30,6 @@ from pyro_arbuf.workflow.trace_sites import (
 
 Draws = Mapping[str, Tensor]
 Groups = dict[str, dict[str, xr.DataArray]]
-NANOSECOND_DAYS = 106_751.0  # from 1970 to the last whole days that nanoseconds of 64 bits hold, both ways
 GROUPS = (
     "posterior",
     "sample_stats",
@@ -50,7 +44,9 @@ GROUPS = (
     "log_prior",
     "prior_sbc",
     "posterior_sbc",
+    "proposals",
 )
+DENSITIES = ("log_likelihood", "joint_log_likelihood", "log_prior")
 
 
 def fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping[str, Sequence[str]]) -> Groups:
@@ -80,13 +76,14 @@ def fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping[s
             **{name: label(name, value, ("chain",)) for name, value in fit.per_chain.items()},
         },
         "observed_data": {name: label(name, value, names[name]) for name, value in observed.items()},
+        "proposals": {name: label(name, v, names.get(name), (1, len(v))) for name, v in fit.proposals.items()},
         **{group: {} for group in ("prior", "prior_predictive", "predictions")},
     }
     for group, by_name in _sampled(fit, given, predict, list(observed)).items():
         groups[group] = {}
         for name, values in by_name.items():
             own = names.get(name)
-            if own is not None and group.endswith("log_likelihood"):
+            if own is not None and group in DENSITIES:
                 own = own[: values.dim() - 1]  # densities lack the last dimensions of the value
             groups[group][name] = label(name, values, own, chains)
     for name, values in given.get("prior", {}).items():
@@ -121,88 +118,35 @@ def _sampled(fit: Fit, given: dict[str, Draws], predict: bool, observed: Sequenc
     if predict and observed and fit.model is not None:
         drawn = predictive(fit.model, fit.draws, *fit.args, **fit.kwargs)
         predicted = {name: drawn[name] for name in observed}
-    computed, pointwise, joint = _evaluate(fit, set(given.get("log_likelihood", {})))
+    computed, pointwise, joint, prior = _evaluate(fit, set(given.get("log_likelihood", {})))
     return {
         "posterior": {**fit.draws, **computed},
         "posterior_predictive": predicted,
         "log_likelihood": {**pointwise, **given.get("log_likelihood", {})},
         "joint_log_likelihood": joint,
+        "log_prior": prior,
     }
 
 
 def _evaluate(fit: Fit, given: set[str]) -> list[dict[str, Tensor]]:
-    """Deterministic sites, pointwise and joint densities at every draw; where pointwise ones are given, the joint."""
-    computed, pointwise, joint = {}, {}, {}
+    """Deterministic sites, and densities at every draw: pointwise, joint where none are given, and those of latents."""
+    computed, pointwise, joint, prior = {}, {}, {}, {}
     traces = () if fit.model is None else replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs)
     for trace in traces:
-        for name, site in sample_sites(trace).items():
-            if is_deterministic(site):
-                computed.setdefault(name, []).append(site["value"])
-        for name, site in observed_sites(trace).items():
-            with torch.no_grad():
+        with torch.no_grad():
+            for name, site in sample_sites(trace).items():
+                if is_deterministic(site):
+                    computed.setdefault(name, []).append(site["value"])
+                elif not site["is_observed"]:
+                    density = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+                    prior.setdefault(name, []).append(density)
+            for name, site in observed_sites(trace).items():
                 density = None if name in given else pointwise_log_prob(site)
                 if density is not None:
                     pointwise.setdefault(name, []).append(density)
                 else:
                     joint.setdefault(name, []).append(unless_masked(site, site["fn"].log_prob(site["value"])))
-    return [{name: torch.stack(values) for name, values in part.items()} for part in (computed, pointwise, joint)]
-
-
-def joint_groups(
-    joint: ArBufferDistribution, draws: Tensor | int, observed: Tensor | None, dims: Mapping[str, Sequence[str]]
-) -> Groups:
-    """Groups of a distribution by itself, its outcome called y; `draws` `(S, *batch, *event)`, or how many to draw."""
-    batch, context = joint.batch_shape, joint.context
-    batch_names = tuple(f"y_dim_{i}" for i in range(len(batch)))
-    names = {
-        "y": (*batch_names, "target", "output")[: len(batch) + len(joint.event_shape)],
-        "x": (*batch_names, "target", "input"),
-        "x_context": (*batch_names, "context", "input"),
-        "y_context": (*batch_names, "context", "output")[: len(batch) + len(joint.event_shape)],
-    }
-    names = {name: rename_dimensions(name, own, dims) for name, own in names.items()}
-    groups: Groups = {}
-    if observed is not None:
-        outcomes = joint._as_tensor(observed)
-        density = joint.log_prob(outcomes)
-        groups["observed_data"] = {"y": label("y", outcomes, names["y"])}
-        groups["joint_log_likelihood"] = {"y": label("y", density, names["y"][: len(batch)])}
-    draws = joint.sample(Size([draws])) if isinstance(draws, int) else draws
-    drawn = label("y", draws, names["y"], (1, len(draws)))
-    groups["predictions" if observed is None else "posterior_predictive"] = {"y": drawn}
-    config, (x_context, y_context, length) = context.model.config, _observations(context, joint.x)
-    if length is not None:
-        padding = ~context_mask(length, context.num_context).view(*context.task_shape, -1, 1)
-        x_context, y_context = x_context.masked_fill(padding, torch.nan), y_context.masked_fill(padding, torch.nan)
-    y_context = config.squeeze_outcome(y_context)
-    if length is None and config.kinds[0].num_categories and config.dim_y is None:
-        y_context = y_context.long()  # as a scalar outcome is drawn and observed
-    constants = {"x": joint.x, "x_context": x_context, "y_context": y_context}
-    event_dims = {"x": 2, "x_context": 2, "y_context": len(joint.event_shape)}
-    groups["constant_data"] = {
-        name: label(name, value.expand(*batch, *value.shape[value.dim() - event_dims[name] :]), names[name])
-        for name, value in constants.items()
-    }
-    for name in ("x", "x_context"):
-        groups["constant_data"][name] = _with_dates(groups["constant_data"][name], config)
-    return groups
-
-
-def _observations(context: Context, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What `context.observations` holds, `(*batch, N, .)` in the user's units; without rows of as many columns."""
-    x, y, length = context.observations
-    x = x if x.shape[1] else x.new_zeros(len(x), 0, like.shape[-1])
-    x, y = (part.view(*context.task_shape, *part.shape[1:]) for part in (x, y))
-    maps = context.maps
-    return (x, y, length) if maps is None else (maps.user_x(x), maps.user_y(y), length)
-
-
-def _with_dates(array: xr.DataArray, config: ModelConfig) -> xr.DataArray:
-    """Inputs as dates where all of their columns are; where only some are, dates stay days since 1970-01-01."""
-    if not (config.user_dates and all(config.user_dates)):
-        return array
-    dates, fits = as_dates(array.values), not bool((np.abs(array.values) > NANOSECOND_DAYS).any())
-    return array.copy(data=dates.astype("datetime64[ns]") if fits else dates)
+    return [{name: torch.stack(v) for name, v in part.items()} for part in (computed, pointwise, joint, prior)]
 
 
 def label(

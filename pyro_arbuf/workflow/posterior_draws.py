@@ -1,13 +1,20 @@
 """Posterior draws and what they came from, out of whatever inference made them. Knows nothing of xarray and ArviZ."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from pyro.infer import MCMC, Importance
 from torch import Tensor
 
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
+from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.outcome_sites import split_sites
+from pyro_arbuf.network.latents import constrained
 from pyro_arbuf.workflow.trace_sites import check_draws, nodes, sample_sites, without_auxiliaries
+
+DRAWS = 1000  # of a distribution, where no number is given
 
 
 class Fit(NamedTuple):
@@ -21,6 +28,8 @@ class Fit(NamedTuple):
         model: The Pyro model; `None` = unknown.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
+        proposals: `(P, *site)` by latent, before they were resampled, with their "log_weight" `(P,)`; may be empty.
+        facts: What else is known of the draws as a whole, by name.
     """
 
     draws: Mapping[str, Tensor]
@@ -30,21 +39,26 @@ class Fit(NamedTuple):
     model: Callable | None
     args: tuple
     kwargs: Mapping
+    proposals: Mapping[str, Tensor] = {}
+    facts: Mapping[str, float | str] = {}
 
 
 def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: int | None) -> Fit:
-    """Reads a finished MCMC, an Importance that has run, or draws by site.
+    """Reads a finished MCMC, an Importance that has run, an amortised posterior, or draws by site.
 
     Args:
-        draws: One of these.
-        model: Instead of the model that was run.
+        draws: One of these, or what `refine` and `change_prior` return.
+        model: Instead of the model that was run. With an ArBufferPosterior: its program, which gets its data.
         args: Of `model`.
-        num_samples: For Importance: number of equally weighted draws to resample; `None` = all, with `log_weight`.
+        num_samples: For Importance: number of equally weighted draws to resample; `None` = all, with `log_weight`. For
+            an ArBufferPosterior: of draws, 1000 where `None`.
 
     Raises:
-        ValueError: If it is none of these, has not run, or weights are NaN.
+        ValueError: If it is none of these, has not run, weights are NaN, or a posterior has a batch.
     """
-    rule = "draws must be a finished MCMC, an Importance that has run, a dict of tensors (S, ...) or an ArBufferJoint"
+    rule = (
+        "draws must be a finished MCMC, a run Importance, a posterior, a dict of tensors (S, ...) or an ArBufferJoint"
+    )
     if isinstance(draws, MCMC):
         if draws._samples is None:
             raise ValueError(f"{rule}; got an MCMC that has not run; call its run(...) first")
@@ -67,10 +81,59 @@ def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: in
             chosen = systematic_resample(per_draw.pop("log_weight"), num_samples)
             latents = {name: values[chosen] for name, values in latents.items()}
         return Fit(latents, 1, per_draw, {}, *(ran if model is None else (model, args, {})))
+    if isinstance(draws, ArBufferPosterior) and model is not None:
+        return _fit_of_posterior(draws, model, args, DRAWS if num_samples is None else num_samples)
+    if isinstance(getattr(draws, "draws", None), Mapping):
+        return _fit_of_weighted(draws, model, args)
     if not isinstance(draws, Mapping):
         raise ValueError(f"{rule}; got {type(draws).__name__}; of SVI take Predictive(guide, num_samples=1000)(...)")
     check_draws("draws", draws)
     return Fit(without_auxiliaries(draws), 1, {}, {}, model, args, {})
+
+
+def _fit_of_posterior(posterior: ArBufferPosterior, model: Callable, args: tuple, num_draws: int) -> Fit:
+    """Draws of an amortised posterior with their log density "lp", and its program with its data put in."""
+    context = posterior.context
+    if posterior.batch_shape or context.num_context == 0:
+        got = f"batch shape {tuple(posterior.batch_shape)} and {context.num_context} observations"
+        raise ValueError(f"a posterior with its program must be of the observations of one data set; got {got}")
+    x, y = data_set(context)
+    data = {**split_sites(y, context.model.config), **given_latents(context)}
+    model, args = poutine.condition(model, data=data), args or (x,)
+    sites, density = draw_latents(posterior, num_draws)
+    return Fit(sites, 1, {"lp": density}, {}, model, args, {})
+
+
+@torch.no_grad()
+def draw_latents(posterior: ArBufferPosterior, num_draws: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws `(S, *batch, *shape)` by latent and their log density `(S, *batch)`, in nats, in their own supports."""
+    unconstrained = posterior.sample((num_draws,))
+    pairs = posterior.sites_and_jacobians(unconstrained)
+    density = posterior.log_prob(unconstrained) - sum(jacobian for _, jacobian in pairs.values())
+    return {name: value for name, (value, _) in pairs.items()}, density
+
+
+def _fit_of_weighted(found: Any, model: Callable | None, args: tuple) -> Fit:
+    """What `refine` and `change_prior` return: draws, with their proposals and weights where there are."""
+    fields = found._asdict()
+    proposals = dict(fields.get("proposals", {}))
+    if proposals:
+        proposals["log_weight"] = fields["weights"].log()
+    facts = {name: value for name, value in fields.items() if isinstance(value, float | str)}
+    return Fit(found.draws, 1, {}, {}, model, args, {}, proposals, facts)
+
+
+def data_set(context: Context) -> tuple[Tensor, Tensor]:
+    """Inputs `(n, D_x)` and outcomes `(n,)` or `(n, D_y)` of a context's one data set, as the program has them."""
+    x, y, length = context.observations
+    number = x.shape[1] if length is None else int(length[0])
+    return x[0, :number], context.model.config.squeeze_outcome(y[0, :number])
+
+
+def given_latents(context: Context) -> dict[str, Tensor]:
+    """Values of the latents that a context fixes, in their own supports."""
+    latents = [latent for latent in context.model.config.latents if latent.name in context.latents]
+    return {name: value for name, (value, _) in constrained(latents, context.given[0]).items()}
 
 
 def _mcmc_statistics(mcmc: MCMC) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
