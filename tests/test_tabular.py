@@ -1,5 +1,7 @@
 """The prior of tables: what its docstrings say of columns, functions, noise and missing cells."""
 
+import importlib
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -19,6 +21,7 @@ from pyro_arbuf.priors.table_functions import draw_relevance, smooth_function, s
 from pyro_arbuf.priors.tabular import tabular
 
 B, T, D = 64, 50, 5
+tabular_prior = importlib.import_module("pyro_arbuf.priors.tabular")  # the package's attribute is the function
 
 
 @pytest.fixture
@@ -61,6 +64,42 @@ def test_noise_is_from_tiny_to_dominant(generator):
     ordered = y.gather(1, x.nan_to_num(0.0).argsort(1))
     difference = ordered.diff(dim=1).abs().median(1).values.squeeze(-1) / y.std(1).squeeze(-1)
     assert difference.min() < 0.03 and difference.max() > 0.7
+
+
+def noise_alone(monkeypatch, generator, uneven=0.0, heavy=0.0):
+    """One column `(100, 4000)` and outcomes of noise alone, of tables all or none of which are uneven, or heavy-tailed."""
+    for name, share in (("UNEVEN", uneven), ("HEAVY", heavy), ("BENT", 0.0)):
+        monkeypatch.setattr(tabular_prior, name, share)
+    x = torch.randn(100, 4000, 1, generator=generator)
+    return x.squeeze(-1), tabular_prior._with_noise(torch.zeros(100, 4000, 1), x, generator).squeeze(-1)
+
+
+def kurtosis(values):
+    return ((values - values.mean(1, keepdim=True)) / values.std(1, keepdim=True)).pow(4).mean(1)
+
+
+def test_noise_is_uneven_along_a_column_where_it_is_drawn_so(monkeypatch, generator):
+    ratios = {}
+    for share in (0.0, 1.0):
+        x, y = noise_alone(monkeypatch, generator, uneven=share)
+        size = (y - y.median(1, keepdim=True).values).abs()
+        above, below = (size.masked_fill(~rows, torch.nan).nanmedian(1).values for rows in (x > 0, x <= 0))
+        ratios[share] = (above / below).log().abs()
+    assert ratios[0.0].max() < 0.2
+    assert 0.3 < (ratios[1.0] > 0.3).float().mean() < 0.6  # the other half is uneven along the function, here constant
+
+
+def test_noise_is_heavy_tailed_where_it_is_drawn_so(monkeypatch, generator):
+    assert (kurtosis(noise_alone(monkeypatch, generator)[1]) - 3).abs().max() < 0.5
+    assert kurtosis(noise_alone(monkeypatch, generator, heavy=1.0)[1]).min() > 4.5
+
+
+def test_columns_are_from_uniform_to_heavy_tailed_and_clustered(generator):
+    observed = write_down(draw_causes(300, 1000, 4, generator), generator).observed
+    found = kurtosis(observed.permute(0, 2, 1).reshape(1200, 1000))
+    assert found.min() < 1.5 and ((found - 1.8).abs() < 0.1).float().mean() > 0.03 and (found > 8).float().mean() > 0.05
+    plain = kurtosis(draw_causes(300, 1000, 1, generator).squeeze(-1)) - 3
+    assert 0.1 < (plain.abs() > 0.6).float().mean() < 0.35  # of clustered tables, which are 0.3 of all
 
 
 def test_written_columns_are_monotone_functions_of_what_they_were(generator):
