@@ -67,7 +67,7 @@ def test_noise_is_from_tiny_to_dominant(generator):
 
 
 def noise_alone(monkeypatch, generator, uneven=0.0, heavy=0.0):
-    """One column `(100, 4000)` and outcomes of noise alone, of tables all or none of which are uneven, or heavy-tailed."""
+    """One column `(100, 4000)` and outcomes of noise alone; all or none of the tables are uneven, or heavy-tailed."""
     for name, share in (("UNEVEN", uneven), ("HEAVY", heavy), ("BENT", 0.0)):
         monkeypatch.setattr(tabular_prior, name, share)
     x = torch.randn(100, 4000, 1, generator=generator)
