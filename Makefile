@@ -35,7 +35,7 @@ lint: .venv/installed
 docs: .venv/docs-installed
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
 
-bench: .venv/installed
+bench: .venv/installed sbibm
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/in_pyro.py
 	$(BIN)/python benchmarks/checks.py
@@ -51,7 +51,7 @@ bench: .venv/installed
 	for what in pair poisson choice-rt; do $(BIN)/python benchmarks/outcomes.py $$what --folder runs/outcomes || exit 1; done
 
 # The observations and reference draws of sbibm, files of its package, which is never imported.
-sbibm:
+sbibm: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .sbibm sbibm
 
 # One environment for everything. torch comes first, so that no dependency asks for another build of it.

@@ -95,7 +95,20 @@ def test_the_table_is_written_and_gone_on_with(benchmark, tmp_path, capsys, monk
     assert f"| two_moons | {np.mean(scores):.3f} (" in page.read_text()
 
 
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_the_shipped_network_is_scored_by_the_same_protocol(benchmark, tmp_path, capsys, monkeypatch):
+    sbi = benchmark("sbi")
+    monkeypatch.setattr(sbi, "NUM_OBSERVATIONS", 2)
+    monkeypatch.setattr(sbi, "likelihood_gap", lambda net: (0.1, 0.01))
+    sbi.main("two-moons", files=fake_files(tmp_path), threads=torch.get_num_threads())
+    *table, line = capsys.readouterr().out.splitlines()
+    mean, _ = json.loads(line)["c2st"]
+    assert f"10,000 draws | {mean:.3f} (" in "".join(table) and 0.5 <= mean <= 1
+
+
 def test_missing_files_are_named_before_training(benchmark, tmp_path):
     with pytest.raises(ValueError, match=r"files must be a folder with the package sbibm; .* make sbibm"):
         benchmark("sbi_table").main(folder=tmp_path / "runs", files=tmp_path)
     assert not (tmp_path / "runs").exists()
+    with pytest.raises(ValueError, match=r"; make sbibm"):
+        benchmark("sbi").main("gaussian-linear", files=tmp_path)
