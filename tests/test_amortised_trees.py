@@ -1,7 +1,12 @@
 """What amortised inference returns, as a DataTree: posteriors with and without their program, corrected draws."""
 
+import warnings
+
+import outcome_programs
 import pyro
+import pyro.distributions as dist
 import pytest
+import series_programs
 import torch
 from latent_nets import LATENTS
 
@@ -9,6 +14,8 @@ import pyro_arbuf
 from pyro_arbuf import ArBufferPosterior, calibrate, change_prior, refine, to_datatree
 from pyro_arbuf.priors.ddm import ddm
 from pyro_arbuf.priors.gaussian import gaussian
+from pyro_arbuf.programs.configuration import program_config
+from pyro_arbuf.programs.simulator import Simulator
 
 N = 12
 
@@ -52,11 +59,14 @@ def test_its_program_gives_everything_that_a_fit_has(data):
     assert given["log_prior"].equals(tree["log_prior"])
 
 
-def test_given_latents_are_put_into_the_program(data):
+def test_given_latents_are_fixed_in_the_program(data):
     x, y, posterior = data
-    context = posterior.context.model.condition(x, y, latents={"tau": torch.tensor(2.0)})
-    tree = to_datatree(ArBufferPosterior(context), gaussian, num_samples=10)
-    assert list(tree["posterior"].data_vars) == ["mu"] and tree["observed_data/tau"].item() == pytest.approx(2.0)
+    context = posterior.context.model.condition(x, y, latents={"tau": torch.tensor(100.0)})
+    tree = to_datatree(ArBufferPosterior(context), gaussian, num_samples=300, seed=1)
+    assert list(tree["posterior"].data_vars) == ["mu"] and list(tree["log_likelihood"].data_vars) == ["y"]
+    assert tree["constant_data/tau"].item() == pytest.approx(100.0) and list(tree["log_prior"].data_vars) == ["mu"]
+    residual = replicated(tree) - torch.from_numpy(tree["posterior/mu"].values[0])[:, None]
+    assert residual.std() == pytest.approx(0.1, rel=0.05)
 
 
 def test_units_of_the_user_are_those_of_the_data(data):
@@ -111,7 +121,7 @@ def test_corrected_draws_keep_their_proposals_and_weights(data):
 def test_diagnostics_make_their_own_tree(data):
     found = calibrate(data[2].context.model, 20, 19, 4, program=gaussian)
     assert to_datatree(found).identical(found.to_datatree())
-    for wrong in ({"num_samples": 3}, {"coords": {"draw": range(20)}}, {"model": gaussian}):
+    for wrong in ({"num_samples": 3}, {"coords": {"draw": range(20)}}, {"model": gaussian}, {"seed": 1}):
         with pytest.raises(ValueError, match="a Calibration makes its own tree, and takes no other argument"):
             to_datatree(found, **wrong)
 
@@ -128,3 +138,122 @@ def test_what_a_posterior_does_not_take_is_refused(data):
         to_datatree(ArBufferPosterior(posterior.context.model.condition()), gaussian)
     with pytest.raises(ValueError, match=r"must hold exactly the model's latents \['boundary', 'drift', 'ndt'"):
         to_datatree(posterior, ddm)
+
+
+TINY = {"width": 8, "num_heads": 2, "num_layers": 1, "mlp_width": 8, "embedding_width": 8, "head_width": 8}
+
+
+def posterior_of(program, inputs=None, n=4, latents=None, outcome="y"):
+    """The posterior of an untrained network of a program, given a data set of it, and that: inputs and outcomes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        simulator = Simulator(program, inputs, latents, outcome)
+    net = (
+        pyro_arbuf.ArBufferModel(program_config(simulator, (0, 1 if simulator.single else 8), **TINY))
+        .eval()
+        .requires_grad_(False)
+    )
+    drawn = simulator.draw(1, 1 if simulator.single else n)
+    y = net.config.squeeze_outcome(drawn.y[0])
+    return ArBufferPosterior(net.condition(drawn.x[0], y)), y
+
+
+def replicated(tree, name="y"):
+    return torch.from_numpy(tree["posterior_predictive"][name].values[0])
+
+
+@pytest.mark.parametrize("kind", outcome_programs.PROGRAMS)
+def test_programs_of_every_kind_of_outcome_give_a_tree(kind):
+    program, outcome, _ = outcome_programs.PROGRAMS[kind]
+    posterior, y = posterior_of(program, outcome_programs.inputs, outcome=outcome)
+    tree = to_datatree(posterior, program, num_samples=5, seed=1)
+    names = [outcome] if isinstance(outcome, str) else list(outcome)
+    assert list(tree["observed_data"].data_vars) == list(tree["log_likelihood"].data_vars) == names
+    for d, name in enumerate(names):
+        own = y if len(names) == 1 else y[:, d]
+        assert torch.equal(torch.from_numpy(tree["observed_data"][name].values).float(), own)
+        assert replicated(tree, name).shape == (5, *own.shape)
+    assert all(values.isfinite().all() for values in tensors(tree["log_likelihood"]))
+
+
+def tensors(group):
+    return [torch.from_numpy(values.values) for values in group.data_vars.values()]
+
+
+@pytest.mark.filterwarnings("ignore:the model ran for one posterior draw and failed")  # the one by its covariance
+@pytest.mark.parametrize("kind", series_programs.SERIES)
+def test_series_have_one_joint_density(kind):
+    program = series_programs.SERIES[kind]
+    posterior, y = posterior_of(program, series_programs.inputs)
+    tree = to_datatree(posterior, program, num_samples=5, seed=1)
+    assert "log_likelihood" not in tree.children and replicated(tree).shape == (5, 4)
+    assert torch.equal(torch.from_numpy(tree["observed_data/y"].values), y)
+    phi, sigma = (torch.from_numpy(tree["posterior"][name].values[0]) for name in ("phi", "sigma"))
+    expected = series_programs.AR1(phi, sigma, 4, validate_args=False).log_prob(y)
+    found = torch.from_numpy(tree["joint_log_likelihood/y"].values[0])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_series_of_several_sites_and_of_vectors_have_a_dimension_of_trials():
+    posterior, _ = posterior_of(series_programs.learner, series_programs.inputs, outcome=("choice", "reward"))
+    tree = to_datatree(posterior, series_programs.learner, num_samples=5)
+    assert tree["observed_data/choice"].dims == ("trial",) and replicated(tree, "reward").shape == (5, 4)
+    assert set(tree["joint_log_likelihood"].data_vars) == {"choice", "reward"}
+
+
+def one_vector(x):
+    a = pyro.sample("a", dist.Normal(x.new_tensor(0.0), 1.0))
+    return pyro.sample("y", dist.Normal(a.unsqueeze(-1).expand(*a.shape, 3), 1.0).to_event(1))
+
+
+def test_outcome_of_one_vector_is_one_observation():
+    posterior, y = posterior_of(one_vector)
+    tree = to_datatree(posterior, one_vector, num_samples=5)
+    assert tree["observed_data/y"].values.tolist() == y[0].tolist() and replicated(tree).shape == (5, 3)
+    assert tree["log_likelihood/y"].shape == (1, 5, 3)  # its numbers are independent given a
+
+
+def test_programs_without_a_density_give_replicated_data():
+    class NoDensity(dist.Normal):
+        def log_prob(self, value):
+            raise NotImplementedError
+
+    def program(x):
+        a = pyro.sample("a", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", NoDensity(a, 1.0))
+
+    posterior, _ = posterior_of(program)
+    tree = to_datatree(posterior, program, num_samples=5)
+    assert set(tree.children) == {"posterior", "sample_stats", "posterior_predictive", "observed_data", "log_prior"}
+
+
+@pytest.mark.parametrize("program", [series_programs.random_intercept, series_programs.intercept_of_each_trial])
+def test_what_is_integrated_out_is_drawn_in_replicated_data_and_has_no_density(program):
+    posterior, _ = posterior_of(program, series_programs.inputs, latents=["slope"])
+    tree = to_datatree(posterior, program, num_samples=5)
+    assert set(tree.children) == {"posterior", "sample_stats", "posterior_predictive", "observed_data"}
+    assert list(tree["posterior"].data_vars) == ["slope"] and replicated(tree).shape == (5, 4)
+
+
+def test_computed_outcomes_are_refused_with_what_to_do():
+    def program(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        return pyro.deterministic("y", torch.stack([a, a + torch.randn(())]), event_dim=1)
+
+    posterior, y = posterior_of(program)
+    with pytest.raises(ValueError, match=r"got 'y', which is computed .*; call to_datatree\(posterior\) without"):
+        to_datatree(posterior, program)
+    assert to_datatree(posterior, num_samples=5)["observed_data/y"].values.tolist() == y.tolist()
+
+
+def test_an_outcome_called_x_is_no_input():
+    def program(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("x", dist.Normal(a, 1.0))
+
+    posterior, y = posterior_of(program, outcome="x")
+    tree = to_datatree(posterior, num_samples=5, dims={"x": ["row"], "inputs": ["row", "column"]})
+    assert torch.equal(torch.from_numpy(tree["observed_data/x"].values), y)
+    assert tree["constant_data/inputs"].dims == ("row", "column")

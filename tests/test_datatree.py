@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from pyro import poutine
 from pyro.infer import MCMC, Importance, Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.mcmc import RandomWalkKernel
@@ -143,7 +144,7 @@ def test_marginals_and_ordinary_sites_have_elementwise_densities(scalar_model, t
 def test_log_prior_has_the_density_of_every_latent_in_its_plate(draws):
     def model(y=None):
         level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
-        with pyro.plate("group", 2), pyro.poutine.scale(scale=3.0):
+        with pyro.plate("group", 2), poutine.scale(scale=3.0):  # is in no pointwise density either
             effect = pyro.sample("effect", dist.Normal(level, 0.5))
         with pyro.plate("row", 4):
             pyro.sample("y", dist.Normal(effect[..., :1], 1.0), obs=y)
@@ -152,8 +153,38 @@ def test_log_prior_has_the_density_of_every_latent_in_its_plate(draws):
     tree = to_datatree(given, model, torch.arange(4.0))
     assert tree["log_prior/level"].dims == ("chain", "draw") and set(tree["log_prior"].data_vars) == {"level", "effect"}
     assert tree["log_prior/effect"].dims == ("chain", "draw", "group")
-    expected = 3 * dist.Normal(draws["level"][:, None], 0.5).log_prob(given["effect"])
+    expected = dist.Normal(draws["level"][:, None], 0.5).log_prob(given["effect"])
     np.testing.assert_allclose(tree["log_prior/effect"].values[0], expected.numpy())
+
+
+def test_log_prior_leaves_out_what_has_none(scalar_model, task, draws):
+    class NoDensity(dist.Normal):
+        def log_prob(self, value):
+            raise NotImplementedError
+
+    def model(mask, y=None):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        pyro.sample("dark", NoDensity(level, 1.0))
+        pyro.sample("curve", ArBufferJoint(scalar_model.condition(), task.x_target[0]))
+        with pyro.plate("row", 4), poutine.mask(mask=mask):
+            pyro.sample("spread", dist.HalfNormal(torch.ones((), dtype=torch.float64)))
+            pyro.sample("y", dist.Normal(level, 1.0), obs=y, obs_mask=torch.tensor([True, True, True, False]))
+
+    mask = torch.tensor([True, False, True, True])
+    others = {"dark": torch.zeros(S), "curve": torch.zeros(S, M, dtype=torch.float64)}
+    others |= {"spread": torch.full((S, 4), 0.5, dtype=torch.float64), "y_unobserved": torch.zeros(S, 4)}
+    others["spread"][0, 0] = -1.0  # out of its support: no error, a density of 0
+    tree = to_datatree(draws | others, model, mask, torch.arange(4.0), posterior_predictive={})
+    assert set(tree["log_prior"].data_vars) == {"level", "spread"}
+    density = tree["log_prior/spread"].values[0]
+    assert (density[1:, 1] == 0).all() and np.isneginf(density[0]).all() and np.isfinite(density[1:]).all()
+
+
+def test_log_prior_under_a_broad_mask_counts_every_element(draws):
+    with poutine.mask(mask=torch.tensor([True, True, False, False])):
+        tree = to_datatree(draws, rows, torch.arange(4.0), posterior_predictive={})
+    expected = 2 * dist.Normal(torch.zeros((), dtype=torch.float64), 1.0).log_prob(draws["level"])
+    np.testing.assert_allclose(tree["log_prior/level"].values[0], expected.numpy())
 
 
 def test_groups_have_named_dimensions_and_the_users_labels(plate, draws):

@@ -51,7 +51,12 @@ def to_datatree(
     size than in the fit is `new_{plate}`.
 
     An ArBufferPosterior gives draws of the latents in their own supports, their log density as `lp`, and the data of
-    its context. With its program as the `model`, the data are put in, and everything else is computed from it.
+    its context in the user's units, without trials that have no outcome. With its program as the `model`, the data are
+    put in, in the program's units, and everything else is computed from it: replicated data in any case, densities
+    where the program has them and nothing is integrated out. The trials of a series get one joint density. Into a model
+    that goes with what `refine` and `change_prior` return, put the data by `pyro.condition`.
+
+    `log_prior` is without `poutine.scale`, as `log_likelihood` is, and without functions that are drawn from a network.
 
     Args:
         draws: A finished MCMC (chains kept), a run Importance, `(S, *site)` draws by latent (e.g. of a guide), an
@@ -105,7 +110,9 @@ def to_datatree(
     given = {group: values for group, values in given.items() if values}
     for group, values in given.items():
         check_draws(group, values)
-    _check_options(draws, model, given, observed, num_samples, bool(args or constant_data or coords or dims))
+    _check_options(
+        draws, model, given, observed, num_samples, bool(args or constant_data or coords or dims or seed is not None)
+    )
     if isinstance(draws, _HasTree):
         return draws.to_datatree()
     number, facts = DRAWS if num_samples is None else num_samples, {}
@@ -137,13 +144,13 @@ def _check_options(
     given: Mapping[str, Draws],
     observed: Tensor | None,
     num_samples: int | None,
-    labelled: bool,
+    others: bool,
 ) -> None:
     """Raises ValueError if what is given is not for draws of this kind."""
     if num_samples is not None:
         check_count("num_samples", num_samples)
     kind, got = type(draws).__name__, sorted(given) or "a model"
-    if isinstance(draws, _HasTree) and (model is not None or given or observed is not None or num_samples or labelled):
+    if isinstance(draws, _HasTree) and (model is not None or given or observed is not None or num_samples or others):
         raise ValueError(f"a {kind} makes its own tree, and takes no other argument; call to_datatree of it alone")
     if isinstance(draws, ArBufferDistribution) and (model is not None or given):
         raise ValueError(

@@ -61,27 +61,35 @@ def posterior_groups(posterior: ArBufferPosterior, num_draws: int, dims: Mapping
     """Groups of an amortised posterior by itself: draws, their log density, and the data, in the user's units."""
     batch, context = posterior.batch_shape, posterior.context
     sites, density = draw_latents(posterior, num_draws)
-    data = {}
-    if context.num_context:
-        x, y = _data(context, context.x[..., : context.model.config.dim_x])
-        data = {"x": x, **_by_site(y, context)}
-        data = {name: value.expand(*batch, *value.shape[len(context.task_shape) :]) for name, value in data.items()}
     subjects = tuple(["data_set", *(f"data_set_{i}" for i in range(1, len(batch)))][: len(batch)])
     names: dict[str, Names] = {
         name: (*subjects, *(f"{name}_dim_{i}" for i in range(value.dim() - 1 - len(batch))))
         for name, value in sites.items()
     }
-    for name, value in data.items():
-        names[name] = (*subjects, "trial", "input" if name == "x" else f"{name}_output")[: value.dim()]
-    names = {name: rename_dimensions(name, own, dims) for name, own in names.items()}
-    found = {name: label(name, value, names[name]) for name, value in data.items()}
-    inputs = {"x": _with_dates(found.pop("x"), context.model.config)} if found else {}
-    return {
-        "posterior": {name: label(name, value, names[name], (1, num_draws)) for name, value in sites.items()},
+    groups: Groups = {
+        "posterior": {
+            name: label(name, value, rename_dimensions(name, names[name], dims), (1, num_draws))
+            for name, value in sites.items()
+        },
         "sample_stats": {"lp": label("lp", density, subjects, (1, num_draws))},
-        "observed_data": found,
-        "constant_data": inputs,
     }
+    if context.num_context:
+        x, y = _data(context, context.x[..., : context.model.config.dim_x])
+        outcomes = {name: _expanded(value, posterior) for name, value in _by_site(y, context).items()}
+        own = {name: (*subjects, "trial", f"{name}_output")[: value.dim()] for name, value in outcomes.items()}
+        groups["observed_data"] = {
+            name: label(name, value, rename_dimensions(name, own[name], dims)) for name, value in outcomes.items()
+        }
+        inputs = "x" if "x" not in outcomes else "inputs"
+        rows = rename_dimensions(inputs, (*subjects, "trial", "input"), dims)
+        found = label(inputs, _expanded(x, posterior), rows)
+        groups["constant_data"] = {inputs: _with_dates(found, context.model.config)}
+    return groups
+
+
+def _expanded(value: Tensor, posterior: ArBufferPosterior) -> Tensor:
+    """Data of a posterior's context `(*task, ...)` as `(*batch, ...)`."""
+    return value.expand(*posterior.batch_shape, *value.shape[len(posterior.context.task_shape) :])
 
 
 def _data(context: Context, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ A chain factor p(y_k | y_<k) never gets into `log_likelihood`; joint scores have
 so `datatree` imports this module where it is used.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,10 +14,12 @@ import xarray as xr
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_arbuf.distributions.base import ArBufferDistribution
 from pyro_arbuf.workflow.posterior_draws import Fit
 from pyro_arbuf.workflow.predictive import predictive
 from pyro_arbuf.workflow.trace_sites import (
     SAMPLE,
+    Site,
     check_draws,
     check_names,
     dimension_names,
@@ -26,6 +29,7 @@ from pyro_arbuf.workflow.trace_sites import (
     replayed_traces,
     sample_sites,
     unless_masked,
+    unwrapped,
 )
 
 Draws = Mapping[str, Tensor]
@@ -64,10 +68,12 @@ def fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping[s
     num_draws = check_draws("draws", fit.draws)
     chains = (fit.num_chains, num_draws // fit.num_chains)
     names, targets, observed = {name: tuple(own) for name, own in dims.items()}, set(), {}
+    hidden = False
     if fit.model is not None:
-        first = next(replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs))
+        first = next(replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs, bool(fit.outcomes)))
         names, targets = dimension_names(first, dims)
         observed = {name: site["value"] for name, site in observed_sites(first).items()}
+        hidden = any(not s["is_observed"] and name not in fit.draws for name, s in sample_sites(first).items())
     check_names([*fit.draws, *names, *(name for values in given.values() for name in values)], names)
     _check_given(given, None if fit.model is None else set(observed), num_draws)
     groups = {
@@ -76,10 +82,11 @@ def fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping[s
             **{name: label(name, value, ("chain",)) for name, value in fit.per_chain.items()},
         },
         "observed_data": {name: label(name, value, names[name]) for name, value in observed.items()},
+        "constant_data": {name: label(name, value, None) for name, value in fit.constants.items()},
         "proposals": {name: label(name, v, names.get(name), (1, len(v))) for name, v in fit.proposals.items()},
         **{group: {} for group in ("prior", "prior_predictive", "predictions")},
     }
-    for group, by_name in _sampled(fit, given, predict, list(observed)).items():
+    for group, by_name in _sampled(fit, given, predict, list(observed), hidden).items():
         groups[group] = {}
         for name, values in by_name.items():
             own = names.get(name)
@@ -94,6 +101,7 @@ def fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping[s
         array = label(name, values, names.get(name), chains if len(values) == num_draws else (1, len(values)))
         new = [d for d in array.dims[2:] if d in targets or sizes.get(d, array.sizes[d]) != array.sizes[d]]
         groups["predictions"][name] = array.rename({dim: f"new_{dim}" for dim in new})
+    _join_loops(groups, [name for name in fit.outcomes if name not in observed])
     return groups
 
 
@@ -112,13 +120,15 @@ def _check_given(given: dict[str, Draws], observed: set[str] | None, num_draws: 
                 )
 
 
-def _sampled(fit: Fit, given: dict[str, Draws], predict: bool, observed: Sequence[str]) -> dict[str, Draws]:
+def _sampled(
+    fit: Fit, given: dict[str, Draws], predict: bool, observed: Sequence[str], hidden: bool
+) -> dict[str, Draws]:
     """Draws and densities `(S, ...)` at every posterior draw, by group: given ones, or else computed."""
     predicted = given.get("posterior_predictive", {})
     if predict and observed and fit.model is not None:
         drawn = predictive(fit.model, fit.draws, *fit.args, **fit.kwargs)
         predicted = {name: drawn[name] for name in observed}
-    computed, pointwise, joint, prior = _evaluate(fit, set(given.get("log_likelihood", {})))
+    computed, pointwise, joint, prior = _evaluate(fit, set(given.get("log_likelihood", {})), hidden)
     return {
         "posterior": {**fit.draws, **computed},
         "posterior_predictive": predicted,
@@ -128,25 +138,71 @@ def _sampled(fit: Fit, given: dict[str, Draws], predict: bool, observed: Sequenc
     }
 
 
-def _evaluate(fit: Fit, given: set[str]) -> list[dict[str, Tensor]]:
-    """Deterministic sites, and densities at every draw: pointwise, joint where none are given, and those of latents."""
+def _evaluate(fit: Fit, given: set[str], hidden: bool) -> list[dict[str, Tensor]]:
+    """Deterministic sites, and densities at every draw: pointwise, joint where none are given, and those of latents.
+
+    Sites without a density have none here. Where latents are hidden, as a program draws more than the posterior has,
+    nothing is evaluated: they would have to be integrated out.
+    """
     computed, pointwise, joint, prior = {}, {}, {}, {}
-    traces = () if fit.model is None else replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs)
+    traces = () if fit.model is None or hidden else replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs)
     for trace in traces:
+        sites, observed = sample_sites(trace), observed_sites(trace)
         with torch.no_grad():
-            for name, site in sample_sites(trace).items():
+            for name, site in sites.items():
                 if is_deterministic(site):
                     computed.setdefault(name, []).append(site["value"])
-                elif not site["is_observed"]:
-                    density = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+                elif name not in observed and (density := _prior_log_prob(name, site, observed)) is not None:
                     prior.setdefault(name, []).append(density)
-            for name, site in observed_sites(trace).items():
-                density = None if name in given else pointwise_log_prob(site)
-                if density is not None:
-                    pointwise.setdefault(name, []).append(density)
-                else:
-                    joint.setdefault(name, []).append(unless_masked(site, site["fn"].log_prob(site["value"])))
+            for name, site in observed.items():
+                with contextlib.suppress(NotImplementedError):
+                    density = None if name in given else pointwise_log_prob(site)
+                    if density is not None:
+                        pointwise.setdefault(name, []).append(density)
+                    else:
+                        joint.setdefault(name, []).append(unless_masked(site, site["fn"].log_prob(site["value"])))
     return [{name: torch.stack(v) for name, v in part.items()} for part in (computed, pointwise, joint, prior)]
+
+
+def _prior_log_prob(name: str, site: Site, observed: Mapping[str, Site]) -> Tensor | None:
+    """Log density `(*batch,)` of a latent given those before it, 0 where it is masked; `None` where there is none.
+
+    It is -inf where a draw is outside the support.
+
+    Left out are outcomes that `obs_mask` hides, and functions drawn from a network, which take a pass for every draw
+    and are no prior that anyone would scale.
+    """
+    unobserved = name.removesuffix("_unobserved")
+    if isinstance(unwrapped(site), ArBufferDistribution) or (
+        name != unobserved and f"{unobserved}_observed" in observed
+    ):
+        return None
+    try:
+        density = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    except NotImplementedError:
+        return None
+    except ValueError:
+        if bool(site["fn"].support.check(site["value"]).all()):
+            raise
+        return torch.full(site["fn"].batch_shape, -torch.inf)
+    extra = density.dim() - len(site["fn"].batch_shape)  # of a mask that is broader than the site
+    return density.sum(tuple(range(extra))) if extra > 0 else density
+
+
+def _join_loops(groups: Groups, outcomes: Sequence[str]) -> None:
+    """Makes one variable of the sites of a loop over trials; of trials that depend on each other, the joint density."""
+    for outcome in outcomes:
+        for arrays in list(groups.values()):
+            parts: list[xr.DataArray] = []
+            while f"{outcome}_{len(parts)}" in arrays:
+                part = arrays.pop(f"{outcome}_{len(parts)}")
+                parts.append(part.rename({dim: f"{outcome}_dim_0" for dim in part.dims if dim not in SAMPLE}))
+            if parts:
+                joined = xr.concat(parts, "trial")
+                arrays[outcome] = joined.transpose(*(d for d in SAMPLE if d in joined.dims), "trial", ...)
+        if outcome in groups["log_likelihood"]:
+            factors = groups["log_likelihood"].pop(outcome)
+            groups["joint_log_likelihood"][outcome] = factors.sum("trial")
 
 
 def label(

@@ -4,15 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pyro import poutine
 from pyro.infer import MCMC, Importance
 from torch import Tensor
 
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
-from pyro_arbuf.inference.outcome_sites import split_sites
 from pyro_arbuf.network.latents import constrained
 from pyro_arbuf.workflow.trace_sites import check_draws, nodes, sample_sites, without_auxiliaries
+from pyro_arbuf.workflow.with_data import ProgramWithData
 
 DRAWS = 1000  # of a distribution, where no number is given
 
@@ -30,6 +29,9 @@ class Fit(NamedTuple):
         kwargs: Its keyword arguments.
         proposals: `(P, *site)` by latent, before they were resampled, with their "log_weight" `(P,)`; may be empty.
         facts: What else is known of the draws as a whole, by name.
+        constants: Values that were given, by name.
+        outcomes: Of the program of an amortised posterior, names of the outcome's sites, which may be those of a loop
+            over trials; such a program may have further latents, which are integrated out.
     """
 
     draws: Mapping[str, Tensor]
@@ -41,6 +43,8 @@ class Fit(NamedTuple):
     kwargs: Mapping
     proposals: Mapping[str, Tensor] = {}
     facts: Mapping[str, float | str] = {}
+    constants: Mapping[str, Tensor] = {}
+    outcomes: tuple[str, ...] = ()
 
 
 def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: int | None) -> Fit:
@@ -83,7 +87,7 @@ def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: in
         return Fit(latents, 1, per_draw, {}, *(ran if model is None else (model, args, {})))
     if isinstance(draws, ArBufferPosterior) and model is not None:
         return _fit_of_posterior(draws, model, args, DRAWS if num_samples is None else num_samples)
-    if isinstance(getattr(draws, "draws", None), Mapping):
+    if isinstance(getattr(draws, "draws", None), Mapping) and hasattr(draws, "_asdict"):
         return _fit_of_weighted(draws, model, args)
     if not isinstance(draws, Mapping):
         raise ValueError(f"{rule}; got {type(draws).__name__}; of SVI take Predictive(guide, num_samples=1000)(...)")
@@ -98,10 +102,13 @@ def _fit_of_posterior(posterior: ArBufferPosterior, model: Callable, args: tuple
         got = f"batch shape {tuple(posterior.batch_shape)} and {context.num_context} observations"
         raise ValueError(f"a posterior with its program must be of the observations of one data set; got {got}")
     x, y = data_set(context)
-    data = {**split_sites(y, context.model.config), **given_latents(context)}
-    model, args = poutine.condition(model, data=data), args or (x,)
+    given = given_latents(context)
+    program = ProgramWithData(model, y, given, context.model.config)
+    home = torch.get_default_device()  # where the program makes its tensors
     sites, density = draw_latents(posterior, num_draws)
-    return Fit(sites, 1, {"lp": density}, {}, model, args, {})
+    sites = {name: value.to(home) for name, value in sites.items()}
+    args = args or (x.to(home),)
+    return Fit(sites, 1, {"lp": density}, {}, program, args, {}, constants=given, outcomes=tuple(program.data))
 
 
 @torch.no_grad()
@@ -120,7 +127,9 @@ def _fit_of_weighted(found: Any, model: Callable | None, args: tuple) -> Fit:
     if proposals:
         proposals["log_weight"] = fields["weights"].log()
     facts = {name: value for name, value in fields.items() if isinstance(value, float | str)}
-    return Fit(found.draws, 1, {}, {}, model, args, {}, proposals, facts)
+    home = torch.get_default_device()  # where a program makes its tensors
+    sites = {name: value.to(home) for name, value in found.draws.items()}
+    return Fit(sites, 1, {}, {}, model, args, {}, proposals, facts)
 
 
 def data_set(context: Context) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,9 @@ class _LatentsMessenger(Messenger):
         msg["value"] = value.reshape(shape) if same_up_to_ones(value.shape, shape) else value
 
 
-def replayed_traces(model: Callable, draws: Mapping[str, Tensor], args: tuple, kwargs: Mapping) -> Iterator[Trace]:
+def replayed_traces(
+    model: Callable, draws: Mapping[str, Tensor], args: tuple, kwargs: Mapping, some: bool = False
+) -> Iterator[Trace]:
     """Runs the model once per draw of its latents, without gradients.
 
     One by one: this works for any model, and MCMC has run it many times for every draw.
@@ -80,6 +82,7 @@ def replayed_traces(model: Callable, draws: Mapping[str, Tensor], args: tuple, k
         draws: `(S, *site)` by site.
         args: Of the model.
         kwargs: Of the model.
+        some: Whether the model may have latents that are not among the draws; they are drawn.
 
     Returns:
         S traces.
@@ -93,20 +96,20 @@ def replayed_traces(model: Callable, draws: Mapping[str, Tensor], args: tuple, k
         with torch.no_grad(), _LatentsMessenger(given):
             trace = with_tensors(poutine.trace(model).get_trace(*args, **kwargs))
         if draw == 0:
-            _check_latents(trace, draws)
+            _check_latents(trace, draws, some)
         yield trace
 
 
-def _check_latents(trace: Trace, draws: Mapping[str, Tensor]) -> None:
+def _check_latents(trace: Trace, draws: Mapping[str, Tensor], some: bool) -> None:
     latents = {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
-    unknown, missing = set(draws) - set(latents), set(latents) - set(draws)
+    unknown, missing = set(draws) - set(latents), set() if some else set(latents) - set(draws)
     if unknown or missing:
         raise ValueError(
             f"posterior must hold exactly the model's latents {sorted(latents)}; got unknown {sorted(unknown)}, "
             f"missing {sorted(missing)}; leave out what the model observes or computes, and draw enumerated latents "
             "with pyro.infer.infer_discrete"
         )
-    for name, site in latents.items():
+    for name, site in ((name, latents[name]) for name in draws):
         shape = site["fn"].batch_shape + site["fn"].event_shape
         if not same_up_to_ones(draws[name].shape[1:], shape):
             raise ValueError(
