@@ -182,20 +182,42 @@ def test_second_network_is_regularised_where_the_first_knows_the_simulations(
     dropouts = []
 
     def spoiled(*arguments: object, dropout: float = 0.0, **options: object) -> RunState:
-        """The first network only gets worse."""
+        """The first network only gets worse, at any rate."""
         dropouts.append(dropout)
-        return fit(*arguments, learning_rate=6e-3 if dropout else 1.0, dropout=dropout, **options)
+        return fit(*arguments, dropout=dropout, **options | {"learning_rate": 6e-3 if dropout else 1.0})
 
     monkeypatch.setattr(training_rounds, "fit", spoiled)
     monkeypatch.setattr(training_rounds, "LOOKS", (2, 3))
-    net = tiny(num_simulations=60, steps=30, folder=tmp_path)
-    assert "a second one is regularised" in capsys.readouterr().out
-    first, second = (RunState.read(tmp_path / name) for name in (training_rounds.STATE, training_rounds.SECOND_STATE))
-    assert dropouts == [0.0, 0.1] and first.step + second.step == 30 and second.best_score > first.best_score
+    net = tiny(num_simulations=60, steps=60, folder=tmp_path)
+    assert "by the network; a second network is regularised" in capsys.readouterr().out
+    names = [training_rounds.STATE, *map(training_rounds.COOLED_STATE.format, (1, 2)), training_rounds.SECOND_STATE]
+    first, *cooled, second = (RunState.read(tmp_path / name) for name in names)
+    assert dropouts == [0.0, 0.0, 0.0, 0.1] and second.best_score > first.best_score
+    assert sum(state.step for state in (first, *cooled, second)) == 60
     assert torch.equal(weights(pyro_arbuf.load(tmp_path)), weights(net))
-    again = tiny(num_simulations=60, steps=34, folder=tmp_path, resume=True)
+    again = tiny(num_simulations=60, steps=64, folder=tmp_path, resume=True)
     assert RunState.read(tmp_path / training_rounds.SECOND_STATE).step == second.step + 4
     assert torch.isfinite(weights(again)).all()
+
+
+def test_network_that_stops_gaining_goes_on_from_its_best_weights_at_a_lower_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rates = []
+
+    def recorded(*arguments: object, learning_rate: float = 1.0, **options: object) -> RunState:
+        """The first rate is far too high."""
+        rates.append(learning_rate)
+        return fit(*arguments, learning_rate=learning_rate, **options)
+
+    monkeypatch.setattr(training_rounds, "fit", recorded)
+    monkeypatch.setattr(training_rounds, "LOOKS", (2, 3))
+    net = tiny(num_simulations=60, steps=200, folder=tmp_path)
+    assert "by the network; it goes on at 0.25 of the learning rate" in capsys.readouterr().out
+    first, cooled = (RunState.read(tmp_path / name) for name in (training_rounds.STATE, "state_cooled_1.safetensors"))
+    assert rates[:2] == [1.0, 1.5e-3] and cooled.best_score > first.best_score
+    assert first.step + cooled.step <= 100 + first.step / 2 + 1
+    assert torch.equal(weights(pyro_arbuf.load(tmp_path)), weights(net))
 
 
 def test_first_network_is_kept_where_it_is_the_better_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +229,7 @@ def test_first_network_is_kept_where_it_is_the_better_one(tmp_path: Path, monkey
 
     monkeypatch.setattr(training_rounds, "fit", spoiled)
     monkeypatch.setattr(training_rounds, "LOOKS", (4, 2))
+    monkeypatch.setattr(training_rounds, "COOLER", ())
     net = tiny(num_simulations=60, steps=30, folder=tmp_path)
     first, second = (RunState.read(tmp_path / name) for name in (training_rounds.STATE, training_rounds.SECOND_STATE))
     assert first.best_score > second.best_score

@@ -19,17 +19,19 @@ from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.truncated_prior import TruncatedSimulator, draw_latents, find_region
 from pyro_arbuf.programs.warm_start import copy_weights, start_of
 from pyro_arbuf.random_state import seeded
-from pyro_arbuf.training.loop import fit
+from pyro_arbuf.training.loop import LEARNING_RATE, fit
 from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
 from pyro_arbuf.training.sources import TaskSource
 
 TARGETS = 32  # fresh trials per data set and step
 STATE = "state.safetensors"
+COOLED_STATE = "state_cooled_{}.safetensors"
 SECOND_STATE = "state_regularised.safetensors"
+COOLER = (0.25, 0.0625)  # of the peak learning rate, where a network goes on that has stopped gaining
 BANK_AVERAGE = 0.99  # on a fixed set of simulations
 REGULARISED = {"dropout": 0.1, "weight_decay": 1.0, "patience": None}  # the second network
 SINGLE_LOOKS, LOOKS = (50, 20), (250, 6)  # steps between validations, and how many without a better one end a run
-MOST_USED = 0.75  # of the time, for a second network to begin
+MOST_USED = 0.75  # of the time, for another run to begin
 ROUND = "round_{}"  # folder of a round's network, in that of the last one
 
 
@@ -130,22 +132,53 @@ def train_network(
 ) -> tuple[ArBufferModel, RunState]:
     """A network of a source's configuration trained on it, frozen, with the best weights, and the state of its run.
 
-    On a fixed set of simulations a network is at its best before it knows them by heart. Then a second one begins, with
-    dropout and weight decay, in the time that is left; the better one by the simulations that are held out is returned.
+    On a fixed set of simulations a network stops gaining while the learning rate is high: it begins to know them by
+    heart, or the rate is too high for it. Then it goes on from its best weights at a lower rate, twice, each time for
+    at most half of the time that is left. In the rest a second one begins, with dropout and weight decay. The best one
+    by the simulations that are held out is returned.
     """
     attempt = _Attempt(source, folder, seed, start)
     if not (isinstance(source, ProgramSource) and isinstance(source.simulations, Bank)):
         return attempt.train(STATE, minutes, steps, resume)
     options = _options_of_a_bank(source.config, attempt.begun(STATE) if resume else None)
     model, state = attempt.train(STATE, minutes, steps, resume, **options)
-    used = max(spent / limit for spent, limit in ((state.minutes, minutes), (state.step, steps)) if limit)
-    if used > MOST_USED:
-        return model, state
-    print(f"after {state.step} steps the network knows the simulations too well; a second one is regularised")
-    left = None if minutes is None else minutes - state.minutes, None if steps is None else steps - state.step
-    begun = resume and attempt.begun(SECOND_STATE).exists()
-    second, its_state = attempt.train(SECOND_STATE, *left, begun, state.best_score, **options | REGULARISED)
-    return (second, its_state) if its_state.best_score > state.best_score else (model, state)
+    left = _Left(minutes, steps).without(state)
+    runs = [(COOLED_STATE.format(i), factor) for i, factor in enumerate(COOLER, 1)] + [(SECOND_STATE, None)]
+    for name, factor in runs if options else runs[-1:]:
+        if left.used > MOST_USED:
+            break
+        what = "a second network is regularised" if factor is None else f"it goes on at {factor:g} of the learning rate"
+        print(f"simulations that are held out are predicted no better by the network; {what}")
+        cooler = {} if factor is None else {"learning_rate": factor * LEARNING_RATE}
+        own = left if factor is None else left.half()
+        begun = resume and attempt.begun(name).exists()
+        limits = (own.minutes, own.steps, begun, state.best_score, None if factor is None else model)
+        found, its_state = attempt.train(name, *limits, **options | (REGULARISED if factor is None else cooler))
+        left = left.without(its_state)
+        if its_state.best_score > state.best_score:
+            model, state = found, its_state
+    return model, state
+
+
+class _Left(NamedTuple):
+    """The time that is left to runs on a fixed set of simulations, and the share of it that is used."""
+
+    minutes: float | None
+    steps: int | None
+    used: float = 0.0
+
+    def without(self, state: RunState) -> "_Left":
+        """After a run."""
+        limits = [(state.minutes, self.minutes), (state.step, self.steps)]
+        share = max(spent / limit for spent, limit in limits if limit)
+        minutes = None if self.minutes is None else max(0.0, self.minutes - state.minutes)
+        steps = None if self.steps is None else max(0, self.steps - state.step)
+        return _Left(minutes, steps, self.used + share * (1 - self.used))
+
+    def half(self) -> "_Left":
+        """Half of it."""
+        steps = None if self.steps is None else max(1, self.steps // 2)
+        return self._replace(minutes=None if self.minutes is None else self.minutes / 2, steps=steps)
 
 
 class _Attempt(NamedTuple):
@@ -168,13 +201,16 @@ class _Attempt(NamedTuple):
         steps: int | None,
         resume: bool,
         least: float = -math.inf,
+        begin_at: ArBufferModel | None = None,
         **options: Any,
     ) -> tuple[ArBufferModel, RunState]:
         """One network, whose state has that name; it is kept in the folder once its score is above `least`."""
         with seeded(self.seed):
             model = make_model(self.source.config)
         origin = None
-        if self.start is not None and not resume:
+        if begin_at is not None:
+            model.load_state_dict(begin_at.state_dict())
+        elif self.start is not None and not resume:
             copy_weights(model, self.start)
             origin = FROM_SCRATCH | {"started_from": str(self.start)}
 

@@ -27,6 +27,7 @@ from pyro_arbuf.training.muon import BatchedMuon
 from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState, held_interrupt
 from pyro_arbuf.training.sources import TaskSource, check_finite, check_positive
 
+LEARNING_RATE = 6e-3  # the peak
 MAX_GRADIENT_NORM = 1.0
 WARMUP = 0.03
 
@@ -64,7 +65,7 @@ def fit(
     state_path: Path,
     minutes: float | None = None,
     steps: int | None = None,
-    learning_rate: float = 6e-3,
+    learning_rate: float = LEARNING_RATE,
     resume: bool = False,
     validate_every: int = 250,
     checkpoint_minutes: float = 3.0,
