@@ -108,7 +108,9 @@ def test_outcomes_that_are_not_finite_are_refused():
             return pyro.sample("y", dist.Normal(torch.where(a > 1e3, torch.inf, a), 1.0))
 
     simulator = Simulator(program, vectorized=True)
-    with pytest.raises(ValueError, match="finite outcomes at the given latents; got others in 1 of 2 data sets"):
+    with pytest.raises(
+        ValueError, match=r"finite numbers at the given latents; got NaN .* in 1 of 1 data sets; bound the prior"
+    ):
         simulator.draw_given(torch.tensor([[0.0], [2e3]]), torch.zeros(3, 1))
 
 
@@ -243,7 +245,8 @@ BAD = {"num_datasets": (0, 2.0), "num_draws": (0, True), "seed": (-1, None), "po
 @pytest.mark.parametrize("check", CHECKS)
 def test_bad_arguments_are_refused_before_any_compute(net, monkeypatch, check, name, value):
     for module in ("calibration", "tarp", "posterior_sbc", "local_c2st"):
-        monkeypatch.setattr(importlib.import_module(f"pyro_arbuf.programs.{module}"), "find_simulator", None)
+        finder = "find_simulator" if module == "posterior_sbc" else "prior_simulator"
+        monkeypatch.setattr(importlib.import_module(f"pyro_arbuf.programs.{module}"), finder, None)
     data = (X, Y) if check in ("posterior_sbc", "local_c2st") else ()
     with pytest.raises(ValueError, match=rf"{name} must be .*; got"):
         getattr(pyro_arbuf, check)(net, *data, **{name: value})

@@ -9,6 +9,7 @@ from pyro_arbuf.programs import calibration, reports
 from pyro_arbuf.programs.calibration import Calibration
 from pyro_arbuf.programs.ranks import LEVELS
 from pyro_arbuf.programs.reports import rise_at_the_end, training_report, verdict
+from pyro_arbuf.programs.sources import find_simulator
 
 GOOD = "The posterior is calibrated and learned from the data."
 NOT_LEARNED = "The posterior is no better than the prior"
@@ -111,7 +112,7 @@ def test_untrained_network_is_not_approved(build_model):
 
 def test_failures_of_the_program_are_reported(net):
     history = [{"validation": score} for score in (-3.0, -2.0, -1.0)]
-    net.simulator = calibration.find_simulator(net)
+    net.simulator = find_simulator(net)
     assert "failed" not in training_report(net, -1.0, 3)
     net.simulator.__class__ = type("Failing", (type(net.simulator),), {"failure_share": 0.00125})
     text = training_report(net, -1.0, 3, history)
@@ -120,3 +121,13 @@ def test_failures_of_the_program_are_reported(net):
         "gaussian: 3 steps, validation density -1.000 nats per target, +1.000 in the last third of the run"
     )
     assert "The validation density was still improving." in text.splitlines()[-1]
+
+
+def test_a_program_that_raises_while_it_is_checked_does_not_lose_the_network(net, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("did not converge")
+
+    net.simulator = find_simulator(net)
+    monkeypatch.setattr(reports, "calibrate", fails)
+    text = training_report(net, -1.0, 100, [{"validation": -1.0}], None)
+    assert "calibration not available: did not converge" in text

@@ -131,3 +131,46 @@ def test_what_cannot_be_an_observation_is_refused_before_training(change, messag
     monkeypatch.setattr("pyro_arbuf.programs.training_rounds.fit", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
         amortize(rotated, **SHORT | change)
+
+
+def test_programs_whose_prior_cannot_be_truncated_are_refused_before_training(monkeypatch):
+    def hidden_scale(x):
+        scale = pyro.sample("scale", dist.Gamma(2.0, 2.0))
+        theta = pyro.sample("theta", dist.Normal(0.0, scale))
+        return pyro.sample("y", dist.Normal(theta.unsqueeze(-1).expand(*theta.shape, 2), 1.0).to_event(1))
+
+    monkeypatch.setattr("pyro_arbuf.programs.training_rounds.fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="prior of the latents must not depend on sites that are integrated out"):
+        amortize(hidden_scale, latents=["theta"], observation=(X, Y), **SHORT)
+    with pytest.raises(ValueError, match=r"observation needs a program with latents.*latents=\[\]"):
+        amortize(rotated, latents=[], observation=(X, Y), **SHORT)
+
+
+def test_checks_on_the_whole_prior_refuse_a_network_of_one_observation(build_model):
+    from sum_of_two import FIELDS, with_program
+
+    net = with_program(build_model(**FIELDS, observation=((0.3,), (0.1,))))
+    x, y = torch.zeros(2, 1), torch.tensor([0.3, 0.1])
+    with pytest.raises(ValueError, match=r"check_observation needs a network of the program's whole prior"):
+        pyro_arbuf.check_observation(net, x, y)
+    for check, data in ((pyro_arbuf.calibrate, ()), (pyro_arbuf.tarp, ()), (pyro_arbuf.local_c2st, (x, y))):
+        with pytest.raises(ValueError, match="need a network of the program's whole prior"):
+            check(net, *data)
+
+
+def test_latents_of_the_prior_are_drawn_without_the_simulator():
+    calls = []
+
+    def program(x):
+        theta = pyro.sample("theta", dist.Normal(1.0, 2.0))
+        calls.append(float(theta))
+        return pyro.sample("y", dist.Normal(torch.tensor([float(theta), 0.0]), 1.0).to_event(1))
+
+    simulator = Simulator(program, vectorized=False)
+    del calls[:]
+    torch.manual_seed(0)
+    drawn = simulator.draw_prior(400)
+    assert calls == [] and drawn.shape == (400, 1)
+    assert drawn.mean() == pytest.approx(1.0, abs=0.4) and drawn.std() == pytest.approx(2.0, abs=0.3)
+    batch = Simulator(rotated).draw_prior(500)
+    assert batch.shape == (500, 3) and batch[:, :2].std() == pytest.approx(1.0, abs=0.1)

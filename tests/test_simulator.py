@@ -620,3 +620,73 @@ def test_lines_are_the_same_program():
     values = {name: torch.tensor(1.5, dtype=torch.float64) for name in ("slope", "noise")} | {"y": Y}
     traces = [poutine.trace(pyro.condition(program, values)).get_trace(X) for program in LINES.values()]
     assert len({trace.log_prob_sum().item() for trace in traces}) == 1
+
+
+def counted_program(calls, fails=lambda count: False):
+    """A simulator in NumPy that counts its calls, behind a prior of two latents, the second given the first."""
+
+    def program(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        calls.append(float(b.numpy()))
+        if fails(len(calls)):
+            raise RuntimeError("did not converge")
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Normal(float(b.numpy()), 1.0))
+
+    return program
+
+
+def test_density_of_the_prior_does_not_run_what_comes_after_the_latents():
+    calls = []
+    simulator = Simulator(counted_program(calls), vectorized=False)
+    del calls[:]
+    values = {"a": torch.randn(50), "b": torch.randn(50)}
+    expected = dist.Normal(0.0, 1.0).log_prob(values["a"]) + dist.Normal(values["a"], 1.0).log_prob(values["b"])
+    torch.testing.assert_close(simulator.log_prior(values), expected)
+    assert calls == []
+    simulator.log_joint(values, torch.zeros(3, 1), torch.zeros(3))
+    assert len(calls) == 50
+
+
+def test_outcomes_at_given_latents_are_drawn_anew_where_the_program_fails():
+    calls = []
+    simulator = Simulator(counted_program(calls, lambda count: count % 7 == 0), vectorized=False)
+    before, latents = simulator.failed, torch.randn(20, 2)
+    drawn = simulator.draw_given(latents, torch.zeros(3, 1))
+    assert drawn.y.shape == (20, 3, 1) and drawn.y.isfinite().all() and torch.equal(drawn.latents, latents)
+    assert simulator.failed - before >= 2 and (drawn.y.mean((1, 2)) - latents[:, 1]).abs().max() < 3
+
+
+def test_numpy_arrays_are_refused_with_what_to_do():
+    class Arrays(dist.Normal):
+        def sample(self, sample_shape=()):
+            return super().sample(sample_shape).numpy()
+
+        __call__ = sample
+
+    def computed(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        return pyro.deterministic("y", numpy.array([float(a), 1.0]))
+
+    def sampled(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", Arrays(a, 1.0))
+
+    for program in (computed, sampled):
+        with pytest.raises(ValueError, match=r"tensors; got .*torch.as_tensor\(values, dtype=torch.float32\)"):
+            Simulator(program)
+
+
+def test_whole_numbers_that_pass_for_real_ones_are_told():
+    def program(x, whole=lambda value: value):
+        a = pyro.sample("a", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            noisy = pyro.sample("noise", dist.Normal(a, 1.0))
+            return pyro.deterministic("y", whole((noisy > 0).float()))
+
+    with pytest.warns(UserWarning, match="All simulated values of 'y' are whole numbers"):
+        found = Simulator(program, latents=["a"])
+    assert found.outcomes == ()
+    assert Simulator(lambda x: program(x, torch.Tensor.bool), latents=["a"]).outcomes == ("categorical(2)",)

@@ -26,8 +26,9 @@ from pyro_arbuf.programs.ranks import (
     sbc_tree,
     smallest_p_value,
 )
+from pyro_arbuf.programs.runs import FAILURES
 from pyro_arbuf.programs.simulator import Program, Simulator, unconstrained_log_prior
-from pyro_arbuf.programs.sources import find_simulator
+from pyro_arbuf.programs.sources import prior_simulator
 
 JOINT = "joint density"
 Group = Literal["prior_sbc", "posterior_sbc"]
@@ -172,7 +173,7 @@ def calibrate(
     check_count("num_orders", num_orders)
     if posterior is not None and num_orders > 1:
         raise ValueError(f"num_orders is for the network's own posterior; got {num_orders} and a posterior; leave it 1")
-    simulator = find_simulator(net, program)
+    simulator = prior_simulator(net, program)
     net = net.in_units()  # the program's
     orders = random_orders(net.config.num_latents, num_orders) if num_orders > 1 else None
     own = posterior or (lambda context: ArBufferPosterior(context, orders))
@@ -250,7 +251,7 @@ def _log_prior(simulator: Simulator, net: ArBufferModel, unconstrained: Tensor) 
     """Log density `(D,)` of unconstrained latents: of the program's prior, or by the network where that has none."""
     try:
         density = unconstrained_log_prior(simulator, net.config.latents, unconstrained)
-    except ValueError:  # it depends on sites that are integrated out, or has no density
+    except FAILURES:  # it depends on sites that are integrated out, or has no density
         density = torch.full((len(unconstrained),), torch.nan)
     if not bool(density.isfinite().all()):  # or a value was rounded to the bound of its support
         density = ArBufferPosterior(net.condition()).log_prob(unconstrained.to(next(net.parameters()).device)).cpu()

@@ -26,6 +26,7 @@ from pyro_arbuf.programs.refine import (
     moments_table,
     resample,
 )
+from pyro_arbuf.programs.runs import trace_until
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.workflow.posterior_draws import data_set
@@ -174,9 +175,9 @@ class _Target:
         if not self.learned:
             poutine.condition(self.simulator.program, self.simulator.outcome_sites.values(self.y))(self.x)
             return
-        # The program says where its prior is; what it simulates on the way is hidden, and not looked at.
+        # The program says where its prior is; what it simulates on the way is hidden, and what comes after is not run.
         names = [latent.name for latent in self.latents]
-        trace = poutine.trace(poutine.block(self.simulator.program, expose=names)).get_trace(self.x)
+        trace = trace_until(poutine.block(self.simulator.program, expose=names), names, self.x)
         values = {name: nodes(trace)[name]["value"] for name in names}
         pyro.sample("_outcome", likelihood(self.net, self.x, values), obs=self.y)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.computed_outcome import ProgramWithComputedOutcome
-from pyro_arbuf.programs.notes import find_dependence, program_notes
+from pyro_arbuf.programs.notes import find_dependence, program_notes, whole_number_notes
 from pyro_arbuf.programs.outcome import ProgramOutcome, Trials, read_outcome
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, standardised
@@ -101,9 +101,11 @@ def inspect_program(
         runs = ProgramRuns(program, inputs, sites, found, nesting)
         mode, mode_reason = choose_mode(runs, vectorized)
         x = runs.draw_inputs(NUM_FOR_SCALES[mode], 1 if sites.single else KEPT_TRIALS, mode)
-        found = standardised(found, runs.simulate(x, mode).latents) if found else ()
+        drawn = runs.simulate(x, mode) if found else None
+        found = () if drawn is None else standardised(found, drawn.latents)
         dependence = find_dependence(runs, traces, PROBES, mode)
         notes = program_notes(runs, traces, PROBES, dependence, latents is None)
+        notes = notes if drawn is None else (*notes, *whole_number_notes(sites, drawn.y))
     rest = other_sites([*(latent.name for latent in found), *names], traces)
     if dependence.found:
         sites = sites._replace(trials="exchangeable")

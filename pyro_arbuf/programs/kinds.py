@@ -25,6 +25,10 @@ def kind_of(name: str, sites: Sequence[Site]) -> str:
     """
     supports = [_base_support(site) for site in sites]
     values = [site["value"] for site in sites]
+    others = [type(value).__name__ for value in values if not isinstance(value, torch.Tensor)]
+    if others:
+        remedy = "let its distribution's sample return torch.as_tensor(values, dtype=torch.float32)"
+        raise ValueError(f"the values of the outcome {name!r} must be tensors; got {others[0]}; {remedy}")
     if not any(support is not None and support.is_discrete for support in supports):
         if all(value.is_floating_point() for value in values):
             return REAL

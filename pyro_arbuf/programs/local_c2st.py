@@ -25,7 +25,7 @@ from pyro_arbuf.programs.known_truth import (
 )
 from pyro_arbuf.programs.ranks import panels
 from pyro_arbuf.programs.simulator import Program, Simulator
-from pyro_arbuf.programs.sources import find_simulator
+from pyro_arbuf.programs.sources import prior_simulator
 from pyro_arbuf.progress import progress_bar
 
 SUMMARY_DRAWS = 32  # of a posterior, whose means and scales tell data sets apart
@@ -158,7 +158,7 @@ def local_c2st(
         raise ValueError(
             f"classifier must be a function that makes one; got {type(make).__name__}; use lambda: ... around it"
         )
-    simulator = find_simulator(net, program)
+    simulator = prior_simulator(net, program)
     observed, own = in_program_units(net, x, y), posterior or ArBufferPosterior
     net, (x, _, _) = net.in_units(), observed.observations
     with simulating(seed):

@@ -117,6 +117,11 @@ def check_observation(
         Evans and Moshonov (2006), "Checking for prior-data conflict"; Kallioinen et al. (2024), "Detecting and
         diagnosing prior and likelihood sensitivity with power-scaling", for ArviZ's part.
     """
+    if net.config.observation is not None:
+        raise ValueError(
+            "check_observation needs a network of the program's whole prior; this one was trained on a part of it, by "
+            "amortize(observation=...); check with one that was trained without it, such as that of the first round"
+        )
     x, y = one_data_set(x, y, net)
     check_x("x", x, net)
     check_y("y", y, net)

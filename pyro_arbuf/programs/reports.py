@@ -17,6 +17,7 @@ from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.calibration import Calibration, calibrate
 from pyro_arbuf.programs.consistency import self_consistency, subset_gap
 from pyro_arbuf.programs.known_truth import trained_trials
+from pyro_arbuf.programs.runs import FAILURES
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.sites import in_short
 from pyro_arbuf.programs.sources import find_simulator
@@ -201,7 +202,7 @@ def training_report(
                 text, found = measure()
                 lines.append(f"{name}{text}")
                 last = found or last
-            except ValueError as error:  # the trained network must not be lost with its report
+            except FAILURES as error:  # the trained network must not be lost with its report
                 lines.append(f"{name} not available: {error}")
     return "\n".join([*lines, f"verdict: {last}"])
 

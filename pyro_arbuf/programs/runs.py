@@ -6,12 +6,13 @@ Knows nothing of models.
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
@@ -29,8 +30,42 @@ MOST_TRIES = 10  # for one data set
 SEVERAL_TRIALS = 8  # of a run that says whether a program fails for one trial alone
 
 
+class _AllDrawn(BaseException):
+    """The sites that are wanted have been drawn."""
+
+
+class _UntilDrawn(Messenger):
+    """Ends a run where the last one of some sites has been drawn."""
+
+    def __init__(self, names: Collection[str]):
+        super().__init__()
+        self._left = set(names)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self._left.discard(msg["name"])
+        if not self._left:
+            raise _AllDrawn
+
+
+def trace_until(program: Program, names: Collection[str], x: Tensor) -> poutine.Trace:
+    """A trace of a run that ends where the last of some sites is drawn: what a simulator does then may take long."""
+
+    def begun(x: Tensor) -> None:
+        with _UntilDrawn(names):
+            program(x)
+
+    handler = poutine.trace(begun)
+    with contextlib.suppress(_AllDrawn):
+        handler(x)
+    return handler.trace
+
+
 def run_program(
-    program: Program, x: Tensor, plate: tuple[int, int] | None = None, given: Mapping[str, Tensor] | None = None
+    program: Program,
+    x: Tensor,
+    plate: tuple[int, int] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    until: Collection[str] | None = None,
 ) -> poutine.Trace:
     """A trace of a program, nothing of it visible to an enclosing program.
 
@@ -39,19 +74,29 @@ def run_program(
         x: Inputs, as the program gets them.
         plate: Size and dimension of an outer plate of data sets; `None` = one data set without a plate.
         given: Values of sites, in the shapes they have in this run.
+        until: Sites after which the run may end; `None` = it runs to its end.
     """
     with poutine.block(), _quietly(), contextlib.ExitStack() as stack:
         if plate is not None:
             stack.enter_context(pyro.plate(PLATE, plate[0], dim=plate[1]))
-        return poutine.trace(poutine.condition(program, dict(given or {}))).get_trace(x)
+        conditioned = poutine.condition(program, dict(given or {}))
+        return poutine.trace(conditioned).get_trace(x) if until is None else trace_until(conditioned, until, x)
 
 
 def probe(program: Program, inputs: Inputs, num_trials: int) -> poutine.Trace:
     """A trace of one run at inputs of its own; one that fails is tried again, its last error is the program's."""
-    for _ in range(2):
-        with contextlib.suppress(*FAILURES):
-            return run_program(program, inputs(num_trials))
-    return run_program(program, inputs(num_trials))
+    try:
+        for _ in range(2):
+            with contextlib.suppress(*FAILURES):
+                return run_program(program, inputs(num_trials))
+        return run_program(program, inputs(num_trials))
+    except (AttributeError, TypeError) as error:
+        if "numpy" not in str(error):
+            raise
+        raise ValueError(
+            "the program must give pyro.sample and pyro.deterministic tensors; got a NumPy array "
+            f"({type(error).__name__}: {first_line(error)}); use torch.as_tensor(values, dtype=torch.float32)"
+        ) from error
 
 
 @dataclasses.dataclass(eq=False)
@@ -79,9 +124,15 @@ class ProgramRuns:
     simulated: int = 0
     failed: int = 0
 
-    def run(self, x: Tensor, plate: int | None = None, given: Mapping[str, Tensor] | None = None) -> poutine.Trace:
+    def run(
+        self,
+        x: Tensor,
+        plate: int | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        until: Collection[str] | None = None,
+    ) -> poutine.Trace:
         """A trace of one run, as `run_program`; `plate` is the number of data sets in an outer plate."""
-        return run_program(self.program, x, None if plate is None else (plate, -1 - self.nesting), given)
+        return run_program(self.program, x, None if plate is None else (plate, -1 - self.nesting), given, until)
 
     def in_plate(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of latents, `(S, *shape)` each, in the shapes they have in a run in the outer plate."""
@@ -110,6 +161,34 @@ class ProgramRuns:
     def outcomes(self, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> Tensor:
         """Outcomes `(S, n, D_y)` at given latents; arguments as for `traces`."""
         return self._outcome(self.traces(values, x, mode), x.shape[1])
+
+    def tried(self, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> Tensor:
+        """The same, NaN of data sets for which the program raised."""
+        size = len(x) // 2
+        try:
+            if mode == "loop" and size:
+                size = 1  # each by itself in any case
+            else:
+                return self.outcomes(values, x, mode).float()
+        except FAILURES:
+            if not size:
+                return x.new_full((1, x.shape[1], self.outcome.dim_y or 1), torch.nan).float()
+        starts = range(0, len(x), size)
+        parts = ({name: value[i : i + size] for name, value in values.items()} for i in starts)
+        return torch.cat([self.tried(part, x[i : i + size], mode) for i, part in zip(starts, parts, strict=True)])
+
+    def count_failed(self, y: Tensor, tries: int) -> Tensor:
+        """Which data sets `(S,)` of outcomes `(S, n, D_y)` failed; `tries` is how often they may still be drawn anew.
+
+        Raises:
+            ValueError: If too many have.
+        """
+        self.simulated += len(y)
+        bad = ~y.isfinite().flatten(1).all(1)
+        if bool(bad.any()):
+            what = f"got NaN or infinite ones, or an error, in {int(bad.sum())} of {len(y)} data sets"
+            self._count(int(bad.sum()), f"simulate finite numbers at the given latents; {what}", tries, None)
+        return bad
 
     def simulate(self, x: Tensor, mode: Mode) -> Simulations:
         """Data sets with inputs `(B, n, D_x)`, which must be the same for all in mode "datasets".

@@ -16,7 +16,7 @@ from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.network.latents import Latent, constrained
 from pyro_arbuf.programs.inspect import inspect_program
 from pyro_arbuf.programs.notes import growing_columns
-from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
+from pyro_arbuf.programs.runs import MOST_TRIES, Inputs, Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.sites import drawn_in_a_loop, in_short, may_be_latent, varies_in_shape
 from pyro_arbuf.random_state import seeded
@@ -169,27 +169,45 @@ class Simulator:
         return self._runs.simulate(x, self.mode)
 
     @torch.no_grad()
+    def draw_prior(self, num_draws: int) -> Tensor:
+        """Draws unconstrained latents `(S, P)` of the prior; what the program simulates from them is not run."""
+        names = [latent.name for latent in self.latents]
+        x = self._runs.draw_inputs(num_draws, 1, self.mode)
+        if self.mode == "loop":
+            traces = [self._runs.run(each, until=names) for each in x]
+        else:
+            traces = [self._runs.run(x[0] if self.mode == "datasets" else x, num_draws, until=names)]
+        parts = []
+        for latent in self.latents:
+            values = [nodes(trace)[latent.name]["value"].reshape(-1, *latent.shape) for trace in traces]
+            parts.append(latent.unconstrain(torch.cat(values)))
+        return torch.cat(parts, -1).float()
+
+    @torch.no_grad()
     def draw_given(self, latents: Tensor, x: Tensor) -> Simulations:
         """Draws outcomes at inputs x `(n, D_x)` for given unconstrained latents `(B, P)`, a data set for each.
 
+        Data sets that fail are drawn anew at the same latents.
+
         Raises:
-            ValueError: If the program gives numbers that are not finite.
+            ValueError: If too many fail, as for `draw`.
         """
         home = torch.get_default_device()  # where the program makes its tensors
         latents, x = latents.to(home), x.to(home).expand(len(latents), *x.shape)
         y = self._outcomes(latents, x)
-        bad = int((~y.isfinite().flatten(1).all(1)).sum())
-        if bad:
-            raise ValueError(
-                f"the program must simulate finite outcomes at the given latents; got others in {bad} of {len(y)} data "
-                "sets; clamp what the program returns"
-            )
+        bad = self._runs.count_failed(y, MOST_TRIES)
+        for tries in reversed(range(MOST_TRIES)):
+            if not bool(bad.any()):
+                break
+            again = self._outcomes(latents[bad], x[bad])
+            y[bad] = again
+            bad[bad.clone()] = self._runs.count_failed(again, tries)
         return Simulations(latents.float(), x.float(), y)
 
     def _outcomes(self, latents: Tensor, x: Tensor) -> Tensor:
-        """Outcomes `(B, n, D_y)` at unconstrained latents `(B, P)` and inputs `(B, n, D_x)`."""
+        """Outcomes `(B, n, D_y)` at unconstrained latents `(B, P)` and inputs `(B, n, D_x)`; NaN where they fail."""
         values = {name: value for name, (value, _) in constrained(self.latents, latents).items()}
-        return self._runs.outcomes(values, x, self.mode).float()
+        return self._runs.tried(values, x, self.mode)
 
     def log_prior(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of the program's own prior at latents.
@@ -260,17 +278,20 @@ class Simulator:
 
     @torch.no_grad()
     def _log_density(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor | None) -> Tensor:
+        """Log density `(S,)` of latents and an outcome, or, without running what comes after them, of latents alone."""
         home = torch.get_default_device()  # where the program makes its tensors
         x, given = x.to(home), {} if y is None else self.outcome_sites.values(y.to(home))
+        until = list(values) if y is None else None
         device, num_draws = values[self.latents[0].name].device, len(values[self.latents[0].name])
         values = {latent.name: values[latent.name].to(home) for latent in self.latents}
         if self.mode == "loop":
             rows = [{name: value[i] for name, value in values.items()} for i in range(num_draws)]
-            totals = [self._total(self._runs.run(x, given=row | given), [*row, *given], 1) for row in rows]
+            traces = (self._runs.run(x, given=row | given, until=until) for row in rows)
+            totals = [self._total(trace, [*rows[0], *given], 1) for trace in traces]
             return torch.cat(totals).to(device)
         shaped = self._runs.in_plate(values)
         x = x.expand(num_draws, *x.shape) if self.mode == "inputs" else x
-        trace = self._runs.run(x, num_draws, shaped | given)
+        trace = self._runs.run(x, num_draws, shaped | given, until)
         return self._total(trace, [*shaped, *given], num_draws).to(device)
 
     def _total(self, trace: poutine.Trace, names: list[str], num_draws: int) -> Tensor:

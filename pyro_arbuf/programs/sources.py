@@ -16,6 +16,7 @@ from pyro_arbuf.priors.recipes import RECIPES, PriorRecipe, ProgramRecipe, Recip
 from pyro_arbuf.programs.configuration import check_program, outcome_names, program_config
 from pyro_arbuf.programs.program_batches import ProgramSource, make_bank
 from pyro_arbuf.programs.simulator import Program, Simulator
+from pyro_arbuf.programs.truncated_prior import TruncatedSimulator
 from pyro_arbuf.training.recordings import RecordingSource
 from pyro_arbuf.training.sources import PriorSource
 from pyro_arbuf.training.tables import TableSource
@@ -152,4 +153,20 @@ def find_simulator(
             "pyro_arbuf.Simulator(program, inputs)"
         )
     check_program(simulator, config)
+    return simulator
+
+
+def prior_simulator(net: ArBufferModel, program: Program | Simulator | None) -> Simulator:
+    """The simulator of a network, as `find_simulator`, for checks that draw data sets from its prior.
+
+    Raises:
+        ValueError: As `find_simulator`, or if the network is for one observation and the program draws from all of the
+            prior.
+    """
+    simulator = find_simulator(net, program)
+    if net.config.observation is not None and not isinstance(simulator, TruncatedSimulator):
+        raise ValueError(
+            "data sets of the prior need a network of the program's whole prior; this one was trained on a part of it, "
+            "by amortize(observation=...), which checked it there; check one that was trained without it"
+        )
     return simulator

@@ -21,7 +21,7 @@ from pyro_arbuf.programs.ranks import (
     smallest_p_value,
 )
 from pyro_arbuf.programs.simulator import Program, Simulator
-from pyro_arbuf.programs.sources import find_simulator
+from pyro_arbuf.programs.sources import prior_simulator
 
 
 def _summary(found: "ExpectedCoverage") -> tuple[str, Table]:
@@ -146,7 +146,7 @@ def tarp(
         num_trials=trials,
         num_references=num_references,
     )
-    simulator = find_simulator(net, program)
+    simulator = prior_simulator(net, program)
     net, parts = net.in_units(), []  # the program's units
     device = next(net.parameters()).device
     scale = prior_scales(net.config.latents).to(device)

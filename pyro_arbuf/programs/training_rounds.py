@@ -16,7 +16,13 @@ from pyro_arbuf.programs.program_batches import Bank, ProgramSource, make_bank
 from pyro_arbuf.programs.reports import describe_training
 from pyro_arbuf.programs.same_law import Simulations, joined
 from pyro_arbuf.programs.simulator import Simulator
-from pyro_arbuf.programs.truncated_prior import TruncatedSimulator, draw_latents, find_region
+from pyro_arbuf.programs.truncated_prior import (
+    TruncatedSimulator,
+    check_prior,
+    describe_share,
+    draw_latents,
+    find_region,
+)
 from pyro_arbuf.programs.warm_start import copy_weights, start_of
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.training.loop import LEARNING_RATE, fit
@@ -96,6 +102,7 @@ def train_in_rounds(
 
     The network of an earlier round is kept in a folder of its own, so that a run can go on in any of them.
     """
+    check_prior(simulator)
     config = plan.config_of(simulator)
     with seeded(plan.seed):
         untrained = ArBufferModel(config).eval()
@@ -114,6 +121,7 @@ def train_in_rounds(
         with seeded(plan.seed + number), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*outside the trained range.*")  # said before the first round
             region = find_region(simulator, model.condition(*observation), region)
+            print(f"the next round simulates from {describe_share(region)} of the prior, around the posterior so far")
             simulations = TruncatedSimulator(simulator, region, draw_latents(region))
         if isinstance(source.simulations, Bank):
             inside = region.holds(source.simulations.drawn.latents)

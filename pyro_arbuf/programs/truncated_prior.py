@@ -15,9 +15,11 @@ from pyro_arbuf.programs.runs import MOST_TRIES
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.scales import standardised
 from pyro_arbuf.programs.simulator import Simulator, unconstrained_log_prior
+from pyro_arbuf.random_state import seeded
 
 NUM_DRAWS = 10_000  # of the posterior, the least likely of which bounds the region
 NUM_WALKERS, NUM_SWEEPS = 2_000, 60
+NUM_CHECKED, NUM_COUNTED = 4, 2_000  # draws of the prior: whether it has a density; how much of it a region holds
 FIRST_KEPT, KEPT_EVERY = 30, 3  # sweeps
 JUMP_EVERY = 10  # sweeps, by a whole difference of two walkers: from mode to mode
 
@@ -59,6 +61,25 @@ def check_rounds(observation: object, rounds: object) -> None:
             f"observation must be a pair (x, y), inputs and outcomes of one data set; got {type(observation).__name__}"
         )
     check_count("rounds", rounds, 2)
+
+
+@torch.no_grad()
+def check_prior(simulator: Simulator) -> None:
+    """Raises ValueError unless a program has latents, and its prior a density, by which it can be truncated."""
+    if not simulator.latents:
+        raise ValueError(
+            "observation needs a program with latents, whose prior is truncated; got one with latents=[]; name them, "
+            "or leave observation out"
+        )
+    with seeded(0):
+        unconstrained_log_prior(simulator, simulator.latents, simulator.draw_prior(NUM_CHECKED))
+
+
+@torch.no_grad()
+def describe_share(region: Region) -> str:
+    """The share of the prior's draws that lie in a region, in words."""
+    share = region.holds(region.simulator.draw_prior(NUM_COUNTED)).double().mean().item()
+    return f"{share:.1%}" if share else f"less than {1 / NUM_COUNTED:.1%}"
 
 
 @torch.no_grad()
@@ -131,17 +152,16 @@ class TruncatedSimulator(Simulator):
         raise ValueError("the density of a truncated prior is known up to a factor only; use the program's own prior")
 
     def _simulate(self, x: Tensor) -> Simulations:
-        """Data sets with inputs `(B, n, D_x)`, and latents of the pool; outcomes that are not finite are drawn anew."""
+        """Data sets with inputs `(B, n, D_x)`, and latents of the pool; those that fail are drawn anew."""
         latents, y = self._attempt(x)
-        for _ in range(MOST_TRIES):
-            bad = ~y.isfinite().flatten(1).all(1)
+        bad = self._runs.count_failed(y, MOST_TRIES)
+        for tries in reversed(range(MOST_TRIES)):
             if not bool(bad.any()):
-                return Simulations(latents, x.float(), y)
-            latents[bad], y[bad] = self._attempt(x[bad])
-        raise ValueError(
-            f"the program must simulate finite outcomes near the observation; got others in {MOST_TRIES} tries; clamp "
-            "what the program returns"
-        )
+                break
+            latents[bad], again = self._attempt(x[bad])
+            y[bad] = again
+            bad[bad.clone()] = self._runs.count_failed(again, tries)
+        return Simulations(latents, x.float(), y)
 
     def _attempt(self, x: Tensor) -> tuple[Tensor, Tensor]:
         latents = self.pool[torch.randint(len(self.pool), (len(x),))]
