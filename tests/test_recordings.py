@@ -417,3 +417,38 @@ def test_train_and_evaluate_take_a_file(tmp_path: Path, monkeypatch, capsys):
     warm = ["train", "eeg", *data, "--output", "warm", "--from", "net", "--steps", "1", "--batch-size", "2"]
     run(*warm)
     assert pyro_arbuf.load("warm").config == net.config
+
+
+def test_columns_of_a_table_may_have_any_order_by_their_names():
+    frames = pytest.importorskip("pandas").DataFrame
+    net = pyro_arbuf.load("eeg")
+    seconds = torch.arange(24)[:, None] / 256
+    y = 6 * torch.randn(24, 7, generator=torch.Generator().manual_seed(0)).cumsum(0) / 5
+    named = frames(y.numpy(), columns=["Fz", *CHANNELS[1:]])[["F6", "F1", "Fz", "F3", "F4", "F5", "F2"]]
+    by_name = ArBufferJoint(net.condition(seconds[:16], named[:16]), seconds[16:])
+    by_place = ArBufferJoint(net.condition(seconds[:16], y[:16]), seconds[16:])
+    assert_close(by_name.log_prob(named[16:]).float(), by_place.log_prob(y[16:]))
+
+
+def test_draws_of_the_shipped_network_share_what_was_drawn_before_them():
+    net = pyro_arbuf.load("eeg")
+    seconds = torch.arange(40)[:, None] / 256
+    y = 6 * torch.sin(20 * seconds + torch.arange(7) / 7)
+    ctx = net.condition(seconds[:32], y[:32])
+    joint = ArBufferJoint(ctx, seconds[32:], orders=torch.arange(8)[None])
+    torch.manual_seed(0)
+    draws = joint.sample((200,))
+    above = joint.log_prob(draws) - ArBufferMarginals(ctx, seconds[32:]).log_prob(draws)
+    assert above.mean() > 5 * above.std() / 200**0.5  # draws of the joint are likelier under it
+
+
+@pytest.mark.parametrize(("rate", "message"), [(256, None), (128, None), (512, "closer"), (300, "closer")])
+def test_the_shipped_network_warns_of_rates_that_it_has_not_seen(rate, message):
+    net = pyro_arbuf.load("eeg")
+    seconds = torch.arange(32)[:, None] / rate
+    y = 6 * torch.randn(32, 7, generator=torch.Generator().manual_seed(0)).cumsum(0) / 3
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        net.condition(seconds, y)
+    found = [str(warning.message) for warning in caught]
+    assert (found == []) if message is None else any(message in text for text in found)

@@ -545,3 +545,21 @@ def test_odd_tables_have_finite_densities_and_warn_where_these_mean_little(scala
         joint = ArBufferJoint(context, target)
     assert joint.log_prob(5 + draw(M, seed=4)).isfinite() and joint.sample((2,)).isfinite().all()
     assert joint.marginals().mean.isfinite().all()
+
+
+def test_rows_in_another_order_are_refused():
+    frame = pd.DataFrame({"a": np.arange(8.0), "b": np.arange(8.0) ** 2}, index=list("abcdefgh"))
+    y = pd.Series(np.linspace(0, 1, 8), index=frame.index)
+    net = rows_net()
+    for shuffled in (frame.sample(frac=1, random_state=1), frame[::-1]):
+        with pytest.raises(ValueError, match=r"rows in the same order; .* give y.loc\[x.index\]"):
+            net.condition(shuffled, y)
+        with pytest.raises(ValueError, match="rows in the same order"):
+            net.condition([frame, shuffled], [y, y])
+        with pytest.raises(ValueError, match="rows in the same order"):
+            exact_loo(net, shuffled, y)
+    net.condition(frame, y.reset_index(drop=True))  # another index says nothing
+    joint = ArBufferJoint(net.condition(frame, y), frame[:3])
+    with pytest.raises(ValueError, match="rows in the same order"):
+        joint.log_prob(y[:3][::-1])
+    assert joint.log_prob(y[:3]) == joint.log_prob(y[:3].to_numpy()) == joint.expand([1]).log_prob(y[:3])[0]

@@ -12,7 +12,7 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 
 from pyro_arbuf.display import as_html, facts
 from pyro_arbuf.inference.context import Context
-from pyro_arbuf.inference.data import y_tensor
+from pyro_arbuf.inference.data import check_same_rows, row_labels, y_tensor
 from pyro_arbuf.inference.description import describe_outcome
 from pyro_arbuf.inference.layout import fold, unfold
 from pyro_arbuf.inference.outcome_sites import split_sites
@@ -94,6 +94,7 @@ class ArBufferDistribution(TorchDistribution):
     arg_constraints = {}  # pyright: ignore[reportAssignmentType]
     has_rsample = False
     jointly = True  # whether targets share anything
+    _rows: Any = None  # the index of a table of inputs
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class ArBufferDistribution(TorchDistribution):
         self._validate_args = self._validate_args if validate_args is None else validate_args
         self._at_latents = isinstance(x, Locations)
         self._maps = None if self._at_latents else context.maps
+        self._rows = row_labels(x)
         self.x, self._x = self._inputs(x)
         dim_y = context.model.config.dim_y
         event_shape = self._x.shape[-2:-1] + (() if dim_y is None else (dim_y,))
@@ -230,6 +232,7 @@ class ArBufferDistribution(TorchDistribution):
 
     def _as_tensor(self, y: Any) -> Any:
         """Outcomes out of an array or a table as a tensor; what is neither is checked later."""
+        check_same_rows(self._rows, y)
         return y if isinstance(y, Tensor) or self._at_latents else y_tensor("y", y, self.context.model)
 
     def _check_value(self, y: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
-from pyro_arbuf.inference.data import y_tensor
+from pyro_arbuf.inference.data import check_same_rows, y_tensor
 from pyro_arbuf.inference.missing import check_outcomes, drop_missing
 from pyro_arbuf.inference.tables import (
     TableMap,
@@ -68,6 +68,7 @@ def make_context(
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
     check_mode(model)
+    check_same_rows(x, y)
     outcomes = _stacked(y, model)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)

@@ -73,6 +73,32 @@ def dates_of(value: object) -> tuple[bool, ...]:
     return (kind == "M",) * shape[-1] if kind is not None and len(shape) > 1 else ()
 
 
+def row_labels(value: object) -> Any:
+    """The index of a table or a Series of pandas; `None` for everything else."""
+    index = getattr(value, "index", None)
+    return index if hasattr(value, "iloc") and hasattr(index, "equals") else None
+
+
+def check_same_rows(x: object, y: object) -> None:
+    """Raises ValueError where tables of inputs and outcomes, or their indices, hold the same rows in different orders.
+
+    Rows are taken as they stand. Indices that are not the same set say nothing, as after `reset_index` of one.
+    """
+    if isinstance(x, list | tuple) and isinstance(y, list | tuple):
+        for one, other in zip(x, y, strict=False):
+            check_same_rows(one, other)
+        return
+    indices: list[Any] = [row_labels(part) if hasattr(part, "iloc") else part for part in (x, y)]
+    rows, others = indices
+    if not (hasattr(rows, "equals") and hasattr(others, "equals")) or len(rows) != len(others) or rows.equals(others):
+        return
+    if bool(rows.isin(others).all()) and bool(others.isin(rows).all()):
+        raise ValueError(
+            "x and y must have their rows in the same order; got tables with the same index in different orders; give "
+            "y.loc[x.index], or to_numpy() of both if the index does not matter"
+        )
+
+
 def _columns(table: Any) -> list[Any]:
     if hasattr(table, "iloc"):
         return [table.iloc[:, i] for i in range(len(table.columns))]  # names may be there twice
@@ -196,16 +222,18 @@ def several_columns(name: str, table: Table) -> ValueError:
 
 
 def in_site_order(table: Table, sites: str | tuple[str, ...] | None) -> Table:
-    """A table whose columns stand in the order of the sites, where its names are those of the sites."""
-    names = [str(label) for label in table.labels]
-    if not isinstance(sites, tuple) or len(set(sites)) != len(sites) or sorted(names) != sorted(sites):
+    """A table whose columns stand in the order of the sites, where its names are those of the sites, in any case."""
+    names = [str(label).casefold() for label in table.labels]
+    wanted = [site.casefold() for site in sites] if isinstance(sites, tuple) else []
+    if not names or len(set(wanted)) != len(wanted) or sorted(names) != sorted(wanted):
         return table
-    order = [names.index(site) for site in sites]
+    order = [names.index(site) for site in wanted]
     return Table(table.numbers[:, order], tuple(table.dates[i] for i in order), tuple(table.labels[i] for i in order))
 
 
 def to_tensors(x: object, y: object, model: Network) -> tuple[Any, Any]:
     """Inputs and outcomes of a user as tensors, where they are arrays or tables; lists element by element."""
+    check_same_rows(x, y)
     if isinstance(x, list | tuple) or isinstance(y, list | tuple):
         return _each(x_tensor, "x", x, model), _each(y_tensor, "y", y, model)
     return x_tensor("x", x, model), y_tensor("y", y, model)

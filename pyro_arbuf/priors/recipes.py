@@ -25,7 +25,7 @@ from pyro_arbuf.priors.sawtooth import sawtooth
 from pyro_arbuf.priors.tabular import MAX_COLUMNS, tabular
 from pyro_arbuf.priors.two_moons import two_moons
 from pyro_arbuf.training.sources import Prior
-from pyro_arbuf.training.tables import TablePrior
+from pyro_arbuf.training.tables import FARTHEST, TablePrior
 
 
 class PriorRecipe(NamedTuple):
@@ -106,10 +106,12 @@ _TABLES = ModelConfig(
     num_y_frequencies=16,
     num_context=(8, 512),
     num_targets=(1, 128),
+    y_range=(-FARTHEST, FARTHEST),
 )
 
 _EEG = ModelConfig(
     dim_y=len(CHANNELS),
+    outcome=CHANNELS,
     buffer_size=32,
     num_components=8,
     num_frequencies=48,
