@@ -452,3 +452,30 @@ def test_the_shipped_network_warns_of_rates_that_it_has_not_seen(rate, message):
         net.condition(seconds, y)
     found = [str(warning.message) for warning in caught]
     assert (found == []) if message is None else any(message in text for text in found)
+
+
+def test_times_rounded_to_milliseconds_are_no_higher_rate():
+    net = pyro_arbuf.load("eeg")
+    y = 6 * torch.sin(torch.arange(32.0)[:, None] / 9 + torch.arange(7) / 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctx = net.condition((torch.arange(32)[:, None] / 256).round(decimals=3), y)
+        ArBufferJoint(ctx, (torch.arange(32, 40)[:, None] / 256).round(decimals=3))
+
+
+def test_durations_and_dates_need_their_unit_stated():
+    pandas = pytest.importorskip("pandas")
+    net, y = pyro_arbuf.load("eeg"), 6 * torch.sin(torch.arange(32.0)[:, None] / 9 + torch.arange(7) / 7)
+    seconds = torch.arange(32)[:, None] / 256
+    durations = pandas.DataFrame({"time": pandas.to_timedelta(seconds[:, 0].numpy(), unit="s")})
+    start, second = pandas.Timestamp("2020-01-01"), pandas.Timedelta("1s")
+    for x in (durations, durations + start):
+        with pytest.raises(ValueError, match=r"x must hold seconds.*x_scale=pd.Timedelta\('1s'\)"):
+            net.condition(x, y)
+    expected = ArBufferJoint(net.condition(seconds[:20], y[:20]), seconds[20:]).log_prob(y[20:])
+    units = net.in_units(x_scale=second)
+    found = ArBufferJoint(units.condition(durations[:20], y[:20]), durations[20:]).log_prob(y[20:])
+    assert_close(found.float(), expected, rtol=1e-3, atol=1e-2)
+    dated = net.in_units(x_loc=start, x_scale=second)
+    found = ArBufferJoint(dated.condition(start + durations[:20], y[:20]), start + durations[20:]).log_prob(y[20:])
+    assert_close(found.float(), expected, rtol=1e-3, atol=1e-2)

@@ -563,3 +563,13 @@ def test_rows_in_another_order_are_refused():
     with pytest.raises(ValueError, match="rows in the same order"):
         joint.log_prob(y[:3][::-1])
     assert joint.log_prob(y[:3]) == joint.log_prob(y[:3].to_numpy()) == joint.expand([1]).log_prob(y[:3])[0]
+
+
+def test_one_row_as_a_series_is_told_from_one_column():
+    frame = pd.DataFrame({"a": np.arange(8.0), "b": np.arange(8.0) ** 2})
+    ctx = rows_net().condition(frame, torch.linspace(0, 1, 8, dtype=torch.float64))
+    with pytest.raises(
+        ValueError, match=r"use x.to_frame\(\) if it is one column, table.iloc\[\[i\]\] if it is one row"
+    ):
+        ArBufferJoint(ctx, frame.iloc[0])
+    assert ArBufferJoint(ctx, frame.iloc[[0]]).event_shape == (1,)

@@ -173,6 +173,11 @@ def x_tensor(name: str, x: object, model: Network) -> object:
     if table is None:
         return x
     known = model.config.user_dates or (False,) * model.config.dim_x
+    if model.config.x_spacing is not None and model.config.user_x_scale is None and _holds_time(x):
+        raise ValueError(
+            f"{name} must hold seconds, as a network of recordings has them; got dates or durations; state their unit "
+            "by net = net.in_units(x_loc=start, x_scale=pd.Timedelta('1s')), of durations without x_loc"
+        )
     wrong = [date for date, wanted in zip(table.dates, known, strict=False) if date != wanted]
     wrong = [] if model.config.missing_x else wrong  # of tables, whose columns may be in any units
     if any(wrong):
@@ -186,6 +191,12 @@ def x_tensor(name: str, x: object, model: Network) -> object:
             "give the days since 1970-01-01 as a torch tensor"
         )
     return _on_device(table, model)
+
+
+def _holds_time(value: Any) -> bool:
+    """Whether a column of a table or an array holds dates or durations."""
+    columns = _columns(value) if columns_of(value) is not None else [value]
+    return any(getattr(getattr(column, "dtype", None), "kind", "O") in ("M", "m") for column in columns)
 
 
 def y_tensor(name: str, y: object, model: Network) -> object:

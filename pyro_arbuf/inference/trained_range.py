@@ -19,7 +19,8 @@ from pyro_arbuf.network.parts import Range
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.visibility import context_mask
 
-CLOSE = 0.01  # share of the trained spacing that is no difference
+CLOSE = 0.01  # share of the trained spacing that is no difference, of the usual gap of a data set
+CLOSEST = 0.6  # of it: single gaps below are too close, those above may be of times rounded to milliseconds
 SLACK = 1e-6  # of a trained range: units fitted to data put their ends onto its ends, up to rounding
 
 
@@ -142,13 +143,24 @@ def warn_spacing(
         if length is not None:
             observed = observed.masked_fill(~context_mask(length, observed.shape[1]).unsqueeze(-1), torch.inf)
         found.append((x.detach() - observed.detach().mT.view(*context.task_shape, 1, -1)).abs())
-    if any(bool(((gaps > 0) & (gaps < (1 - CLOSE) * config.x_spacing)).any()) for gaps in found):
+    if any(bool(((gaps > 0) & (gaps < CLOSEST * config.x_spacing)).any()) for gaps in found) or _is_fast(
+        found[0], config
+    ):
         scale = 1.0 if config.user_x_scale is None else config.user_x_scale[0]
         warnings.warn(
             f"x holds points closer to each other than {config.x_spacing * scale:.6g}, the trained spacing: densities "
             "are unreliable there; give every second point, or every third, so that none are closer",
             stacklevel=stacklevel,
         )
+
+
+def _is_fast(gaps: Tensor, config: ModelConfig) -> bool:
+    """Whether the usual gap `(*batch, T - 1)` of some data set is below the trained one, whatever is rounded."""
+    assert config.x_spacing is not None
+    if not gaps.shape[-1]:
+        return False
+    usual = gaps.masked_fill((gaps <= 0) | gaps.isinf(), torch.nan).nanmedian(-1).values
+    return bool((usual < (1 - CLOSE) * config.x_spacing).any())
 
 
 def warn_outside_counts(name: str, value: int, trained: tuple[int, int] | None, stacklevel: int) -> None:

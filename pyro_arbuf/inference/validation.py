@@ -130,9 +130,12 @@ def check_x(name: str, x: object, model: Network, finite: bool = True) -> Tensor
 def _check_number_of_columns(name: str, x: Tensor, given: object, config: ModelConfig) -> None:
     dim_x, columns = config.dim_x, x.shape[-1] if x.dim() > 1 else 0
     if config.missing_x and not 1 <= columns <= dim_x:
+        hint = column_hint(name, given, dim_x if x.dim() > 1 else 1)
+        if hasattr(given, "to_frame") and x.dim() == 1:
+            hint = f": use {name}.to_frame() if it is one column, table.iloc[[i]] if it is one row of a table"
         raise ValueError(
             f"{name} must have shape (*batch, rows, columns); got {tuple(x.shape)}; the network takes 1 to {dim_x} "
-            f"columns{column_hint(name, given, dim_x if x.dim() > 1 else 1)}"
+            f"columns{hint}"
         )
     if not config.missing_x and columns != dim_x:
         have = "one input column" if dim_x == 1 else f"{dim_x} input columns"
