@@ -131,7 +131,7 @@ def warn_equal_outcomes(y: Tensor, context_len: Tensor | None, stacklevel: int) 
     if bool(equal.any()):
         warnings.warn(
             "y of a context has no two different values, so that it says nothing of their unit and is taken as it is: "
-            "predictions are those for outcomes about 0 and of about unit scale; give more rows, or state both by "
+            "predictions are those for outcomes about 0 of unit scale; give more rows, or state both by "
             "net.in_units(y_loc=..., y_scale=...)",
             stacklevel=stacklevel,
         )
