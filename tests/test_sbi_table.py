@@ -78,13 +78,19 @@ def test_the_table_is_written_and_gone_on_with(benchmark, tmp_path, capsys, monk
     monkeypatch.setattr(benchmark("sbi_table"), "NUM_OBSERVATIONS", 2)
     files, page = fake_files(tmp_path / "files"), tmp_path / "SBI.md"
     page.write_text("Words.\n\n| task | an older table |\n")
+    short = tmp_path / "README.md"
+    short.write_text("Before.\n<!-- sbi_table.py -->\n<!-- end -->\nAfter.\n")
     options = {"files": files, "tasks": ("two_moons",), "budgets": (100,), "minutes": (0.01,), "num_draws": 20}
     options |= {"folder": tmp_path / "runs", "page": page, "threads": torch.get_num_threads()}
+    options["short_pages"] = (short,)
     benchmark("sbi_table").main(**options)
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])["two_moons, 100"]
     assert len(scores) == 2 and all(0 <= score <= 1 for score in scores)
     text = page.read_text()
     assert text.startswith("Words.\n\n| task | 100 simulations |") and f"| two_moons | {np.mean(scores):.3f} (" in text
+    text = short.read_text()
+    assert text.startswith("Before.\n<!-- sbi_table.py -->\n| C2ST on sbibm") and text.endswith("<!-- end -->\nAfter.\n")
+    assert f"| two_moons | {np.mean(scores):.3f} (" in text and "| 0.53 | 0.55 |" in text
     kept = tmp_path / "runs" / "two_moons-100" / "scores.json"
     kept.write_text(json.dumps(scores[:1]))
     benchmark("sbi_table").main(**options)  # the last observation is scored anew, of the draws that were kept
