@@ -15,7 +15,7 @@ import pyro_arbuf
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.outcomes import outcome_of
 from pyro_arbuf.programs import amortize as amortization
-from pyro_arbuf.programs import reports, training_rounds
+from pyro_arbuf.programs import banks, reports, training_rounds
 from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.reports import training_report
 from pyro_arbuf.programs.scales import range_of_outcomes
@@ -234,6 +234,21 @@ def test_first_network_is_kept_where_it_is_the_better_one(tmp_path: Path, monkey
     first, second = (RunState.read(tmp_path / name) for name in (training_rounds.STATE, training_rounds.SECOND_STATE))
     assert first.best_score > second.best_score
     assert torch.equal(weights(pyro_arbuf.load(tmp_path)), weights(net))
+
+
+def test_fixed_simulations_are_read_again_and_not_simulated_when_a_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny(num_simulations=60, folder=tmp_path)
+    before = (tmp_path / banks.BANK).read_bytes()
+    monkeypatch.setattr(banks, "make_bank", lambda *_: pytest.fail("simulated anew"))
+    net = tiny(num_simulations=60, folder=tmp_path, steps=5, resume=True)
+    assert torch.isfinite(weights(net)).all() and (tmp_path / banks.BANK).read_bytes() == before
+    with pytest.raises(ValueError, match=r"simulations that are asked for, .*70.*; got those of .*60"):
+        tiny(num_simulations=70, folder=tmp_path, steps=6, resume=True)
+    (tmp_path / banks.BANK).write_bytes(before[:100])
+    with pytest.raises(ValueError, match="holds no simulations of a run, or is damaged"):
+        tiny(num_simulations=60, folder=tmp_path, steps=6, resume=True)
 
 
 def test_fixed_simulations_of_a_run_without_an_average_are_trained_further(

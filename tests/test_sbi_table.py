@@ -89,7 +89,9 @@ def test_the_table_is_written_and_gone_on_with(benchmark, tmp_path, capsys, monk
     text = page.read_text()
     assert text.startswith("Words.\n\n| task | 100 simulations |") and f"| two_moons | {np.mean(scores):.3f} (" in text
     text = short.read_text()
-    assert text.startswith("Before.\n<!-- sbi_table.py -->\n| C2ST on sbibm") and text.endswith("<!-- end -->\nAfter.\n")
+    assert text.startswith("Before.\n<!-- sbi_table.py -->\n| C2ST on sbibm") and text.endswith(
+        "<!-- end -->\nAfter.\n"
+    )
     assert f"| two_moons | {np.mean(scores):.3f} (" in text and "| 0.53 | 0.55 |" in text
     kept = tmp_path / "runs" / "two_moons-100" / "scores.json"
     kept.write_text(json.dumps(scores[:1]))

@@ -68,8 +68,7 @@ def make_context(
     """Checks observations and encodes them; see `ArBufferModel.condition`."""
     config = model.config
     check_mode(model)
-    check_same_rows(x, y)
-    outcomes = _stacked(y, model)
+    outcomes = _stacked(x, y, model)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
     columns = (labels_of(x), date_columns(x)) if config.missing_x else ((), ())
@@ -111,7 +110,7 @@ def make_context(
 
 def check_pairs(model: Network, x: Any, y: Any, nan: Literal["raise", "drop"] = "raise") -> Pairs:
     """Checks observations of a user, see `make_context`, and leaves out those that may be missing."""
-    pairs = _flat_pairs(model, x, _stacked(y, model), nan)
+    pairs = _flat_pairs(model, x, _stacked(x, y, model), nan)
     if nan == "drop":
         pairs = Pairs(*drop_missing(*pairs[:3]), pairs.batch_shape)
     if model.config.missing_x and not pairs.x.shape[1]:
@@ -120,8 +119,9 @@ def check_pairs(model: Network, x: Any, y: Any, nan: Literal["raise", "drop"] = 
     return pairs
 
 
-def _stacked(y: object, model: Network) -> Any:
+def _stacked(x: object, y: object, model: Network) -> Any:
     """Outcomes, those that are given by site or as arrays and tables as tensors; the rest is checked later."""
+    check_same_rows(x, y)
     if _is_list(y):
         return [y_tensor(f"y[{i}]", each, model) for i, each in enumerate(y)]
     return y_tensor("y", y, model)

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.outcome import ProgramOutcome
 from pyro_arbuf.programs.same_law import Simulations, joined
+from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.workflow.trace_sites import nodes
 
 Program = Callable[[Tensor], Any]
@@ -198,7 +199,8 @@ class ProgramRuns:
         """
         try:
             if mode == "loop":
-                return joined([self._simulate(each[None], mode, MOST_TRIES) for each in x])
+                rows = progress_bar(x, desc="simulations", delay=5, leave=False, disable=None)
+                return joined([self._simulate(each[None], mode, MOST_TRIES) for each in rows])
             return self._simulate(x, mode, MOST_TRIES)
         except Exception:
             error = self._error_of_one_trial() if x.shape[1] == 1 and not self.outcome.single else None

@@ -11,8 +11,9 @@ from pyro_arbuf.baselines.architectures import make_model
 from pyro_arbuf.checkpoint import save
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.programs.banks import kept_bank
 from pyro_arbuf.programs.configuration import program_config
-from pyro_arbuf.programs.program_batches import Bank, ProgramSource, make_bank
+from pyro_arbuf.programs.program_batches import Bank, ProgramSource
 from pyro_arbuf.programs.reports import describe_training
 from pyro_arbuf.programs.same_law import Simulations, joined
 from pyro_arbuf.programs.simulator import Simulator
@@ -84,7 +85,8 @@ def train_program(
         config = _with_statistics_of(config, Path(folder) / STATE)
     start = start_of(config, plan.start_from)
     print(describe_training(simulator, config, plan.minutes, plan.steps, plan.num_simulations, start))
-    source = program_source(simulator, config, plan.num_simulations, plan.seed, plan.batch_size, kept)
+    place = None if folder is None else Path(folder)
+    source = program_source(simulator, config, plan, place, resume, kept)
     model, state = train_network(source, plan.minutes, plan.steps, folder, resume, plan.seed, start)
     model.simulator = simulator
     return model, state, source
@@ -251,23 +253,24 @@ def _options_of_a_bank(config: ModelConfig, begun: Path | None) -> dict[str, Any
 def program_source(
     simulator: Simulator,
     config: ModelConfig,
-    num_simulations: int | None,
-    seed: int,
-    batch_size: int | None,
+    plan: Plan,
+    folder: Path | None = None,
+    resume: bool = False,
     kept: Simulations | None = None,
 ) -> ProgramSource:
     """What the network is trained on: new data sets in every step, or a fixed set of them and of those kept."""
     simulations: Simulator | Bank = simulator
-    if num_simulations is not None:
+    if plan.num_simulations is not None:
         largest = config.num_context[1]
         trials = max(1, largest) if simulator.single else largest + config.buffer_size + TARGETS
-        simulations = make_bank(simulator, num_simulations, trials, seed)
+        simulations = kept_bank(simulator, plan.num_simulations, trials, plan.seed, folder, resume)
         if kept is not None:
             simulations = simulations._replace(drawn=joined([simulations.drawn, kept]))
+    batch_size = plan.batch_size
     if batch_size is None:
         batch_size = 128 if simulator.single else 32
-    alone = num_simulations is not None and config.one_observation and bool(config.latents)
-    return ProgramSource(simulations, config, batch_size, TARGETS, seed, posterior_alone=alone)
+    alone = plan.num_simulations is not None and config.one_observation and bool(config.latents)
+    return ProgramSource(simulations, config, batch_size, TARGETS, plan.seed, posterior_alone=alone)
 
 
 def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:
