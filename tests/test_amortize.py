@@ -216,7 +216,7 @@ def test_network_that_stops_gaining_goes_on_from_its_best_weights_at_a_lower_rat
     assert "by the network; it goes on at 0.25 of the learning rate" in capsys.readouterr().out
     first, cooled = (RunState.read(tmp_path / name) for name in (training_rounds.STATE, "state_cooled_1.safetensors"))
     assert rates[:2] == [1.0, 1.5e-3] and cooled.best_score > first.best_score
-    assert first.step + cooled.step <= 100 + first.step / 2 + 1
+    assert cooled.step <= (200 - first.step) / 5
     assert torch.equal(weights(pyro_arbuf.load(tmp_path)), weights(net))
 
 

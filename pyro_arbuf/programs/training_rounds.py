@@ -35,6 +35,7 @@ STATE = "state.safetensors"
 COOLED_STATE = "state_cooled_{}.safetensors"
 SECOND_STATE = "state_regularised.safetensors"
 COOLER = (0.25, 0.0625)  # of the peak learning rate, where a network goes on that has stopped gaining
+COOLING = 0.2  # of the time that is left, at most, for each of them
 BANK_AVERAGE = 0.99  # on a fixed set of simulations
 REGULARISED = {"dropout": 0.1, "weight_decay": 1.0, "patience": None}  # the second network
 SINGLE_LOOKS, LOOKS = (50, 20), (250, 6)  # steps between validations, and how many without a better one end a run
@@ -144,7 +145,7 @@ def train_network(
 
     On a fixed set of simulations a network stops gaining while the learning rate is high: it begins to know them by
     heart, or the rate is too high for it. Then it goes on from its best weights at a lower rate, twice, each time for
-    at most half of the time that is left. In the rest a second one begins, with dropout and weight decay. The best one
+    at most a fifth of the time that is left. In the rest a second one begins, with dropout and weight decay. The best one
     by the simulations that are held out is returned.
     """
     attempt = _Attempt(source, folder, seed, start)
@@ -160,7 +161,7 @@ def train_network(
         what = "a second network is regularised" if factor is None else f"it goes on at {factor:g} of the learning rate"
         print(f"simulations that are held out are predicted no better by the network; {what}")
         cooler = {} if factor is None else {"learning_rate": factor * LEARNING_RATE}
-        own = left if factor is None else left.half()
+        own = left if factor is None else left.share(COOLING)
         begun = resume and attempt.begun(name).exists()
         limits = (own.minutes, own.steps, begun, state.best_score, None if factor is None else model)
         found, its_state = attempt.train(name, *limits, **options | (REGULARISED if factor is None else cooler))
@@ -185,10 +186,10 @@ class _Left(NamedTuple):
         steps = None if self.steps is None else max(0, self.steps - state.step)
         return _Left(minutes, steps, self.used + share * (1 - self.used))
 
-    def half(self) -> "_Left":
-        """Half of it."""
-        steps = None if self.steps is None else max(1, self.steps // 2)
-        return self._replace(minutes=None if self.minutes is None else self.minutes / 2, steps=steps)
+    def share(self, share: float) -> "_Left":
+        """A share of it."""
+        steps = None if self.steps is None else max(1, int(self.steps * share))
+        return self._replace(minutes=None if self.minutes is None else self.minutes * share, steps=steps)
 
 
 class _Attempt(NamedTuple):
