@@ -573,3 +573,17 @@ def test_one_row_as_a_series_is_told_from_one_column():
     ):
         ArBufferJoint(ctx, frame.iloc[0])
     assert ArBufferJoint(ctx, frame.iloc[[0]]).event_shape == (1,)
+
+
+def test_infinite_cells_are_named_by_their_columns():
+    frame = pd.DataFrame({"a": np.arange(8.0), "b": np.arange(8.0), "c": np.arange(8.0)})
+    frame.loc[2, "b"] = np.inf
+    with pytest.raises(ValueError, match=r"got 1 infinite of 24 values, in the columns \['b'\]; make them NaN"):
+        rows_net().condition(frame, torch.linspace(0, 1, 8, dtype=torch.float64))
+
+
+def test_units_of_a_table_are_stated_for_as_many_columns_as_it_has():
+    net = pyro_arbuf.load("tabular").in_units(x_loc=[90.0, 1960.0], x_scale=[30.0, 35.0])
+    assert net.config.user_x_loc[:3] == (90.0, 1960.0, 0.0) and net.config.user_x_scale[:3] == (30.0, 35.0, 1.0)
+    with pytest.raises(ValueError, match="x_loc must be one number, or 16 of them; got 17"):
+        pyro_arbuf.load("tabular").in_units(x_loc=[0.0] * 17)

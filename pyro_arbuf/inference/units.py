@@ -91,8 +91,8 @@ def _x_units(config: ModelConfig, x: object, stated: Stated) -> dict[str, Any]:
     elif stated.x_range is not None:
         pairs, dates = _stated_ranges(stated.x_range, dim_x)
     elif stated.x_loc is not None or stated.x_scale is not None:
-        locs, dates = _stated_numbers("x_loc", stated.x_loc, dim_x, 0.0)
-        scales, _ = _stated_numbers("x_scale", stated.x_scale, dim_x, 1.0)
+        locs, dates = _stated_numbers("x_loc", stated.x_loc, dim_x, 0.0, config.missing_x)
+        scales, _ = _stated_numbers("x_scale", stated.x_scale, dim_x, 1.0, config.missing_x)
         return _as_fields("x", locs, scales) | {"user_dates": dates if any(dates) else None}
     else:
         return {}
@@ -251,10 +251,17 @@ def _stated_ranges(stated: Any, dim_x: int) -> tuple[list[Range | None], tuple[b
     return [None if pair is None else (pair[0][0], pair[1][0]) for pair in ends], dates
 
 
-def _stated_numbers(name: str, stated: Any, dim: int, default: float) -> tuple[list[float], tuple[bool, ...]]:
-    """A stated number for every dimension, `default` where none is, and which of them are dates."""
+def _stated_numbers(
+    name: str, stated: Any, dim: int, default: float, fewer: bool = False
+) -> tuple[list[float], tuple[bool, ...]]:
+    """A stated number for every dimension, `default` where none is, and which of them are dates.
+
+    `fewer` is for networks of tables, which take 1 to D_x columns: the last ones may be left out.
+    """
     several = isinstance(stated, tuple | list) or (getattr(stated, "ndim", 0) > 0 and hasattr(stated, "__array__"))
     each = list(stated) if several else [stated] * dim
+    if fewer and each:
+        each += [None] * (dim - len(each))
     if len(each) != dim:
         raise ValueError(f"{name} must be one number, or {dim} of them; got {len(each)}")
     numbers = [(default, False) if value is None else _number(name, value) for value in each]

@@ -14,7 +14,7 @@ from typing import SupportsIndex, cast
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.inference.data import column_hint, x_tensor, y_tensor
+from pyro_arbuf.inference.data import column_hint, columns_of, x_tensor, y_tensor
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.network import Network
@@ -120,9 +120,12 @@ def check_x(name: str, x: object, model: Network, finite: bool = True) -> Tensor
         _check_number_of_columns(name, x, given, config)
     x = _checked(name, x, weight, finite and not config.missing_x)
     if finite and config.missing_x and may_look_at(x) and bool(x.isinf().any()):
+        labels = columns_of(given)
+        where = x.isinf().flatten(0, -2).any(0).nonzero().flatten().tolist()
+        columns = "" if labels is None else f", in the columns {[labels[i] for i in where]}"
         raise ValueError(
             f"{name} must hold finite numbers, or NaN where a cell is missing; got {int(x.isinf().sum())} infinite of "
-            f"{x.numel()} values; replace them"
+            f"{x.numel()} values{columns}; make them NaN"
         )
     return x.to(_dtype_before_maps(config, weight))
 

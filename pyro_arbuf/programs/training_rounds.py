@@ -145,8 +145,8 @@ def train_network(
 
     On a fixed set of simulations a network stops gaining while the learning rate is high: it begins to know them by
     heart, or the rate is too high for it. Then it goes on from its best weights at a lower rate, twice, each time for
-    at most a fifth of the time that is left. In the rest a second one begins, with dropout and weight decay. The best one
-    by the simulations that are held out is returned.
+    at most a fifth of the time that is left. In the rest a second one begins, with dropout and weight decay. The best
+    one by the simulations that are held out is returned.
     """
     attempt = _Attempt(source, folder, seed, start)
     if not (isinstance(source, ProgramSource) and isinstance(source.simulations, Bank)):
