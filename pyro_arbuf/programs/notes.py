@@ -28,7 +28,7 @@ from pyro_arbuf.workflow.trace_sites import nodes
 
 NUM_GROUPS = 8  # of data sets with the same latents and inputs
 GROUP_SIZE: dict[Mode, int] = {"inputs": 128, "datasets": 128, "loop": 16}
-LATER_SIZE: dict[Mode, int] = {"inputs": 1024, "datasets": 1024, "loop": 64}  # of those with more trials
+LATER_SIZE: dict[Mode, int] = {"inputs": 1024, "datasets": 1024, "loop": 32}  # of those with more trials
 LEAST_SPREAD = 0.3  # of ranks, as a share of that without ties: below, a few rare events would look like a correlation
 NUM_CHANGES = 8  # values of a site that are tried
 LARGEST_WHOLE = 2.0**20  # beyond it float32 has few other numbers

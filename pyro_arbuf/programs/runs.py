@@ -156,7 +156,10 @@ class ProgramRuns:
         """
         if mode == "loop":
             rows = [{name: value[i] for name, value in values.items()} for i in range(len(x))]
-            return [self.run(each, given=row) for each, row in zip(x, rows, strict=True)]
+            pairs = progress_bar(
+                list(zip(x, rows, strict=True)), desc="simulations", delay=5, leave=False, disable=None
+            )
+            return [self.run(each, given=row) for each, row in pairs]
         return [self.run(x[0] if mode == "datasets" else x, len(x), self.in_plate(values))]
 
     def outcomes(self, values: Mapping[str, Tensor], x: Tensor, mode: Mode) -> Tensor:
