@@ -1,7 +1,5 @@
 """What amortised inference returns, as a DataTree: posteriors with and without their program, corrected draws."""
 
-import warnings
-
 import outcome_programs
 import pyro
 import pyro.distributions as dist
@@ -9,13 +7,12 @@ import pytest
 import series_programs
 import torch
 from latent_nets import LATENTS
+from program_posteriors import one_vector, posterior_of
 
 import pyro_arbuf
 from pyro_arbuf import ArBufferPosterior, calibrate, change_prior, refine, to_datatree
 from pyro_arbuf.priors.ddm import ddm
 from pyro_arbuf.priors.gaussian import gaussian
-from pyro_arbuf.programs.configuration import program_config
-from pyro_arbuf.programs.simulator import Simulator
 
 N = 12
 
@@ -140,24 +137,6 @@ def test_what_a_posterior_does_not_take_is_refused(data):
         to_datatree(posterior, ddm)
 
 
-TINY = {"width": 8, "num_heads": 2, "num_layers": 1, "mlp_width": 8, "embedding_width": 8, "head_width": 8}
-
-
-def posterior_of(program, inputs=None, n=4, latents=None, outcome="y"):
-    """The posterior of an untrained network of a program, given a data set of it, and that: inputs and outcomes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        simulator = Simulator(program, inputs, latents, outcome)
-    net = (
-        pyro_arbuf.ArBufferModel(program_config(simulator, (0, 1 if simulator.single else 8), **TINY))
-        .eval()
-        .requires_grad_(False)
-    )
-    drawn = simulator.draw(1, 1 if simulator.single else n)
-    y = net.config.squeeze_outcome(drawn.y[0])
-    return ArBufferPosterior(net.condition(drawn.x[0], y)), y
-
-
 def replicated(tree, name="y"):
     return torch.from_numpy(tree["posterior_predictive"][name].values[0])
 
@@ -199,11 +178,6 @@ def test_series_of_several_sites_and_of_vectors_have_a_dimension_of_trials():
     tree = to_datatree(posterior, series_programs.learner, num_samples=5)
     assert tree["observed_data/choice"].dims == ("trial",) and replicated(tree, "reward").shape == (5, 4)
     assert set(tree["joint_log_likelihood"].data_vars) == {"choice", "reward"}
-
-
-def one_vector(x):
-    a = pyro.sample("a", dist.Normal(x.new_tensor(0.0), 1.0))
-    return pyro.sample("y", dist.Normal(a.unsqueeze(-1).expand(*a.shape, 3), 1.0).to_event(1))
 
 
 def test_outcome_of_one_vector_is_one_observation():

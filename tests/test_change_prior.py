@@ -1,15 +1,21 @@
 """Another prior without training again, against the conjugate program under changed priors."""
 
+import importlib
+import warnings
+
 import gaussian_net
+import outcome_programs
 import pyro
 import pyro.distributions as dist
 import pytest
+import series_programs
 import torch
 from gaussian_net import FIELDS, X, Y
+from program_posteriors import one_vector, posterior_of
 from torch.testing import assert_close
 
 import pyro_arbuf
-from pyro_arbuf import change_prior, refine
+from pyro_arbuf import Simulator, change_prior, refine
 from pyro_arbuf.priors.gaussian import COUNT, NormalGamma, gaussian
 
 NEAR, FAR = (0.3, 0.5), (3.0, 30.0)  # mean of mu, and how many observations it is worth
@@ -150,3 +156,23 @@ def test_wrong_arguments_are_refused(net):
         change_prior(gaussian, context, 300, 200)
     with pytest.raises(ValueError, match=r"context must leave all latents free; got one with \['tau'\] given"):
         change_prior(gaussian, net.condition(X, Y, latents={"tau": 1.0}))
+
+
+KINDS = {kind: (program, outcome, None) for kind, (program, outcome, _) in outcome_programs.PROGRAMS.items()}
+KINDS |= {"vector": (one_vector, "y", None), "shared": (series_programs.random_intercept, "y", ["slope"])}
+KINDS |= {"series": (series_programs.one_event, "y", None)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learned_likelihood_is_that_of_any_kind_of_program(kind, monkeypatch):
+    program, outcome, latents = KINDS[kind]
+    monkeypatch.setattr(Simulator, "has_density", False)
+    monkeypatch.setattr(importlib.import_module("pyro_arbuf.programs.change_prior"), "MAX_K_HAT", float("inf"))
+    posterior, _ = posterior_of(program, None if kind == "vector" else series_programs.inputs, 4, latents, outcome)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a network that is not trained
+        found = change_prior(program, posterior.context, 100, 100, 100, seed=0)
+    assert (found.method, found.density) == ("weights", "network")
+    assert list(found.draws) == list(found.shift) == [latent.name for latent in posterior.latents]
+    for name, draws in found.draws.items():
+        assert draws.isfinite().all() and len(draws) == 100 and found.shift_error[name].isfinite().all()
