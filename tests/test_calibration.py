@@ -95,7 +95,7 @@ def test_ranks_count_the_draws_below_the_truth(net, monkeypatch):
     monkeypatch.setattr(calibration, "ArBufferPosterior", Fixed)
     monkeypatch.setattr(
         calibration,
-        "find_simulator",
+        "prior_simulator",
         lambda *args: type("", (), {"draw": staticmethod(simulate), "log_prior": staticmethod(flat)}),
     )
     result = calibrate(net, 4, num_draws=19, num_trials=2)
@@ -124,7 +124,7 @@ def test_vector_latents_have_a_name_per_number(build_model, monkeypatch):
 
     monkeypatch.setattr(
         calibration,
-        "find_simulator",
+        "prior_simulator",
         lambda *args: type("", (), {"draw": staticmethod(simulate), "log_prior": staticmethod(flat)}),
     )
     names = calibrate(net, 2, 9, 3).names
