@@ -101,6 +101,14 @@ class Cell(NamedTuple):
 Kept = dict[str, dict[str, dict]]  # by task and budget, the scores of observations and CPU seconds of training
 
 
+def score_text(scores: list[float]) -> str:
+    """The mean over observations and its standard error, with their number where some are missing."""
+    if len(scores) < 2:
+        return ""
+    which = "" if len(scores) == NUM_OBSERVATIONS else f", {len(scores)} observations"
+    return "{:.3f} ({:.3f})".format(*mean_se(scores)) + which
+
+
 def table(kept: Kept) -> str:
     """The table, in Markdown: cells without scores are empty."""
     budgets = sorted({int(budget) for found in kept.values() for budget in found})
@@ -111,10 +119,7 @@ def table(kept: Kept) -> str:
         found = []
         for budget in budgets:
             cell = kept[name].get(str(budget), {"scores": []})
-            number = len(cell["scores"])
-            which = "" if number == NUM_OBSERVATIONS else f", {number} observations"
-            found += ["{:.3f} ({:.3f})".format(*mean_se(cell["scores"])) + which if number else ""]
-            found += [f"{cell['seconds']:.0f}" if number else ""]
+            found += [score_text(cell["scores"]), f"{cell['seconds']:.0f}" if cell["scores"] else ""]
         task = TASKS[name]
         found += [f"{value:.2f}" for value in (task.aim, *task.published)]
         lines.append(f"| {name} | {' | '.join(found)} |")
@@ -129,7 +134,7 @@ def short_table(kept: Kept) -> str:
     lines.append(f"|{'---|' * (len(budgets) + 3)}")
     for name in (name for name in TASKS if name in kept):
         scores = [kept[name].get(str(budget), {"scores": []})["scores"] for budget in budgets]
-        found = ["{:.3f} ({:.3f})".format(*mean_se(each)) if len(each) > 1 else "" for each in scores]
+        found = [score_text(each) for each in scores]
         found += [f"{value:.2f}" for value in TASKS[name].published[:2]]
         lines.append(f"| {name} | {' | '.join(found)} |")
     return "\n".join(lines) + "\n"
