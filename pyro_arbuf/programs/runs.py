@@ -181,12 +181,26 @@ class ProgramRuns:
         parts = ({name: value[i : i + size] for name, value in values.items()} for i in starts)
         return torch.cat([self.tried(part, x[i : i + size], mode) for i, part in zip(starts, parts, strict=True)])
 
-    def count_failed(self, y: Tensor, tries: int) -> Tensor:
-        """Which data sets `(S,)` of outcomes `(S, n, D_y)` failed; `tries` is how often they may still be drawn anew.
+    def redraw_failed(self, y: Tensor, again: Callable[[Tensor], Tensor]) -> None:
+        """Draws data sets among outcomes `(S, n, D_y)` anew, in place, as long as they fail.
+
+        Args:
+            y: NaN or infinite where a data set failed.
+            again: Draws those outcomes again that a mask `(S,)` says.
 
         Raises:
-            ValueError: If too many have.
+            ValueError: If too many fail.
         """
+        bad = self._count_failed(y, MOST_TRIES)
+        for tries in reversed(range(MOST_TRIES)):
+            if not bool(bad.any()):
+                return
+            found = again(bad)
+            y[bad] = found
+            bad[bad.clone()] = self._count_failed(found, tries)
+
+    def _count_failed(self, y: Tensor, tries: int) -> Tensor:
+        """Which data sets `(S,)` of outcomes failed; `tries` is how often they may still be drawn anew."""
         self.simulated += len(y)
         bad = ~y.isfinite().flatten(1).all(1)
         if bool(bad.any()):

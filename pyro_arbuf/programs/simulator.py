@@ -16,7 +16,7 @@ from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.network.latents import Latent, constrained
 from pyro_arbuf.programs.inspect import inspect_program
 from pyro_arbuf.programs.notes import growing_columns
-from pyro_arbuf.programs.runs import MOST_TRIES, Inputs, Mode, Program, ProgramRuns, probe
+from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.sites import drawn_in_a_loop, in_short, may_be_latent, varies_in_shape
 from pyro_arbuf.random_state import seeded
@@ -195,13 +195,7 @@ class Simulator:
         home = torch.get_default_device()  # where the program makes its tensors
         latents, x = latents.to(home), x.to(home).expand(len(latents), *x.shape)
         y = self._outcomes(latents, x)
-        bad = self._runs.count_failed(y, MOST_TRIES)
-        for tries in reversed(range(MOST_TRIES)):
-            if not bool(bad.any()):
-                break
-            again = self._outcomes(latents[bad], x[bad])
-            y[bad] = again
-            bad[bad.clone()] = self._runs.count_failed(again, tries)
+        self._runs.redraw_failed(y, lambda bad: self._outcomes(latents[bad], x[bad]))
         return Simulations(latents.float(), x.float(), y)
 
     def _outcomes(self, latents: Tensor, x: Tensor) -> Tensor:

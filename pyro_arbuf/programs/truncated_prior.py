@@ -11,7 +11,6 @@ from torch import Tensor
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_count
-from pyro_arbuf.programs.runs import MOST_TRIES
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.scales import standardised
 from pyro_arbuf.programs.simulator import Simulator, unconstrained_log_prior
@@ -154,13 +153,12 @@ class TruncatedSimulator(Simulator):
     def _simulate(self, x: Tensor) -> Simulations:
         """Data sets with inputs `(B, n, D_x)`, and latents of the pool; those that fail are drawn anew."""
         latents, y = self._attempt(x)
-        bad = self._runs.count_failed(y, MOST_TRIES)
-        for tries in reversed(range(MOST_TRIES)):
-            if not bool(bad.any()):
-                break
-            latents[bad], again = self._attempt(x[bad])
-            y[bad] = again
-            bad[bad.clone()] = self._runs.count_failed(again, tries)
+
+        def again(bad: Tensor) -> Tensor:
+            latents[bad], found = self._attempt(x[bad])
+            return found
+
+        self._runs.redraw_failed(y, again)
         return Simulations(latents, x.float(), y)
 
     def _attempt(self, x: Tensor) -> tuple[Tensor, Tensor]:

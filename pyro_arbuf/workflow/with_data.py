@@ -43,7 +43,7 @@ class ProgramWithData:
         """What was observed at a site; `None` = it is none of the outcome.
 
         Raises:
-            ValueError: If the outcome is computed, or has too few trials.
+            ValueError: If the outcome is computed.
         """
         name = site["name"]
         stem, _, number = name.rpartition("_")
