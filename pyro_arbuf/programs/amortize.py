@@ -1,7 +1,7 @@
 """amortize: a Pyro program, or a prior as a plain function, to one trained network."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def amortize(
     start_from: str | Path | None = AUTO,
     observation: tuple[Any, Any] | None = None,
     rounds: int = 2,
+    simulations: Mapping[str, Any] | None = None,
     **sizes: Any,
 ) -> ArBufferModel:
     """Trains a network on simulations of a Pyro program, or on a prior of functions, with progress bar and report.
@@ -104,6 +105,8 @@ def amortize(
             second on latents are drawn from the prior truncated to where the posterior has mass so far. Simulations
             inside are kept from round to round.
         rounds: Number of rounds, at least 2; used with `observation`.
+        simulations: Trains on data sets that are stored already, as for `Simulator`; the program then says which prior
+            and which outcome they are of, and is not run for more.
         **sizes: Fields of `ModelConfig`, e.g. `width=128`; `architecture="lbanp-buffer"` is for contexts of thousands,
             where there are no latents; of a plain function also `outcomes="count"` or `"categorical(n)"`, where its y
             are no real numbers.
@@ -125,6 +128,7 @@ def amortize(
             latents=latents or None,
             outcome=named,
             num_simulations=num_simulations,
+            simulations=None if simulations is None else type(simulations).__name__,
             vectorized=vectorized,
             observation=observation,
         )
@@ -133,6 +137,7 @@ def amortize(
         _check_folder(place, resume)
     _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes, plain)
     check_rounds(observation, rounds)
+    _check_simulations(simulations, num_simulations, observation)
     if first is not None:
         first.mkdir(parents=True, exist_ok=True)
         if resume and not (first / STATE).exists():
@@ -141,7 +146,9 @@ def amortize(
         return _amortize_prior(
             program, num_context, minutes, steps, folder, resume, seed, batch_size, report, start_from, sizes
         )
-    simulator = Simulator(program, inputs, latents, outcome, vectorized)
+    simulator = Simulator(program, inputs, latents, outcome, vectorized, simulations)
+    if simulator.stored is not None:
+        num_simulations = len(simulator.stored)
     plan = Plan(num_context, _name_of(program), minutes, steps, num_simulations, seed, batch_size, start_from, sizes)
     if observation is None:
         model, state, _ = train_program(simulator, plan.config_of(simulator), plan, folder, resume)
@@ -184,6 +191,17 @@ def _check_folder(folder: str | Path | None, resume: bool) -> None:
         raise ValueError(
             f"folder must hold no network yet, which a new run would replace; got {folder}; use resume=True to go on "
             "with the run in it, or another folder"
+        )
+
+
+def _check_simulations(simulations: object, num_simulations: object, observation: object) -> None:
+    """Raises ValueError if stored simulations come with what asks for others."""
+    asked = {"num_simulations": num_simulations, "observation": observation}
+    names = [name for name, value in asked.items() if value is not None]
+    if simulations is not None and names:
+        raise ValueError(
+            f"simulations are all that a network is trained on; got {' and '.join(names)} too, which ask for others; "
+            "leave one of them out"
         )
 
 

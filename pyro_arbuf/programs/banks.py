@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pyro_arbuf.files import write_atomically
-from pyro_arbuf.programs.program_batches import Bank, make_bank
-from pyro_arbuf.programs.same_law import Simulations
+from pyro_arbuf.programs.program_batches import make_bank
+from pyro_arbuf.programs.same_law import Bank, Simulations
 from pyro_arbuf.programs.simulator import Simulator
 
 BANK = "simulations.safetensors"
@@ -19,6 +19,8 @@ def kept_bank(
     simulator: Simulator, num_simulations: int, num_trials: int, seed: int, folder: Path | None, resume: bool
 ) -> Bank:
     """The bank of a run: the one in its folder where it goes on, else a new one, which is written there.
+
+    Of a simulator with stored simulations it is these; a run must go on with the same ones.
 
     Args:
         simulator: The program.
@@ -32,12 +34,21 @@ def kept_bank(
         ValueError: If the file is damaged, or of other simulations.
     """
     asked = {"num_simulations": num_simulations, "num_trials": num_trials, "seed": seed}
+    stored = simulator.stored
+    if stored is not None:
+        asked = {"num_simulations": num_simulations, "num_trials": stored.num_trials}
     if folder is None:
-        return make_bank(simulator, num_simulations, num_trials, seed)
+        return stored.bank if stored is not None else make_bank(simulator, num_simulations, num_trials, seed)
     path = folder / BANK
     if resume and path.exists():
-        return _read(path, asked)
-    bank = make_bank(simulator, num_simulations, num_trials, seed)
+        bank = _read(path, asked)
+        if stored is not None and not torch.equal(bank.drawn.y, stored.bank.drawn.y):
+            raise ValueError(
+                f"simulations must be those that the run in {folder} was begun with, to go on with it; got others; "
+                "give those, or start without resume"
+            )
+        return bank
+    bank = stored.bank if stored is not None else make_bank(simulator, num_simulations, num_trials, seed)
     tensors = {
         f"{part}.{name}": value for part, drawn in bank._asdict().items() for name, value in drawn._asdict().items()
     }
@@ -63,6 +74,6 @@ def _read(path: Path, asked: dict[str, int]) -> Bank:
     if found != asked:
         raise ValueError(
             f"{path} must hold the simulations that are asked for, {asked}; got those of {found}; go on with the same "
-            "num_simulations, num_context and seed, or start without resume"
+            "simulations, num_context and seed, or start without resume"
         )
     return Bank(*parts)

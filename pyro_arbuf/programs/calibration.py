@@ -180,7 +180,7 @@ def calibrate(
     with simulating(seed):
         known = known_posteriors(
             net,
-            lambda rows: simulator.draw(rows.stop - rows.start, trials),
+            simulator.unseen(num_datasets, trials),
             own,
             num_datasets,
             num_draws,

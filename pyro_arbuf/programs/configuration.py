@@ -113,6 +113,8 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
     if not integers or num_context[0] != 0 or num_context[1] < 1 or (simulator.single and num_context[1] > 1):
         rule = "(0, 1) for a program of one observation" if simulator.single else "(0, n) with n >= 1"
         raise ValueError(f"num_context must be {rule}; got {num_context}")
+    if simulator.stored is not None:
+        simulator.stored.check_trials(num_context[1])
     ahead = sizes.get("buffer_size", 16) if simulator.trials == "series" else 0
     measured = _measure(simulator, num_context[1], ahead)
     num_latents = sum(latent.size for latent in simulator.latents)
@@ -171,7 +173,8 @@ def _measure(simulator: Simulator, num_trials: int, ahead: int) -> dict[str, Any
     of trials.
     """
     numbers = num_trials * max(simulator.dim_x, simulator.dim_y or 1)
-    num_datasets = min(NUM_FOR_SCALES[simulator.mode], max(MOST_NUMBERS // numbers, NUM_FOR_RANGES))
+    mode = simulator.mode if simulator.stored is None else "datasets"
+    num_datasets = min(NUM_FOR_SCALES[mode], max(MOST_NUMBERS // numbers, NUM_FOR_RANGES))
     kept = torch.linspace(0, num_trials - 1, min(num_trials, KEPT_TRIALS)).round().long()
     with seeded(0):
         sizes = [len(part) for part in torch.arange(num_datasets).split(max(1, min(128, MOST_NUMBERS // numbers)))]

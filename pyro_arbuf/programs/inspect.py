@@ -4,7 +4,7 @@ Knows nothing of models.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from pyro.poutine import Trace
@@ -12,16 +12,26 @@ from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.computed_outcome import ProgramWithComputedOutcome
-from pyro_arbuf.programs.notes import find_dependence, program_notes, whole_number_notes
+from pyro_arbuf.programs.notes import Dependence, find_dependence, outside_trials, program_notes, whole_number_notes
 from pyro_arbuf.programs.outcome import ProgramOutcome, Trials, read_outcome
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, standardised
-from pyro_arbuf.programs.sites import batch_dimensions, check_observed, other_sites, read_latents
+from pyro_arbuf.programs.sites import (
+    batch_dimensions,
+    check_observed,
+    drawn_in_a_loop,
+    may_be_latent,
+    other_sites,
+    read_latents,
+    varies_in_shape,
+)
+from pyro_arbuf.programs.stored_simulations import StoredSimulations, read_simulations, stored_inputs
 from pyro_arbuf.programs.vectorization import choose_mode
 from pyro_arbuf.random_state import seeded
 
 PROBES = (3, 4, 5, 3, 4, 5, 3, 4)  # numbers of trials of the runs that tell what a program does
 KEPT_TRIALS = 8  # of the data sets whose latents are standardised
+GIVEN = "Data sets are those that were given; the program is not run for more."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +51,7 @@ class ProgramInspection:
             one ("loop").
         mode_reason: Why this mode, as a sentence.
         notes: What the program's user should know, each a whole sentence with a remedy.
+        stored: Simulations that its user gave; `None` = none.
     """
 
     program: Program
@@ -54,6 +65,7 @@ class ProgramInspection:
     mode: Mode
     mode_reason: str
     notes: tuple[str, ...]
+    stored: StoredSimulations | None = None
 
     @property
     def trials(self) -> Trials:
@@ -73,6 +85,7 @@ def inspect_program(
     latents: Sequence[str] | None = None,
     outcome: str | Sequence[str] = "y",
     vectorized: bool | None = None,
+    simulations: Mapping[str, object] | None = None,
 ) -> ProgramInspection:
     """Finds out what a program is, from its runs alone.
 
@@ -85,6 +98,7 @@ def inspect_program(
         latents: Sites whose posterior is wanted; `None` = all continuous sites outside plates.
         outcome: The site of the outcome, or several.
         vectorized: Whether many data sets are run at once; `None` = where that gives what single runs give.
+        simulations: As for `Simulator`; with them the program is run a few times, for its sites alone.
 
     Raises:
         ValueError: If there is no such outcome or latent, or the latent is discrete, in a plate, or varies in shape or
@@ -94,23 +108,45 @@ def inspect_program(
     if vectorized is not None and not isinstance(vectorized, bool):
         raise ValueError(f"vectorized must be True, False or None (found out); got {vectorized!r}")
     program = ProgramWithComputedOutcome(program, (outcome,) if isinstance(outcome, str) else tuple(outcome))
+    if simulations is not None:
+        inputs = stored_inputs(simulations) or inputs
+        vectorized = bool(vectorized)
     with seeded(0):
         inputs, dim_x, traces, sites = _read_outcome(program, inputs, outcome)
         nesting, names = batch_dimensions(traces), sites.site_names(max(PROBES))
         found = read_latents(latents, names, traces)
         runs = ProgramRuns(program, inputs, sites, found, nesting)
         mode, mode_reason = choose_mode(runs, vectorized)
-        x = runs.draw_inputs(NUM_FOR_SCALES[mode], 1 if sites.single else KEPT_TRIALS, mode)
-        drawn = runs.simulate(x, mode) if found else None
-        found = () if drawn is None else standardised(found, drawn.latents)
-        dependence = find_dependence(runs, traces, PROBES, mode)
+        stored = None if simulations is None else read_simulations(simulations, found, sites, inputs)
+        if stored is None:
+            x = runs.draw_inputs(NUM_FOR_SCALES[mode], 1 if sites.single else KEPT_TRIALS, mode)
+            drawn = runs.simulate(x, mode) if found else None
+            dependence = find_dependence(runs, traces, PROBES, mode)
+        else:
+            drawn, mode_reason = stored.draw(NUM_FOR_SCALES["inputs"], stored.num_trials), GIVEN
+            dependence = Dependence(shared=tuple(outside_trials(runs, traces, PROBES)))
+        found = standardised(found, drawn.latents) if found and drawn is not None else ()
         notes = program_notes(runs, traces, PROBES, dependence, latents is None)
         notes = notes if drawn is None else (*notes, *whole_number_notes(sites, drawn.y))
     rest = other_sites([*(latent.name for latent in found), *names], traces)
     if dependence.found:
         sites = sites._replace(trials="exchangeable")
     sizes = (inputs, dim_x, sites.dim_y, nesting)
-    return ProgramInspection(program, found, rest, sites, *sizes, mode, mode_reason, notes)
+    return ProgramInspection(program, found, rest, sites, *sizes, mode, mode_reason, notes, stored)
+
+
+def to_have_a_density(runs: ProgramRuns, integrated_out: Sequence[str]) -> str:
+    """What to do where the density of all sites is needed: not all of them can be latents."""
+    with seeded(0):
+        traces = [probe(runs.program, runs.inputs, n) for n in ((1, 1) if runs.outcome.single else (3, 4))]
+    loops = drawn_in_a_loop(traces)
+    possible = [name for name in integrated_out if name not in loops and may_be_latent(name, traces)]
+    possible = [name for name in possible if not varies_in_shape(name, traces)]
+    if not possible:
+        return "write the program without them"
+    if len(possible) == len(integrated_out):
+        return "name them among latents=[...], or write the program without them"
+    return f"name {possible} among latents=[...], and write the program without the others"
 
 
 def no_inputs(num_trials: int) -> Tensor:

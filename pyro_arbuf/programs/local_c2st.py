@@ -159,6 +159,7 @@ def local_c2st(
             f"classifier must be a function that makes one; got {type(make).__name__}; use lambda: ... around it"
         )
     simulator = prior_simulator(net, program)
+    simulator.check_runs()
     observed, own = in_program_units(net, x, y), posterior or ArBufferPosterior
     net, (x, _, _) = net.in_units(), observed.observations
     with simulating(seed):

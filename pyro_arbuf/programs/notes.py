@@ -91,7 +91,7 @@ def find_dependence(runs: ProgramRuns, traces: Sequence[Trace], num_trials: Sequ
     if runs.outcome.trials == "series":
         with seeded(0):
             return Dependence(later_matters=_differ(_with_more_trials(runs, mode)))
-    shared = _outside_trials(runs, traces, num_trials)
+    shared = outside_trials(runs, traces, num_trials)
     with seeded(0):
         common = tuple(name for name in shared if _matters(runs, name, shared))
         replicates = _replicates(runs, mode)
@@ -99,7 +99,7 @@ def find_dependence(runs: ProgramRuns, traces: Sequence[Trace], num_trials: Sequ
     return Dependence(common, 0.0 if common else _correlation(replicates), _differ(replicates), later)
 
 
-def _outside_trials(runs: ProgramRuns, traces: Sequence[Trace], num_trials: Sequence[int]) -> list[str]:
+def outside_trials(runs: ProgramRuns, traces: Sequence[Trace], num_trials: Sequence[int]) -> list[str]:
     """Sites that are integrated out and are not one value per trial."""
     rest = other_sites((*(latent.name for latent in runs.latents), *runs.outcome.names), traces)
     return [name for name in rest if runs.outcome.single or not is_of_trials(name, traces, num_trials)]
@@ -126,7 +126,7 @@ def program_notes(
         return (*_trial_notes(dependence, None), *_order_notes(runs, max(num_trials)))
     if not runs.latents:  # nothing is given, so that all trials depend on each other
         return tuple(_trial_notes(dependence._replace(shared=(), correlation=0.0), None))
-    shared = _outside_trials(runs, traces, num_trials)
+    shared = outside_trials(runs, traces, num_trials)
     for name in shared if all_continuous else ():
         for plate, size in fixed_plates(name, traces).items():
             notes.append(

@@ -72,6 +72,7 @@ def posterior_sbc(
             f"num_trials must be at most {len(x)}, as new trials have inputs of observed ones; got {num_new}; use less"
         )
     simulator = find_simulator(net, program)
+    simulator.check_runs()
     if simulator.trials != "independent":
         raise ValueError(
             "posterior_sbc simulates new trials given the latents alone, which must be independent of the old ones; "

@@ -8,8 +8,9 @@ Deviation: the paper trains on data batches alone. A likelihood batch of indepen
 depend on each other given the latents it is a data batch with all latents given.
 """
 
+import sys
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import pad_outcome
-from pyro_arbuf.programs.same_law import Simulations, joined
+from pyro_arbuf.programs.same_law import Bank, Simulations, hold_out, joined
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.training.sources import (
@@ -40,18 +41,6 @@ VALIDATION_DATASETS = 128
 MOST_OF_A_DESIGN = 8  # data sets that share their inputs, where a program runs for many with the same ones
 
 
-class Bank(NamedTuple):
-    """A fixed set of simulations, where simulating is slow or not to be repeated.
-
-    Attributes:
-        drawn: Simulations to train on.
-        held_out: Simulations to validate on.
-    """
-
-    drawn: Simulations
-    held_out: Simulations
-
-
 def make_bank(simulator: Simulator, num_simulations: int, num_trials: int, seed: int) -> Bank:
     """Draws a fixed set of simulations, of which 2 %, at least 1 and at most 1,000, are held out.
 
@@ -62,8 +51,7 @@ def make_bank(simulator: Simulator, num_simulations: int, num_trials: int, seed:
         raise ValueError(f"num_simulations must be at least 2, one of them held out; got {num_simulations}")
     with seeded(seed):
         drawn = draw_designs(simulator, num_simulations, num_trials)
-    held_out = max(1, min(1000, num_simulations // 50))
-    return Bank(*(Simulations(*(part[rows] for part in drawn)) for rows in (slice(held_out, None), slice(held_out))))
+    return hold_out(drawn)
 
 
 def draw_designs(simulator: Simulator, num_datasets: int, num_trials: int) -> Simulations:
@@ -165,8 +153,11 @@ class ProgramSource:
             if single:
                 return _prefix_free_batch(self._draw(self.batch_size, 1), config, num_given)
             num_given = num_latents if asks_likelihood else num_given
-            drawn = self._draw(self.batch_size, num_context + config.buffer_size + self.num_targets)
-            return _data_batch(drawn, config, num_context, num_given, config.buffer_size)
+            num_slots = min(config.buffer_size, max(1, self._num_trials // 2))
+            num_fresh = min(self.num_targets, max(1, self._num_trials // 4))
+            num_context = min(num_context, self._num_trials - num_slots - num_fresh)
+            drawn = self._draw(self.batch_size, num_context + num_slots + self.num_targets)
+            return _data_batch(drawn, config, num_context, num_given, num_slots)
 
     def validation(self) -> list[Batch]:
         """Posteriors at two sizes of context, the likelihood, and data at three sizes; of a bank, what is held out.
@@ -179,7 +170,7 @@ class ProgramSource:
                 with seeded(VALIDATION_SEED):
                     return [_posterior_batch(held_out.held_out, self.config, 1, 0, ordered=1.0)]
             held_out = Bank(held_out.held_out, held_out.held_out)
-        slots = 1 if self.config.one_observation else self.config.buffer_size
+        slots = 1 if self.config.one_observation else min(self.config.buffer_size, self._num_trials)
         sizes = tuple(dict.fromkeys((0, largest // 4, max(0, largest - slots)))) if slots > 1 else (0,)
         asked: list[tuple[int, int | None]] = []
         if self.config.latents:
@@ -189,6 +180,7 @@ class ProgramSource:
         batches = []
         with seeded(VALIDATION_SEED):
             for num_context, num_given in asked:
+                num_context = num_context if num_given is None else min(num_context, self._num_trials - slots)
                 size = num_context + (0 if num_given is None else slots)
                 drawn = draw_simulations(held_out, VALIDATION_DATASETS, size, self.config.sequential)
                 if num_given is None:
@@ -197,6 +189,11 @@ class ProgramSource:
                     batch = _data_batch(drawn, self.config, num_context, num_given, slots)
                     batches.append(chain_batch(batch[:2], batch[2:4]))
         return batches
+
+    @property
+    def _num_trials(self) -> int:
+        """Most trials of a data set."""
+        return self.simulations.drawn.x.shape[1] if isinstance(self.simulations, Bank) else sys.maxsize
 
     def _draw(self, num_datasets: int, num_trials: int) -> Simulations:
         return draw_simulations(self.simulations, num_datasets, num_trials, self.config.sequential)

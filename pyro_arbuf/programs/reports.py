@@ -62,6 +62,7 @@ def describe_training(
     columns = f"{config.dim_x} column{'s' if config.dim_x > 1 else ''}"
     constant = config.x_range is not None and all(low == high for low, high in pairs_of(config.x_range, 1))
     simulated = "new data sets in every step" if num_simulations is None else f"{num_simulations} fixed data sets"
+    simulated += " that are given" if simulator.stored is not None else ""
     lines = {
         "latents": "; ".join(_describe_latent(latent) for latent in config.latents) or "none: data alone are predicted",
         "integrated out": ", ".join(in_short(simulator.integrated_out)) or "no site",
@@ -213,22 +214,25 @@ def _measures(
     """What can be measured on a network, by name: each returns a text, and a verdict or nothing."""
     found: dict[str, Callable[[], tuple[str, str]]] = {}
     if net.config.latents:
-        found["calibration"] = partial(_report_calibration, net, rise, train_longer)
+        number = REPORT_DATASETS if simulator.stored is None else min(REPORT_DATASETS, simulator.stored.num_held_out)
+        found["calibration"] = partial(_report_calibration, net, number, rise, train_longer)
         found["self-consistency"] = partial(_report_consistency, net, simulator)
     if not net.config.sequential and net.config.num_context[1] >= 4:
         found["subset gap"] = partial(_report_gap, net, simulator)
     return found
 
 
-def _report_calibration(net: ArBufferModel, rise: float | None, train_longer: str) -> tuple[str, str]:
+def _report_calibration(
+    net: ArBufferModel, num_datasets: int, rise: float | None, train_longer: str
+) -> tuple[str, str]:
     """Ranks, coverage and what was learned, as text, and the verdict."""
-    checked = calibrate(net, REPORT_DATASETS)
+    checked = calibrate(net, num_datasets)
     worst = (checked.coverage - torch.tensor(checked.levels)[:, None]).abs().max().item()
     gain, error = _mean_and_error(checked.gain)
     pairs = zip(checked.names, checked.contraction.tolist(), strict=True)
     num_trials = trained_trials(net.config)
     text = (
-        f", {REPORT_DATASETS} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage off by "
+        f", {num_datasets} data sets of {num_trials}: p = {checked.p_value:.3f} (Bonferroni), coverage off by "
         f"at most {worst:.3f}\n"
         f"posterior sd / prior sd: {', '.join(f'{name} {part:.2f}' for name, part in pairs)}\n"
         f"log density of the true latents above the prior's: {gain:.3f} +- {error:.3f} nats"
@@ -263,5 +267,5 @@ def _report_gap(net: ArBufferModel, simulator: Simulator) -> tuple[str, str]:
 def _one_data_set(net: ArBufferModel, simulator: Simulator) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs `(n, D_x)` and outcomes of a data set of the largest trained number of trials."""
     with seeded(0):
-        drawn = simulator.draw(1, trained_trials(net.config))
+        drawn = simulator.unseen(1, trained_trials(net.config))(slice(0, 1))
     return drawn.x[0], net.config.squeeze_outcome(drawn.y[0])

@@ -21,6 +21,24 @@ class Simulations(NamedTuple):
     y: Tensor
 
 
+class Bank(NamedTuple):
+    """A fixed set of simulations, where simulating is slow or not to be repeated.
+
+    Attributes:
+        drawn: Simulations to train on.
+        held_out: Simulations to validate on.
+    """
+
+    drawn: Simulations
+    held_out: Simulations
+
+
+def hold_out(drawn: Simulations) -> Bank:
+    """Divides data sets: the first 2 %, at least 1 and at most 1,000, are held out."""
+    held_out = max(1, min(1000, len(drawn.latents) // 50))
+    return Bank(*(Simulations(*(part[rows] for part in drawn)) for rows in (slice(held_out, None), slice(held_out))))
+
+
 def joined(parts: Sequence[Simulations]) -> Simulations:
     """The data sets of all parts."""
     return Simulations(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))

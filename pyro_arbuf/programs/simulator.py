@@ -5,7 +5,7 @@ Knows nothing of models.
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from pyro import poutine
@@ -14,14 +14,17 @@ from torch import Tensor
 
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.network.latents import Latent, constrained
-from pyro_arbuf.programs.inspect import inspect_program
+from pyro_arbuf.programs.inspect import inspect_program, to_have_a_density
 from pyro_arbuf.programs.notes import growing_columns
 from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.same_law import Simulations
-from pyro_arbuf.programs.sites import drawn_in_a_loop, in_short, may_be_latent, varies_in_shape
+from pyro_arbuf.programs.sites import in_short
+from pyro_arbuf.programs.stored_simulations import notes_of_stored
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.workflow.at_once import is_computed
 from pyro_arbuf.workflow.trace_sites import nodes
+
+NUM_OF_PRIOR = 256  # draws that stored latents are compared with
 
 
 class Simulator:
@@ -51,6 +54,9 @@ class Simulator:
             is your word. `False` = one by one, nothing is tried. `None` = tried once: many at once, each with inputs of
             its own or all with the same, if shapes, densities and moments are those of single runs. A RuntimeError,
             ValueError, IndexError or TypeError means one by one; `mode_reason` says what was found.
+        simulations: Data sets that are stored already, S of them, by site: latents in their own supports `(S, *shape)`,
+            the outcome `(S, n)` or `(S, n, d)`, of one observation without n, and `"inputs"` `(S, n, D_x)` where the
+            program reads any. Data sets are drawn from these, and the program is run a few times, for its sites.
 
     Attributes:
         latents: Standardised by prior draws.
@@ -65,11 +71,12 @@ class Simulator:
             also issued as a UserWarning when the simulator is made.
         integrated_out: Names of the other sites.
         outcome_sites: What the outcome's sites are.
+        stored: The simulations that were given; `None` = none.
 
     Raises:
         ValueError: If there is no such outcome or latent, or the latent is discrete, in a plate, or varies in shape or
             support; if a site is observed, a latent constant, too many data sets fail, or the program does not run for
-            many data sets at once although `vectorized` says so.
+            many data sets at once although `vectorized` says so; if stored simulations are not those of the program.
     """
 
     def __init__(
@@ -79,16 +86,21 @@ class Simulator:
         latents: Sequence[str] | None = None,
         outcome: str | Sequence[str] = "y",
         vectorized: bool | None = None,
+        simulations: Mapping[str, object] | None = None,
     ):
-        found = inspect_program(program, inputs, latents, outcome, vectorized)
+        found = inspect_program(program, inputs, latents, outcome, vectorized, simulations)
         self.program, self.outcome_sites = program, found.outcome_sites
         self.outcome = found.outcome_sites.columns
         self.inputs, self.trials, self.single = found.inputs, found.trials, found.single
         self.latents, self.integrated_out = found.latents, found.integrated_out
         self.dim_x, self.dim_y, self.nesting = found.dim_x, found.dim_y, found.nesting
         self.mode: Mode = found.mode
-        self.mode_reason, self.notes = found.mode_reason, found.notes
+        self.mode_reason, self.notes, self.stored = found.mode_reason, found.notes, found.stored
         self._runs = ProgramRuns(found.program, self.inputs, found.outcome_sites, found.latents, found.nesting)
+        if self.stored is not None and self.latents:
+            with seeded(0):
+                prior = self.draw_prior(NUM_OF_PRIOR)
+            self.notes += notes_of_stored(self.latents, self.stored.bank.drawn.latents, prior)
         for note in self.notes:
             warnings.warn(note, UserWarning, stacklevel=2)
 
@@ -110,8 +122,8 @@ class Simulator:
 
     @functools.cached_property
     def has_density(self) -> bool:
-        """Whether the density of an outcome is known: nothing is integrated out, and its distributions have one."""
-        if self.integrated_out:
+        """Whether an outcome's density is known: nothing is integrated out or stored, its distributions have one."""
+        if self.integrated_out or self.stored is not None:
             return False
         num_trials = 1 if self.single else 3
         with seeded(0), torch.no_grad():
@@ -141,7 +153,7 @@ class Simulator:
 
     @torch.no_grad()
     def draw(self, num_datasets: int, num_trials: int) -> Simulations:
-        """Draws data sets with torch's global generator; those that fail are drawn anew.
+        """Draws data sets, of the stored ones where there are any, by torch's global generator; failed ones anew.
 
         Args:
             num_datasets: Data sets B.
@@ -157,12 +169,33 @@ class Simulator:
         if num_datasets < 1 or num_trials < 1 or (self.single and num_trials > 1):
             rule = "num_trials = 1, as the program has one observation" if self.single else "num_trials >= 1"
             raise ValueError(f"draw needs num_datasets >= 1 and {rule}; got {num_datasets} and {num_trials}")
+        if self.stored is not None:
+            return self.stored.draw(num_datasets, num_trials)
         return self._simulate(self._runs.draw_inputs(num_datasets, num_trials, self.mode))
+
+    def unseen(self, num_datasets: int, num_trials: int) -> Callable[[slice], Simulations]:
+        """Gives the data sets of a slice of 0..D - 1, for checks: new ones, or of those stored the ones held out."""
+        if self.stored is not None:
+            return self.stored.held_out(num_datasets, num_trials)
+        return lambda rows: self.draw(rows.stop - rows.start, num_trials)
 
     @torch.no_grad()
     def draw_at(self, x: Tensor, num_datasets: int) -> Simulations:
-        """Draws data sets that all have the inputs x `(n, D_x)`; those that fail are drawn anew, with other inputs."""
+        """Draws data sets that all have the inputs x `(n, D_x)`; those that fail are drawn anew, with other inputs.
+
+        Raises:
+            ValueError: If too many fail, or simulations are stored.
+        """
+        self.check_runs()
         return self._simulate(x.to(torch.get_default_device()).expand(num_datasets, *x.shape))
+
+    def check_runs(self) -> None:
+        """Raises ValueError where simulations are stored: those that the program gives may be others."""
+        if self.stored is not None:
+            raise ValueError(
+                "program must be run here, for its density or for new simulations; got stored simulations alone, which "
+                "are all that is known of it; pass program=pyro_arbuf.Simulator(program, inputs), which runs it"
+            )
 
     def _simulate(self, x: Tensor) -> Simulations:
         """Data sets with inputs `(B, n, D_x)`, and latents of the prior."""
@@ -190,8 +223,9 @@ class Simulator:
         Data sets that fail are drawn anew at the same latents.
 
         Raises:
-            ValueError: If too many fail, as for `draw`.
+            ValueError: If too many fail, as for `draw`, or simulations are stored.
         """
+        self.check_runs()
         home = torch.get_default_device()  # where the program makes its tensors
         latents, x = latents.to(home), x.to(home).expand(len(latents), *x.shape)
         y = self._outcomes(latents, x)
@@ -243,11 +277,13 @@ class Simulator:
         Raises:
             ValueError: If the outcome has no density, sites are integrated out, or a shape is wrong.
         """
+        self.check_runs()
         self._check_values(values, "joint density")
         if self.integrated_out:
+            remedy = to_have_a_density(self._runs, self.integrated_out)
             raise ValueError(
                 f"the density of the program needs all its sites; {in_short(self.integrated_out)} are integrated out "
-                f"by simulation, which has no density; {self._remedy_of_integrated_out()}"
+                f"by simulation, which has no density; {remedy}"
             )
         y = stack_sites(y, self.outcome)
         event = () if self.dim_y is None else (self.dim_y,)
@@ -256,19 +292,6 @@ class Simulator:
             want = f"({length if self.single else 'n'}, {self.dim_x}) and ({', '.join(map(str, (length, *event)))})"
             raise ValueError(f"x and y must have shapes {want}; got {tuple(x.shape)} and {tuple(y.shape)}")
         return self._log_density(values, x, y)
-
-    def _remedy_of_integrated_out(self) -> str:
-        """What to do where the density of all sites is needed: not all of them can be latents."""
-        with seeded(0):
-            traces = [probe(self._runs.program, self.inputs, n) for n in ((1, 1) if self.single else (3, 4))]
-        loops = drawn_in_a_loop(traces)
-        possible = [name for name in self.integrated_out if name not in loops and may_be_latent(name, traces)]
-        possible = [name for name in possible if not varies_in_shape(name, traces)]
-        if not possible:
-            return "write the program without them"
-        if len(possible) == len(self.integrated_out):
-            return "name them among latents=[...], or write the program without them"
-        return f"name {possible} among latents=[...], and write the program without the others"
 
     @torch.no_grad()
     def _log_density(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor | None) -> Tensor:

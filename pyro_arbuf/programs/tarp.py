@@ -155,7 +155,7 @@ def tarp(
         points = references.to(device)[:, None] / scale
         for truth, _, _, draws in known_posteriors(
             net,
-            lambda rows: simulator.draw(rows.stop - rows.start, trials),
+            simulator.unseen(num_datasets, trials),
             posterior or ArBufferPosterior,
             num_datasets,
             num_draws,

@@ -13,9 +13,9 @@ from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.programs.banks import kept_bank
 from pyro_arbuf.programs.configuration import program_config
-from pyro_arbuf.programs.program_batches import Bank, ProgramSource
+from pyro_arbuf.programs.program_batches import ProgramSource
 from pyro_arbuf.programs.reports import describe_training
-from pyro_arbuf.programs.same_law import Simulations, joined
+from pyro_arbuf.programs.same_law import Bank, Simulations, joined
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.truncated_prior import (
     TruncatedSimulator,
