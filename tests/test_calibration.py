@@ -1,6 +1,7 @@
 """Calibration of posteriors that are exact, or wrong on purpose: the conjugate Gaussian in place of a network's."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import gaussian_net
 import matplotlib.pyplot as plt
@@ -96,7 +97,9 @@ def test_ranks_count_the_draws_below_the_truth(net, monkeypatch):
     monkeypatch.setattr(
         calibration,
         "prior_simulator",
-        lambda *args: type("", (), {"draw": staticmethod(simulate), "log_prior": staticmethod(flat)}),
+        lambda *args: SimpleNamespace(
+            unseen=lambda _, n: lambda rows: simulate(rows.stop - rows.start, n), log_prior=flat
+        ),
     )
     result = calibrate(net, 4, num_draws=19, num_trials=2)
     assert result.ranks.tolist() == [[1, 4], [0, 19]] * 2 and result.num_draws == 19
@@ -125,7 +128,9 @@ def test_vector_latents_have_a_name_per_number(build_model, monkeypatch):
     monkeypatch.setattr(
         calibration,
         "prior_simulator",
-        lambda *args: type("", (), {"draw": staticmethod(simulate), "log_prior": staticmethod(flat)}),
+        lambda *args: SimpleNamespace(
+            unseen=lambda _, n: lambda rows: simulate(rows.stop - rows.start, n), log_prior=flat
+        ),
     )
     names = calibrate(net, 2, 9, 3).names
     assert names == ["rate", "shift[0]", "shift[1]", "share", "mix[0]", "mix[1]"]

@@ -14,18 +14,21 @@ import torch
 from outcome_programs import PROGRAMS
 from outcome_programs import inputs as some_inputs
 from program_cases import inputs, line, one_vector
-from series_programs import one_event
+from series_programs import markov_loop, one_event
 from torch import Tensor
 
 from pyro_arbuf import ArBufferPosterior, Simulator, amortize
 from pyro_arbuf.programs.calibration import calibrate
+from pyro_arbuf.programs.configuration import program_config
 from pyro_arbuf.programs.posterior_sbc import posterior_sbc
+from pyro_arbuf.programs.program_batches import ProgramSource
 from pyro_arbuf.programs.tarp import tarp
 from pyro_arbuf.random_state import seeded
 
 SIZES = {"width": 12, "num_layers": 1, "num_heads": 2, "mlp_width": 14, "embedding_width": 10, "num_frequencies": 3}
 SIZES |= {"head_width": 13, "num_components": 3, "num_y_frequencies": 2, "batch_size": 2, "steps": 3, "report": False}
 SIZE, TRIALS = 300, 8
+HELD_OUT = 60
 
 
 def stored(simulator: Simulator, size: int = SIZE) -> dict[str, Tensor]:
@@ -97,10 +100,10 @@ def test_scales_and_ranges_are_those_of_what_is_stored() -> None:
 
 def test_data_sets_for_training_and_checks_are_told_apart_and_none_comes_twice() -> None:
     simulator = Simulator(one_vector, simulations=stored_vectors())
-    assert len(simulator.stored) == SIZE and simulator.stored.num_held_out == 6
-    unseen = simulator.unseen(6, 1)
-    checked = torch.cat([unseen(slice(0, 4)).y, unseen(slice(4, 6)).y]).flatten()
-    assert len(checked.unique()) == 12
+    assert len(simulator.stored) == SIZE and simulator.stored.num_held_out == HELD_OUT
+    unseen = simulator.unseen(HELD_OUT, 1)
+    checked = torch.cat([unseen(slice(0, 40)).y, unseen(slice(40, HELD_OUT)).y]).flatten()
+    assert len(checked.unique()) == 2 * HELD_OUT
     assert not torch.isin(checked, simulator.draw(2000, 1).y).any()
 
 
@@ -168,6 +171,65 @@ def test_sites_that_are_integrated_out_and_shared_make_trials_dependent() -> Non
     assert simulator.trials == "exchangeable"
 
 
+def test_loop_is_a_series_and_one_observation_with_a_nuisance_is_one() -> None:
+    drawn = Simulator(markov_loop)
+    simulator = Simulator(markov_loop, simulations=stored(drawn))
+    assert simulator.trials == "series" and simulator.notes == ()
+
+    def seen_through_noise(x: Tensor) -> None:
+        theta = pyro.sample("theta", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        scale = pyro.sample("scale", dist.LogNormal(x.new_zeros(()), 0.1)).unsqueeze(-1)
+        pyro.sample("y", dist.Normal(theta, scale).to_event(1))
+
+    simulator = Simulator(seen_through_noise, latents=["theta"], simulations=stored_vectors())
+    assert simulator.trials == "vector" and simulator.single
+
+
+def test_series_with_its_stored_index_has_the_sizes_of_one_without() -> None:
+    simulations = stored(Simulator(one_event))
+    index = torch.arange(float(TRIALS))[:, None].expand(SIZE, -1, 1)
+    options = SIZES | {"num_frequencies": 64}
+    own = amortize(one_event, simulations=simulations, num_context=(0, TRIALS), **options).config
+    other = amortize(one_event, simulations=simulations | {"inputs": index}, num_context=(0, TRIALS), **options).config
+    assert (own.lag_column, own.max_frequency, own.x_range) == (other.lag_column, other.max_frequency, other.x_range)
+    assert own.lag_column == 0
+
+
+def test_contexts_of_data_are_as_large_as_the_data_sets_allow() -> None:
+    simulator = Simulator(line, simulations=stored_lines())
+    config = program_config(simulator, (0, TRIALS), buffer_size=4)
+    source = ProgramSource(simulator.stored.bank, config, batch_size=2)
+    found = set()
+    for step in range(300):
+        batch = source.batch(step)
+        if batch.x_buffer.shape[1] and (batch.x_buffer[..., -1] == 0).all():  # slots are trials
+            found.add(int((batch.x_context[0, :, -1] == 0).sum()))
+    assert found == set(range(TRIALS - 1))
+
+
+def test_trials_of_a_grid_are_taken_from_all_of_it() -> None:
+    x = torch.linspace(0, 10, TRIALS)[:, None].expand(SIZE, -1, 1)
+    simulations = stored_lines() | {"inputs": x}
+    simulations["y"] = simulations["slope"][:, None] * x[..., 0]
+    simulator = Simulator(line, simulations=simulations)
+    config = program_config(simulator, (0, 3))
+    assert config.x_range[0] < 0.1 and config.x_range[1] > 9.9
+    for drawn in (simulator.draw(200, 2), simulator.unseen(50, 2)(slice(0, 50))):
+        assert drawn.x.min() < 0.1 and drawn.x.max() > 9.9
+        assert torch.allclose(drawn.y[..., 0], drawn.latents[:, :1] * drawn.x[..., 0], atol=1e-5)
+
+
+def test_what_is_held_out_does_not_depend_on_the_order_or_on_a_further_data_set() -> None:
+    simulations = stored_vectors()
+    turned = {name: value.flip(0) for name, value in simulations.items()}
+    more = {name: torch.cat([value, value[:1] + 0.5]) for name, value in simulations.items()}
+    own, again, longer = (
+        Simulator(one_vector, simulations=each).stored.bank.held_out.y for each in (simulations, turned, more)
+    )
+    assert torch.equal(own, again) and torch.isin(longer, own).double().mean() > 0.95
+    assert own.mean().abs() < 0.5 and 0.7 < own.std() < 1.7
+
+
 # Resuming
 
 
@@ -175,9 +237,9 @@ def test_run_goes_on_with_the_same_simulations_alone(tmp_path: Path) -> None:
     simulations = stored_vectors()
     vectors_net(simulations, folder=tmp_path)
     vectors_net(simulations, folder=tmp_path, steps=5, resume=True)
-    simulations["y"] = simulations["y"] + 1
-    with pytest.raises(ValueError, match=r"simulations must be those that the run in .* was begun with"):
-        vectors_net(simulations, folder=tmp_path, steps=6, resume=True)
+    for name in simulations:
+        with pytest.raises(ValueError, match=r"simulations must be those that the run in .* was begun with"):
+            vectors_net(simulations | {name: -simulations[name]}, folder=tmp_path, steps=6, resume=True)
     with pytest.raises(ValueError, match=r"must hold the simulations that are asked for"):
         vectors_net(stored_vectors(SIZE + 50), folder=tmp_path, steps=6, resume=True)
 
@@ -189,15 +251,17 @@ def test_report_is_of_data_sets_that_are_held_out(capsys: pytest.CaptureFixture)
     vectors_net(stored_vectors(), report=True)
     said = capsys.readouterr().out
     assert f"{SIZE} fixed data sets that are given" in said and "Data sets are those that were given" in said
-    assert "calibration, 6 data sets of 1" in said
+    assert f"calibration, {HELD_OUT} data sets of 1" in said
 
 
 def test_checks_of_more_than_are_held_out_are_refused() -> None:
     net = vectors_net(stored_vectors())
-    with pytest.raises(ValueError, match=r"num_datasets must be at most 6, .* held out; got 7; store more"):
-        calibrate(net, 7)
-    assert len(calibrate(net, 6).ranks) == 6
-    assert len(tarp(net, 6, num_references=3).ranks) == 6
+    with pytest.raises(ValueError, match=r"num_datasets must be at most 60, .* held out; got 61; use num_datas"):
+        calibrate(net, 61)
+    with pytest.raises(ValueError, match=r"num_trials must be 1|num_trials must be at most 1, .*got 2"):
+        calibrate(net, num_trials=2)
+    assert len(calibrate(net).ranks) == len(tarp(net, num_references=3).ranks) == HELD_OUT
+    assert len(calibrate(net, 7).ranks) == 7
 
 
 def test_checks_that_simulate_anew_need_the_program() -> None:
@@ -237,9 +301,16 @@ def test_simulations_that_failed_are_left_out_and_told() -> None:
     simulations = stored_vectors()
     simulations["y"][:20, 1] = torch.nan
     simulations["theta"][-1, 0] = torch.inf
-    with pytest.warns(UserWarning, match=r"21 of 300 stored simulations hold numbers that are not finite"):
+    with pytest.warns(UserWarning, match=r"21 of 300 stored simulations hold a number that is not finite"):
         simulator = Simulator(one_vector, simulations=simulations)
     assert len(simulator.stored) == SIZE - 21 and simulator.stored.bank.drawn.y.isfinite().all()
+
+    lines = stored_lines()
+    lines["inputs"][:10], lines["y"][:10] = torch.nan, torch.nan
+    lines["noise"][-5:] = 0.0  # rounded to the bound
+    with pytest.warns(UserWarning, match=r"15 of 300 stored simulations hold .* or a latent at a bound"):
+        net = amortize(line, simulations=lines, num_context=(0, 5), **SIZES)
+    assert len(net.simulator.stored) == SIZE - 15
 
 
 @pytest.mark.parametrize(
@@ -251,16 +322,19 @@ def test_simulations_that_failed_are_left_out_and_told() -> None:
             lambda s: s.update(slope=s["slope"][:, None]),
             r"simulations\['slope'\] must have shape \(300,\), .*; got \(300, 1\)",
         ),
-        "other number": (lambda s: s.update(slope=s["slope"][1:]), r"simulations\['slope'\] must have shape \(300,\)"),
+        "other number": (
+            lambda s: s.update(slope=s["slope"][1:]),
+            r"the same number of data sets S at every site; got .*'slope': 299",
+        ),
         "support": (
             lambda s: s["noise"].neg_(),
             r"simulations\['noise'\] must lie in the support of its prior, .*in 300 of 300 data sets",
         ),
         "outcome": (
             lambda s: s.update(y=s["y"][:, 0]),
-            r"simulations\['y'\] must have shape \(S, n\), the same S and n, at least 2, as the others; got \(300,\)",
+            r"simulations\['y'\] must have shape \(S, n\), n at least 2 .*; got \(300,\)",
         ),
-        "one trial": (lambda s: s.update(y=s["y"][:, :1]), r"must have shape \(S, n\), the same S and n, at least 2"),
+        "one trial": (lambda s: s.update(y=s["y"][:, :1]), r"must have shape \(S, n\), n at least 2"),
         "inputs": (
             lambda s: s.update(inputs=s["inputs"][..., 0]),
             r"simulations\['inputs'\] must have shape \(S, n, D_x\), .*; got \(300, 8\)",
@@ -271,13 +345,13 @@ def test_simulations_that_failed_are_left_out_and_told() -> None:
         ),
         "words": (
             lambda s: s.update(y=[["a"] * 8] * 300),
-            r"simulations\['y'\] must be a tensor or an array of numbers; got list",
+            r"simulations\['y'\] must be numbers, one row of one length .*; got list",
         ),
         "ragged": (
             lambda s: s.update(y=[[1.0], [1.0, 2.0]]),
-            r"simulations\['y'\] must be a tensor or an array of numbers; got list",
+            r"simulations\['y'\] must be numbers, one row of one length .*; got list",
         ),
-        "none finite": (lambda s: s["y"].fill_(torch.nan), r"at least 2 data sets of finite numbers, .*got 0 of 300"),
+        "none finite": (lambda s: s["y"].fill_(torch.nan), r"at least 100 data sets of finite numbers; got 0 of 300"),
     }.values(),
 )
 def test_wrong_simulations_are_errors(change: Callable, message: str) -> None:
@@ -304,7 +378,7 @@ def test_what_asks_for_other_simulations_is_refused() -> None:
 
 
 def test_larger_contexts_than_are_stored_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"num_trials must be at most 8, .*got 9; use num_context=\(0, 8\) or fewer"):
+    with pytest.raises(ValueError, match=r"num_context must end at the 8 trials .*got 9; use num_context=\(0, 8\)"):
         amortize(line, simulations=stored_lines(), num_context=(0, 9), **SIZES)
 
 

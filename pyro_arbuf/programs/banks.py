@@ -42,7 +42,7 @@ def kept_bank(
     path = folder / BANK
     if resume and path.exists():
         bank = _read(path, asked)
-        if stored is not None and not torch.equal(bank.drawn.y, stored.bank.drawn.y):
+        if stored is not None and not _same(bank, stored.bank):
             raise ValueError(
                 f"simulations must be those that the run in {folder} was begun with, to go on with it; got others; "
                 "give those, or start without resume"
@@ -55,6 +55,12 @@ def kept_bank(
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     write_atomically(path, lambda file: save_file(tensors, file, metadata={"asked": json.dumps(asked)}))
     return bank
+
+
+def _same(one: Bank, other: Bank) -> bool:
+    """Whether two banks hold the same numbers."""
+    pairs = [(a, b) for parts in zip(one, other, strict=True) for a, b in zip(*parts, strict=True)]
+    return all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 
 
 def _read(path: Path, asked: dict[str, int]) -> Bank:

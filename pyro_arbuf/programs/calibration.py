@@ -15,7 +15,15 @@ from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import Locations, latent_locations, pad_outcome
-from pyro_arbuf.programs.known_truth import Known, Posterior, check_sizes, known_posteriors, simulating, trained_trials
+from pyro_arbuf.programs.known_truth import (
+    DATASETS,
+    Known,
+    Posterior,
+    check_sizes,
+    known_posteriors,
+    simulating,
+    trained_trials,
+)
 from pyro_arbuf.programs.ranks import (
     LEVELS,
     central_coverage,
@@ -131,7 +139,7 @@ class Calibration(NamedTuple):
 @torch.no_grad()
 def calibrate(
     net: ArBufferModel,
-    num_datasets: int = 500,
+    num_datasets: int | None = None,
     num_draws: int = 99,
     num_trials: int | None = None,
     program: Program | Simulator | None = None,
@@ -146,7 +154,7 @@ def calibrate(
 
     Args:
         net: A network with latents.
-        num_datasets: Data sets D drawn from the prior.
+        num_datasets: Data sets D drawn from the prior; `None` = 500, of stored simulations at most those held out.
         num_draws: Posterior draws per data set; one less than a multiple of 20 fills the bins evenly.
         num_trials: Trials per data set; `None` = the largest trained number.
         program: The program, or a Simulator of it, which holds its inputs too; `None` = the one the network was trained
@@ -169,11 +177,18 @@ def calibrate(
         sensitivity".
     """
     trials = trained_trials(net.config) if num_trials is None else num_trials
-    check_sizes(seed, posterior, num_datasets=num_datasets, num_draws=num_draws, num_trials=trials)
+    check_sizes(
+        seed,
+        posterior,
+        num_datasets=DATASETS if num_datasets is None else num_datasets,
+        num_draws=num_draws,
+        num_trials=trials,
+    )
     check_count("num_orders", num_orders)
     if posterior is not None and num_orders > 1:
         raise ValueError(f"num_orders is for the network's own posterior; got {num_orders} and a posterior; leave it 1")
     simulator = prior_simulator(net, program)
+    num_datasets = simulator.most_unseen(DATASETS) if num_datasets is None else num_datasets
     net = net.in_units()  # the program's
     orders = random_orders(net.config.num_latents, num_orders) if num_orders > 1 else None
     own = posterior or (lambda context: ArBufferPosterior(context, orders))

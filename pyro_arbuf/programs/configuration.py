@@ -114,7 +114,7 @@ def program_config(simulator: Simulator, num_context: tuple[int, int], prior: st
         rule = "(0, 1) for a program of one observation" if simulator.single else "(0, n) with n >= 1"
         raise ValueError(f"num_context must be {rule}; got {num_context}")
     if simulator.stored is not None:
-        simulator.stored.check_trials(num_context[1])
+        simulator.stored.check_context(num_context[1])
     ahead = sizes.get("buffer_size", 16) if simulator.trials == "series" else 0
     measured = _measure(simulator, num_context[1], ahead)
     num_latents = sum(latent.size for latent in simulator.latents)

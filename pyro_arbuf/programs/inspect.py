@@ -124,7 +124,9 @@ def inspect_program(
             dependence = find_dependence(runs, traces, PROBES, mode)
         else:
             drawn, mode_reason = stored.draw(NUM_FOR_SCALES["inputs"], stored.num_trials), GIVEN
-            dependence = Dependence(shared=tuple(outside_trials(runs, traces, PROBES)))
+            inputs = stored.inputs
+            together = () if sites.trials in ("series", "vector") else outside_trials(runs, traces, PROBES)
+            dependence = Dependence(shared=tuple(together))
         found = standardised(found, drawn.latents) if found and drawn is not None else ()
         notes = program_notes(runs, traces, PROBES, dependence, latents is None)
         notes = notes if drawn is None else (*notes, *whole_number_notes(sites, drawn.y))

@@ -17,6 +17,7 @@ from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.random_state import seeded
 
 BATCH = 25  # data sets at a time
+DATASETS = 500  # of a check
 
 
 class Law(Protocol):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import pad_outcome
-from pyro_arbuf.programs.same_law import Bank, Simulations, hold_out, joined
+from pyro_arbuf.programs.same_law import Bank, Simulations, hold_out, joined, some_trials
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.training.sources import (
@@ -51,7 +51,7 @@ def make_bank(simulator: Simulator, num_simulations: int, num_trials: int, seed:
         raise ValueError(f"num_simulations must be at least 2, one of them held out; got {num_simulations}")
     with seeded(seed):
         drawn = draw_designs(simulator, num_simulations, num_trials)
-    return hold_out(drawn)
+    return hold_out(drawn, max(1, min(1000, num_simulations // 50)))
 
 
 def draw_designs(simulator: Simulator, num_datasets: int, num_trials: int) -> Simulations:
@@ -72,18 +72,13 @@ def draw_simulations(source: Simulator | Bank, num_datasets: int, num_trials: in
             program whose inputs stand in an order, come in random order: the first ones become the context.
     """
     if isinstance(source, Simulator):
-        latents, x, y = source.draw(num_datasets, num_trials)
+        drawn = source.draw(num_datasets, num_trials)
         if not source.has_ordered_inputs:
-            return Simulations(latents, x, y)
+            return drawn
     else:
         rows = torch.randint(len(source.drawn.latents), (num_datasets,))
-        latents, x, y = (part[rows] for part in source.drawn)
-    if series:
-        x, y = x[:, :num_trials], y[:, :num_trials]
-    elif x.shape[1] > 1:
-        trials = torch.rand(x.shape[:2]).argsort(1)[:, :num_trials, None]  # exchangeable: any order
-        x, y = (t.gather(1, trials.expand(-1, -1, t.shape[-1])) for t in (x, y))
-    return Simulations(latents, x, y)
+        drawn = Simulations(*(part[rows] for part in source.drawn))
+    return some_trials(drawn, num_trials, series)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +148,8 @@ class ProgramSource:
             if single:
                 return _prefix_free_batch(self._draw(self.batch_size, 1), config, num_given)
             num_given = num_latents if asks_likelihood else num_given
-            num_slots = min(config.buffer_size, max(1, self._num_trials // 2))
-            num_fresh = min(self.num_targets, max(1, self._num_trials // 4))
-            num_context = min(num_context, self._num_trials - num_slots - num_fresh)
+            num_context = min(num_context, self._num_trials - 2)
+            num_slots = min(config.buffer_size, max(1, (self._num_trials - num_context) // 2))
             drawn = self._draw(self.batch_size, num_context + num_slots + self.num_targets)
             return _data_batch(drawn, config, num_context, num_given, num_slots)
 

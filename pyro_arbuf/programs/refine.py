@@ -14,6 +14,7 @@ from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.programs.configuration import check_program, outcome_names
+from pyro_arbuf.programs.runs import continued
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.random_state import seeded
 from pyro_arbuf.workflow.posterior_draws import data_set, given_latents, systematic_resample
@@ -173,7 +174,7 @@ def context_simulator(program: Program, context: Context) -> Simulator:
     series = context.model.config.sequential
 
     def inputs(num_trials: int) -> Tensor:
-        rows = _continued(x, num_trials) if series else x[torch.arange(num_trials) % len(x)]
+        rows = continued(x, num_trials) if series else x[torch.arange(num_trials) % len(x)]
         return rows.to(torch.get_default_device())
 
     with warnings.catch_warnings():
@@ -181,13 +182,6 @@ def context_simulator(program: Program, context: Context) -> Simulator:
         simulator = Simulator(program, inputs, context.model.latents, outcome_names(context.model.config))
     check_program(simulator, context.model.config)
     return simulator
-
-
-def _continued(x: Tensor, num_trials: int) -> Tensor:
-    """So many rows of inputs `(n, D_x)`, those after the last one by the last step: a program may need them to grow."""
-    step = x[-1] - x[-2] if len(x) > 1 else torch.ones_like(x[-1])
-    after = torch.arange(1, max(0, num_trials - len(x)) + 1, dtype=x.dtype, device=x.device)
-    return torch.cat([x[:num_trials], x[-1] + after[:, None] * step])
 
 
 @torch.no_grad()

@@ -214,7 +214,7 @@ def _measures(
     """What can be measured on a network, by name: each returns a text, and a verdict or nothing."""
     found: dict[str, Callable[[], tuple[str, str]]] = {}
     if net.config.latents:
-        number = REPORT_DATASETS if simulator.stored is None else min(REPORT_DATASETS, simulator.stored.num_held_out)
+        number = simulator.most_unseen(REPORT_DATASETS)
         found["calibration"] = partial(_report_calibration, net, number, rise, train_longer)
         found["self-consistency"] = partial(_report_consistency, net, simulator)
     if not net.config.sequential and net.config.num_context[1] >= 4:

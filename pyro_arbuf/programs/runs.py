@@ -61,6 +61,13 @@ def trace_until(program: Program, names: Collection[str], x: Tensor) -> poutine.
     return handler.trace
 
 
+def continued(x: Tensor, num_trials: int) -> Tensor:
+    """So many rows of inputs `(n, D_x)`, those after the last one by the last step: a program may need them to grow."""
+    step = x[-1] - x[-2] if len(x) > 1 else torch.ones_like(x[-1])
+    after = torch.arange(1, max(0, num_trials - len(x)) + 1, dtype=x.dtype, device=x.device)
+    return torch.cat([x[:num_trials], x[-1] + after[:, None] * step])
+
+
 def run_program(
     program: Program,
     x: Tensor,

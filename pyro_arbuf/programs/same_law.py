@@ -33,10 +33,20 @@ class Bank(NamedTuple):
     held_out: Simulations
 
 
-def hold_out(drawn: Simulations) -> Bank:
-    """Divides data sets: the first 2 %, at least 1 and at most 1,000, are held out."""
-    held_out = max(1, min(1000, len(drawn.latents) // 50))
-    return Bank(*(Simulations(*(part[rows] for part in drawn)) for rows in (slice(held_out, None), slice(held_out))))
+def hold_out(drawn: Simulations, number: int) -> Bank:
+    """Divides data sets: the first ones are held out."""
+    return Bank(*(Simulations(*(part[rows] for part in drawn)) for rows in (slice(number, None), slice(number))))
+
+
+def some_trials(drawn: Simulations, num_trials: int, series: bool) -> Simulations:
+    """Some trials of each data set: the first ones of a series, else random ones in random order."""
+    latents, x, y = drawn
+    if series:
+        return Simulations(latents, x[:, :num_trials], y[:, :num_trials])
+    if x.shape[1] > 1:
+        trials = torch.rand(x.shape[:2]).argsort(1)[:, :num_trials, None]  # exchangeable: any order
+        x, y = (t.gather(1, trials.expand(-1, -1, t.shape[-1])) for t in (x, y))
+    return Simulations(latents, x, y)
 
 
 def joined(parts: Sequence[Simulations]) -> Simulations:

@@ -55,8 +55,8 @@ class Simulator:
             its own or all with the same, if shapes, densities and moments are those of single runs. A RuntimeError,
             ValueError, IndexError or TypeError means one by one; `mode_reason` says what was found.
         simulations: Data sets that are stored already, S of them, by site: latents in their own supports `(S, *shape)`,
-            the outcome `(S, n)` or `(S, n, d)`, of one observation without n, and `"inputs"` `(S, n, D_x)` where the
-            program reads any. Data sets are drawn from these, and the program is run a few times, for its sites.
+            outcomes `(S, n)` or `(S, n, d)`, of one observation without n, and `"inputs"` `(S, n, D_x)`, if any.
+            Data sets are drawn from these, and the program is run a few times, for its sites.
 
     Attributes:
         latents: Standardised by prior draws.
@@ -179,13 +179,13 @@ class Simulator:
             return self.stored.held_out(num_datasets, num_trials)
         return lambda rows: self.draw(rows.stop - rows.start, num_trials)
 
+    def most_unseen(self, number: int) -> int:
+        """So many data sets for checks, or fewer where fewer are held out."""
+        return number if self.stored is None else min(number, self.stored.num_held_out)
+
     @torch.no_grad()
     def draw_at(self, x: Tensor, num_datasets: int) -> Simulations:
-        """Draws data sets that all have the inputs x `(n, D_x)`; those that fail are drawn anew, with other inputs.
-
-        Raises:
-            ValueError: If too many fail, or simulations are stored.
-        """
+        """Draws data sets at inputs x `(n, D_x)`, failed ones anew with others; not where simulations are stored."""
         self.check_runs()
         return self._simulate(x.to(torch.get_default_device()).expand(num_datasets, *x.shape))
 

@@ -14,12 +14,13 @@ from torch import Tensor
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.outcomes import outcome_of
 from pyro_arbuf.programs.outcome import ProgramOutcome
-from pyro_arbuf.programs.runs import Inputs
-from pyro_arbuf.programs.same_law import Bank, Simulations, hold_out
-from pyro_arbuf.random_state import seeded
+from pyro_arbuf.programs.runs import Inputs, continued
+from pyro_arbuf.programs.same_law import Bank, Simulations, hold_out, some_trials
+from pyro_arbuf.programs.sites import in_short
 
 INPUTS = "inputs"
-FEWEST = 2
+FEWEST, FEWEST_TRIALS = 100, 2
+HELD_OUT, FEWEST_HELD_OUT, MOST_HELD_OUT = 0.02, 100, 1000  # the second, or a fifth where there are few
 LARGEST_DISTANCE = 2.7  # of two distribution functions, times sqrt(nm / (n + m)): beyond it in 1 of 10^6 cases
 OTHER_PRIOR = (
     "The stored values of latent {name!r} have another distribution than the program's prior (their distribution "
@@ -34,9 +35,11 @@ class StoredSimulations:
 
     Attributes:
         bank: Both.
+        series: Whether trials keep their order; else fewer of them are random ones.
     """
 
     bank: Bank
+    series: bool
 
     def __len__(self) -> int:
         return sum(len(part.latents) for part in self.bank)
@@ -51,15 +54,23 @@ class StoredSimulations:
         """Trials of each data set."""
         return self.bank.drawn.x.shape[1]
 
+    def inputs(self, num_trials: int) -> Tensor:
+        """Inputs `(n, D_x)` of one data set; of a series those after its last trial go on by the last step."""
+        x = self.bank.drawn.x
+        row = torch.randint(len(x), (1,))
+        if self.series or num_trials > self.num_trials:
+            return continued(x[row][0], num_trials)
+        return some_trials(Simulations(*(part[row] for part in self.bank.drawn)), num_trials, False).x[0]
+
     def draw(self, num_datasets: int, num_trials: int) -> Simulations:
-        """Random ones of those to train on, the first trials of each.
+        """Random ones of those to train on.
 
         Raises:
             ValueError: If they have fewer trials.
         """
-        self.check_trials(num_trials)
+        self._check_trials(num_trials)
         rows = torch.randint(len(self.bank.drawn.latents), (num_datasets,))
-        return _some(self.bank.drawn, rows, num_trials)
+        return some_trials(Simulations(*(part[rows] for part in self.bank.drawn)), num_trials, self.series)
 
     def held_out(self, num_datasets: int, num_trials: int) -> Callable[[slice], Simulations]:
         """Gives the data sets of a slice of 0..D - 1: those that are held out, in a random order, none twice.
@@ -67,30 +78,33 @@ class StoredSimulations:
         Raises:
             ValueError: If there are fewer, or they have fewer trials.
         """
-        self.check_trials(num_trials)
+        self._check_trials(num_trials)
         if num_datasets > self.num_held_out:
             raise ValueError(
                 f"num_datasets must be at most {self.num_held_out}, the stored simulations that are held out; got "
-                f"{num_datasets}; store more, or pass program=pyro_arbuf.Simulator(program, inputs), for new ones"
+                f"{num_datasets}; use num_datasets={self.num_held_out}, or store more"
             )
-        order = torch.randperm(self.num_held_out)
-        return lambda rows: _some(self.bank.held_out, order[rows], num_trials)
+        order, held_out = torch.randperm(self.num_held_out), self.bank.held_out
+        return lambda rows: some_trials(Simulations(*(p[order[rows]] for p in held_out)), num_trials, self.series)
 
-    def check_trials(self, num_trials: int) -> None:
-        """Raises ValueError if a data set has fewer trials."""
+    def check_context(self, num_context: int) -> None:
+        """Raises ValueError if a context of so many trials is larger than a data set."""
+        if num_context > self.num_trials:
+            raise ValueError(
+                f"num_context must end at the {self.num_trials} trials of a stored simulation, or before; got "
+                f"{num_context}; use num_context=(0, {self.num_trials})"
+            )
+
+    def _check_trials(self, num_trials: int) -> None:
         if num_trials > self.num_trials:
             raise ValueError(
                 f"num_trials must be at most {self.num_trials}, the trials of a stored simulation; got {num_trials}; "
-                f"use num_context=(0, {self.num_trials}) or fewer"
+                f"use num_trials={self.num_trials}"
             )
 
 
-def _some(drawn: Simulations, rows: Tensor, num_trials: int) -> Simulations:
-    return Simulations(drawn.latents[rows], drawn.x[rows, :num_trials], drawn.y[rows, :num_trials])
-
-
 def stored_inputs(simulations: Mapping[str, object]) -> Inputs | None:
-    """Draws inputs as those of a stored data set, again from its first trial where more are asked; `None` = none.
+    """Draws inputs as those of a stored data set, as long as nothing is known of the program; `None` = none stored.
 
     Raises:
         ValueError: If they are no `(S, n, D_x)`.
@@ -102,21 +116,24 @@ def stored_inputs(simulations: Mapping[str, object]) -> Inputs | None:
         )
     if INPUTS not in simulations:
         return None
-    x = _numbers(INPUTS, simulations[INPUTS]).float()
+    x = _numbers(INPUTS, simulations[INPUTS]).float().to(torch.get_default_device())
     if x.dim() != 3 or not x.numel():
         raise ValueError(
             f"simulations[{INPUTS!r}] must have shape (S, n, D_x), the inputs of n trials of each of S data sets; got "
             f"{tuple(x.shape)}; use .unsqueeze(-1) for one column, and .expand(S, n, D_x) for the same in all of them"
         )
-    return lambda num_trials: x[torch.randint(len(x), ())][torch.arange(num_trials) % x.shape[1]]
+    x = x[x.isfinite().flatten(1).all(1)]
+    if not len(x):
+        raise ValueError(f"simulations[{INPUTS!r}] must be finite in some data sets; got none; store finite inputs")
+    return lambda num_trials: continued(x[torch.randint(len(x), (1,))][0], num_trials)
 
 
 def read_simulations(
     simulations: Mapping[str, object], latents: tuple[Latent, ...], outcome: ProgramOutcome, inputs: Inputs
 ) -> StoredSimulations:
-    """Reads what a user has stored; a fiftieth, at least 1 and at most 1,000, is held out at random.
+    """Reads what a user has stored; a part is held out, which depends on what the data sets hold, not on their order.
 
-    Data sets with a number that is not finite are left out, with a warning.
+    Data sets with a number that is not finite, or a latent at a bound of its support, are left out, with a warning.
 
     Args:
         simulations: By site, S data sets each: latents in their own supports `(S, *shape)`, outcomes `(S, n)` or
@@ -128,38 +145,31 @@ def read_simulations(
     Raises:
         ValueError: If a site is missing or unknown, or has another shape or values than the program says.
     """
-    names = [*(latent.name for latent in latents), *outcome.names]
-    unknown = [name for name in simulations if name not in (*names, INPUTS)]
-    missing = [name for name in names if name not in simulations]
-    if missing or unknown:
-        raise ValueError(
-            f"simulations must hold the program's latents and outcome, {names}, and {INPUTS!r} if it reads any; "
-            f"missing {missing}, unknown {unknown}; rename them, or choose others by latents=[...] and outcome="
-        )
-    values = {name: _numbers(name, value) for name, value in simulations.items()}
-    size = len(values[names[-1]])
+    values = _values(simulations, [*(latent.name for latent in latents), *outcome.names])
+    size = len(values[outcome.names[0]])
     y, num_trials = _outcomes({name: values[name] for name in outcome.names}, outcome, size)
     theta = [_unconstrained(latent, values[latent.name], size) for latent in latents]
     numbers = torch.cat(theta, -1).float() if theta else y.new_zeros(size, 0)
     drawn = Simulations(numbers, _inputs(values.get(INPUTS), inputs, size, num_trials), y)
     finite = torch.stack([part.isfinite().flatten(1).all(1) for part in drawn]).all(0)
-    if int(finite.sum()) < FEWEST:
+    count = int(finite.sum())
+    if count < FEWEST:
         raise ValueError(
-            f"simulations must hold at least {FEWEST} data sets of finite numbers, one of them held out; got "
-            f"{int(finite.sum())} of {size}"
+            f"simulations must hold at least {FEWEST} data sets of finite numbers; got {count} of {size}; store more"
         )
-    if not bool(finite.all()):
+    if count < size:
         warnings.warn(
-            f"{int((~finite).sum())} of {size} stored simulations hold numbers that are not finite, and are left out; "
-            "the posterior is then one given that a simulation does not fail.",
+            f"{size - count} of {size} stored simulations hold a number that is not finite, or a latent at a bound of "
+            "its support, and are left out; the posterior is then one given that a simulation does not fail.",
             UserWarning,
             stacklevel=2,
         )
+    drawn = Simulations(*(part[finite] for part in drawn))
+    order = _hash(drawn).argsort(stable=True)
+    held_out = min(MOST_HELD_OUT, max(int(HELD_OUT * count), min(FEWEST_HELD_OUT, count // 5)))
     home = torch.get_default_device()
-    with seeded(0):
-        rows = finite.nonzero().squeeze(1)
-        rows = rows[torch.randperm(len(rows))]
-    return StoredSimulations(hold_out(Simulations(*(part[rows.to(part.device)].to(home) for part in drawn))))
+    bank = hold_out(Simulations(*(part[order].to(home) for part in drawn)), held_out)
+    return StoredSimulations(bank, outcome.trials == "series")
 
 
 def notes_of_stored(latents: tuple[Latent, ...], stored: Tensor, prior: Tensor) -> tuple[str, ...]:
@@ -187,36 +197,70 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return (shares[0] - shares[1]).abs().max().item()
 
 
+def _values(simulations: Mapping[str, object], names: list[str]) -> dict[str, Tensor]:
+    """Numbers by site, and of the inputs, all of one size."""
+    unknown = [name for name in simulations if name not in (*names, INPUTS)]
+    missing = [name for name in names if name not in simulations]
+    if missing or unknown:
+        raise ValueError(
+            f"simulations must hold the latents and the outcome, {names}, and may hold {INPUTS!r}; missing {missing}, "
+            f"unknown {in_short(unknown)}; rename these or leave them out, and stack trials of a loop"
+        )
+    values = {name: _numbers(name, value) for name, value in simulations.items()}
+    sizes = {name: len(value) for name, value in values.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"simulations must hold the same number of data sets S at every site; got {sizes}; the first dimension is S"
+        )
+    return values
+
+
+def _hash(drawn: Simulations) -> Tensor:
+    """A pseudo-random integer `(S,)` for each data set, a function of its latents and outcomes alone."""
+    numbers = torch.cat([drawn.latents, drawn.y.flatten(1)], 1).contiguous()
+    factors = 2 * (torch.arange(1, numbers.shape[1] + 1, device=numbers.device) * 2654435761) + 1
+    found = (numbers.view(torch.int32).long() * factors).sum(1)
+    for shift in (30, 27):
+        found = (found ^ (found >> shift)) * 0x3F58476D1CE4E5B9
+    return found ^ (found >> 31)
+
+
 def _numbers(name: str, value: object) -> Tensor:
     try:
         numbers = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError):
+        kind = f"{type(value).__name__} of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
         raise ValueError(
-            f"simulations[{name!r}] must be a tensor or an array of numbers; got {type(value).__name__}, which is none "
-            f"({error}); use one row for each data set, all of one length"
+            f"simulations[{name!r}] must be numbers, one row of one length for each data set; got {kind}; use "
+            "np.asarray(values, dtype=np.float32)"
         ) from None
-    if numbers.is_complex() or not numbers.dim():
+    if numbers.is_complex() or not numbers.dim() or numbers.layout != torch.strided:
         raise ValueError(
             f"simulations[{name!r}] must be real numbers, one row for each data set; got {numbers.dtype} of shape "
-            f"{tuple(numbers.shape)}"
+            f"{tuple(numbers.shape)} ({numbers.layout}); use a dense tensor"
         )
     return numbers.cpu()
 
 
 def _unconstrained(latent: Latent, value: Tensor, size: int) -> Tensor:
+    """Unconstrained numbers `(S, P_l)`, NaN where the value is at a bound of the support or not finite."""
     if value.shape != (size, *latent.shape):
         raise ValueError(
             f"simulations[{latent.name!r}] must have shape {(size, *latent.shape)}, the latent of each data set; got "
-            f"{tuple(value.shape)}"
+            f"{tuple(value.shape)}; use .squeeze(-1) or .reshape"
         )
-    value = value.double()
-    wrong = ~latent.contains(value) & value.isfinite().reshape(size, -1).all(1).reshape(size)
+    value = value.float()
+    bounds = (0.0,) if latent.simplex else (latent.lower, latent.upper)
+    at_bound = torch.stack([value == bound for bound in bounds if bound is not None] or [value != value]).any(0)
+    failed = (at_bound | ~value.isfinite()).reshape(size, -1).any(1)
+    wrong = ~latent.contains(value) & ~failed
     if bool(wrong.any()):
+        got = f"{value[wrong][0].tolist()} in {int(wrong.sum())} of {size} data sets"
         raise ValueError(
-            f"simulations[{latent.name!r}] must lie in the support of its prior, as {latent.support} says; got "
-            f"{value[wrong][0].tolist()} in {int(wrong.sum())} of {size} data sets; store values, not transformed ones"
+            f"simulations[{latent.name!r}] must lie in the support of its prior, {latent.support}; got {got}; store "
+            f"{'rows divided by their sums' if latent.simplex else 'values, not transformed ones'}"
         )
-    return latent.unconstrain(value)
+    return latent.unconstrain(value).masked_fill(failed[:, None], torch.nan)
 
 
 def _outcomes(values: Mapping[str, Tensor], outcome: ProgramOutcome, size: int) -> tuple[Tensor, int]:
@@ -225,18 +269,19 @@ def _outcomes(values: Mapping[str, Tensor], outcome: ProgramOutcome, size: int) 
     for site in outcome.sites:
         value, kind = values[site.name], outcome_of(site.kind)
         want = (size, *(trials[0] if trials else ()), *site.shape)
-        if value.shape != want or (trials and (not trials[0] or trials[0][0] < FEWEST)):
-            words = ("S", *(() if outcome.single else ("n",)), *map(str, site.shape))
+        if value.shape != want or (trials and not (trials[0] and trials[0][0] >= FEWEST_TRIALS)):
+            words = ", ".join(("S", *(() if outcome.single else ("n",)), *map(str, site.shape)))
+            rule = "" if outcome.single else f", n at least {FEWEST_TRIALS} and the same for all sites"
             raise ValueError(
-                f"simulations[{site.name!r}] must have shape ({', '.join(words)}), the same S"
-                f"{'' if outcome.single else f' and n, at least {FEWEST},'} as the others; got {tuple(value.shape)}"
+                f"simulations[{site.name!r}] must have shape ({words}{',' * (words == 'S')}){rule}; got "
+                f"{tuple(value.shape)}; use .squeeze(-1) or .reshape"
             )
         value = value.float()
         wrong = value.isfinite() & ~kind.support.check(value)
         if bool(wrong.any()):
             raise ValueError(
                 f"simulations[{site.name!r}] must hold {kind.values}, as the program's distribution says; got "
-                f"{value[wrong][0].item():g}"
+                f"{value[wrong][0].item():g}; store what the program draws"
             )
         parts.append(value.reshape(size, 1 if outcome.single else trials[0][0], site.size or 1))
     return torch.cat(parts, -1), parts[0].shape[1]
@@ -248,11 +293,11 @@ def _inputs(stored: Tensor | None, inputs: Inputs, size: int, num_trials: int) -
         if stored.shape[:2] != (size, num_trials):
             raise ValueError(
                 f"simulations[{INPUTS!r}] must have shape {(size, num_trials)} and a column for each input, as the "
-                f"outcome has {size} data sets of {num_trials} trials; got {tuple(stored.shape)}"
+                f"outcome has {size} data sets of {num_trials} trials; got {tuple(stored.shape)}; use .expand for all"
             )
         return stored.float()
-    x = inputs(num_trials)
-    if not torch.equal(x, inputs(num_trials)):
+    x = inputs(num_trials).cpu()
+    if not torch.equal(x, inputs(num_trials).cpu()):
         raise ValueError(
             f"simulations must hold {INPUTS!r}, as the inputs of this program are random; store the (S, n, D_x) that "
             "the outcomes were simulated at"

@@ -9,7 +9,14 @@ from pyro_arbuf.display import Table, shown_as_table
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.latents import Latent, standardisation
-from pyro_arbuf.programs.known_truth import Posterior, check_sizes, known_posteriors, simulating, trained_trials
+from pyro_arbuf.programs.known_truth import (
+    DATASETS,
+    Posterior,
+    check_sizes,
+    known_posteriors,
+    simulating,
+    trained_trials,
+)
 from pyro_arbuf.programs.ranks import (
     LEVELS,
     panels,
@@ -101,7 +108,7 @@ class ExpectedCoverage(NamedTuple):
 @torch.no_grad()
 def tarp(
     net: ArBufferModel,
-    num_datasets: int = 500,
+    num_datasets: int | None = None,
     num_draws: int = 99,
     num_trials: int | None = None,
     num_references: int = 5,
@@ -119,7 +126,7 @@ def tarp(
 
     Args:
         net: A network with latents.
-        num_datasets: Data sets D drawn from the prior.
+        num_datasets: Data sets D drawn from the prior; `None` = 500, of stored simulations at most those held out.
         num_draws: Posterior draws per data set; one less than a multiple of 20 fills the bins evenly.
         num_trials: Trials per data set; `None` = the largest trained number.
         num_references: Reference points R.
@@ -141,12 +148,13 @@ def tarp(
     check_sizes(
         seed,
         posterior,
-        num_datasets=num_datasets,
+        num_datasets=DATASETS if num_datasets is None else num_datasets,
         num_draws=num_draws,
         num_trials=trials,
         num_references=num_references,
     )
     simulator = prior_simulator(net, program)
+    num_datasets = simulator.most_unseen(DATASETS) if num_datasets is None else num_datasets
     net, parts = net.in_units(), []  # the program's units
     device = next(net.parameters()).device
     scale = prior_scales(net.config.latents).to(device)
