@@ -164,6 +164,22 @@ def test_default_classifier_is_that_of_scikit_learn(net, monkeypatch):
         local_c2st(net, X, Y)
 
 
+def test_default_classifier_tells_spoiled_posteriors_from_the_exact_one(net):
+    found = {
+        name: local_c2st(net, X, Y, 400, 200, 30, posterior=law) for name, law in ({"exact": exact} | SPOILED).items()
+    }
+    assert found.pop("exact").p_value > 0.03
+    assert all(each.p_value < 0.04 for each in found.values())  # none of 30 classifiers of swapped labels
+
+
+def test_data_of_a_spread_beyond_the_prior_are_told_and_those_within_are_not():
+    net, x = pyro_arbuf.load("gaussian"), torch.zeros(30, 1)
+    noise = dist.Normal(0.0, 1.0).sample((30,))
+    noise = (noise - noise.mean()) / noise.std()
+    p = {scale: check_observation(net, x, scale * noise).p_value for scale in (0.05, 0.7, 2.0, 12.0)}
+    assert p[0.7] > 0.05 and p[2.0] > 0.05 and p[0.05] < 0.05 and p[12.0] < 0.05
+
+
 def test_observations_that_the_network_predicts_have_uniform_p_values(net):
     y = ArBufferJoint(net.condition(), X[:3]).sample((60,))
     p = torch.tensor([check_observation(net, X[:3], one, 39, 1, seed=i).p_value for i, one in enumerate(y)])
