@@ -37,10 +37,8 @@ def kept_bank(
     stored = simulator.stored
     if stored is not None:
         asked = {"num_simulations": num_simulations, "num_trials": stored.num_trials}
-    if folder is None:
-        return stored.bank if stored is not None else make_bank(simulator, num_simulations, num_trials, seed)
-    path = folder / BANK
-    if resume and path.exists():
+    path = None if folder is None else folder / BANK
+    if path is not None and resume and path.exists():
         bank = _read(path, asked)
         if stored is not None and not _same(bank, stored.bank):
             raise ValueError(
@@ -49,6 +47,8 @@ def kept_bank(
             )
         return bank
     bank = stored.bank if stored is not None else make_bank(simulator, num_simulations, num_trials, seed)
+    if path is None:
+        return bank
     tensors = {
         f"{part}.{name}": value for part, drawn in bank._asdict().items() for name, value in drawn._asdict().items()
     }
