@@ -222,13 +222,17 @@ def test_warm_start_grows_the_weights_and_refuses_other_sizes(run: Callable[...,
     run(*warm, "--output", "larger", "--num-layers", "2", "--mlp-width", "30")
     config = load("./larger").config
     assert (config.num_layers, config.mlp_width, config.width) == (2, 30, 12)
+    run(*warm, "--output", "wider", "--width", "24")
+    config = load("./wider").config
+    assert (config.width, config.num_heads, config.mlp_width) == (24, 4, 28)
     run(*warm, "--output", "longer", "--slot-positions", "none", "--learning-rate", "1e-9")
     own, net = load("trained"), load("./longer")
     assert net.config.slot_positions == "none" and "embedder.positions.slot" not in net.state_dict()
     assert_close(net.state_dict(), {name: own.state_dict()[name] for name in net.state_dict()})
     for options, rule in (
         (("--mlp-width", "5"), "mlp_width must be an integer of at least 14, net's; got 5"),
-        (("--width", "16"), r"--width must be 12, as the weights of \./trained have it; got 16"),
+        (("--width", "16"), "width must be a multiple of 12, net's; got 16"),
+        (("--num-heads", "3"), r"--num-heads must be 2, as the weights of \./trained have it; got 3"),
     ):
         with pytest.raises(SystemExit, match=rule):
             run(*warm, "--output", "other", *options)

@@ -78,9 +78,10 @@ def train(
         batch_size: Tasks per step and process; 32 if not given.
         num_targets: Fresh targets per task; the buffer's pairs are targets too; 48 if not given.
         learning_rate: Peak learning rate; 6e-3 if not given.
-        width: Token width; that of the prior's recipe if not given; with `--from`, that of the weights.
+        width: Token width; that of the prior's recipe if not given; with `--from`, that of the weights, or a multiple
+            of it, with as many times more heads and wider MLPs: copies, which change nothing before they are trained.
         num_layers: Number of blocks; likewise, or more: new ones change nothing before they are trained.
-        num_heads: Number of heads; as `width`.
+        num_heads: Number of heads; that of the recipe or of the weights if not given.
         mlp_width: Hidden width of the blocks' MLP; as `num_layers`.
         slot_positions: How slots of the buffer are told apart, see docs/how-to/longer_buffers.md; that of the recipe if
             not given; with `--from`, that of the weights.
