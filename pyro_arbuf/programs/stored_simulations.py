@@ -265,11 +265,12 @@ def _unconstrained(latent: Latent, value: Tensor, size: int) -> Tensor:
 
 def _outcomes(values: Mapping[str, Tensor], outcome: ProgramOutcome, size: int) -> tuple[Tensor, int]:
     """Outcomes `(S, n, D_y)`, and n."""
-    parts, trials = [], [] if outcome.single else [next(iter(values.values())).shape[1:2]]
+    parts, first = [], next(iter(values.values()))
+    trials = () if outcome.single else tuple(first.shape[1:2])  # n, or nothing where it was left out
+    too_few = not outcome.single and sum(trials) < FEWEST_TRIALS
     for site in outcome.sites:
         value, kind = values[site.name], outcome_of(site.kind)
-        want = (size, *(trials[0] if trials else ()), *site.shape)
-        if value.shape != want or (trials and not (trials[0] and trials[0][0] >= FEWEST_TRIALS)):
+        if too_few or value.shape != (size, *trials, *site.shape):
             words = ", ".join(("S", *(() if outcome.single else ("n",)), *map(str, site.shape)))
             rule = "" if outcome.single else f", n at least {FEWEST_TRIALS} and the same for all sites"
             raise ValueError(
@@ -283,7 +284,7 @@ def _outcomes(values: Mapping[str, Tensor], outcome: ProgramOutcome, size: int) 
                 f"simulations[{site.name!r}] must hold {kind.values}, as the program's distribution says; got "
                 f"{value[wrong][0].item():g}; store what the program draws"
             )
-        parts.append(value.reshape(size, 1 if outcome.single else trials[0][0], site.size or 1))
+        parts.append(value.reshape(size, *(trials or (1,)), site.size or 1))
     return torch.cat(parts, -1), parts[0].shape[1]
 
 
