@@ -7,6 +7,7 @@ too certain.
 
     python tutorials/06_tables_total_of_a_day.py
     BIKE_SHARING=hour.csv python tutorials/06_tables_total_of_a_day.py    # real hires, 2011-2012
+    DAY_NUMBER=1 python tutorials/06_tables_total_of_a_day.py             # with the number of the day as a column
 
 The number of the day is no feature here. Beyond the observed days the network would expect anything of it: with it,
 95 % of the days lie in the intervals that should hold 80 %. Leave out a column in which all predictions lie ahead,
@@ -42,9 +43,10 @@ from pyro_arbuf.random_state import seeded
 
 SMOKE_TEST = bool(os.environ.get("SMOKE_TEST"))
 NUM_DAYS, NUM_DRAWS = (3, 20) if SMOKE_TEST else (120, 500)
-FIGURE = (Path(tempfile.mkdtemp()) if SMOKE_TEST else Path(__file__).parent) / "06_tables_total_of_a_day.png"
-HIRES = os.environ.get("BIKE_SHARING")
-FEATURES = ["hr", "weekday", "workingday", "weathersit", "temp", "hum", "windspeed"]
+HIRES, DAY_NUMBER = os.environ.get("BIKE_SHARING"), bool(os.environ.get("DAY_NUMBER"))
+FOLDER = Path(tempfile.mkdtemp()) if SMOKE_TEST or DAY_NUMBER else Path(__file__).parent
+FIGURE = FOLDER / "06_tables_total_of_a_day.png"
+FEATURES = ["hr", "weekday", "workingday", "weathersit", "temp", "hum", "windspeed"] + ["day"] * DAY_NUMBER
 NUM_WEEK = 7  # days that are observed
 
 plt.style.use("pyro_arbuf.house")  # the style of all figures here
