@@ -160,7 +160,9 @@ def test_a_dimension_or_a_row_called_columns_makes_no_table(scalar_model: ArBuff
     array = xr.DataArray(SQUARE, dims=("rows", "columns"), coords={"columns": ["a", "b"]})
     read = read_table("x", array)
     np.testing.assert_array_equal(read.numbers, SQUARE)
-    assert read.labels == () and torch.equal(scalar_model.condition(array, SQUARE[0]).x[0], torch.tensor(SQUARE))
+    assert read.labels == ("a", "b") and torch.equal(
+        scalar_model.condition(array, SQUARE[0]).x[0], torch.tensor(SQUARE)
+    )
     series = pd.Series(SQUARE[0], index=["rows", "columns"])
     np.testing.assert_array_equal(read_table("y", series).numbers, SQUARE[0])
 

@@ -20,6 +20,7 @@ from pyro_arbuf.model import ArBufferModel
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 B, S, N, M, DIM_X = 4, 3, 5, 6, 2
 MISSING = torch.zeros(B, N, dtype=torch.bool)
+pytestmark = pytest.mark.filterwarnings('ignore:nan="drop" leaves a context without any pair')
 MISSING[0, [1, 3]] = MISSING[2] = MISSING[3, 0] = True  # two, none, all, one
 
 
@@ -167,7 +168,7 @@ def test_latents_can_be_given_beside(build_model: Callable[..., ArBufferModel]) 
 def test_default_refuses_and_names_the_remedy(net: ArBufferModel) -> None:
     x, y = observed(net)
     count = int(MISSING.sum())
-    rule = rf'y must be finite; got {count} NaN or infinite of {y.numel()} values; condition\(..., nan="drop"\) drops'
+    rule = rf"y must be finite; got {count} NaN or infinite of {y.numel()} values; leave those pairs out, as net"
     with pytest.raises(ValueError, match=rule):
         net.condition(x, y)
     with pytest.raises(ValueError, match=r'y\[1\] must be finite; .*nan="drop"'):
@@ -192,3 +193,19 @@ def test_missing_inputs_are_refused_all_the_same(net: ArBufferModel) -> None:
 def test_nan_is_one_of_two_words(net: ArBufferModel) -> None:
     with pytest.raises(ValueError, match="nan must be 'raise' or 'drop'; got 'ignore'"):
         net.condition(*observed(net), nan="ignore")
+
+
+def test_a_channel_without_values_that_empties_a_context_is_warned_of(model: ArBufferModel) -> None:
+    x, y = observed(model)
+    if model.config.dim_y is None:  # nothing that was observed is lost
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert model.condition(x[2], y[2], nan="drop").num_context == 0
+        return
+    with pytest.warns(
+        UserWarning, match=r"each of its pairs has NaN .*; y\[\.\.\., 1\] has no value at all: predictions are"
+    ):
+        assert model.condition(x[2], y[2], nan="drop").num_context == 0
+    y[2, 0, 1], y[2, 0, 0] = 0.3, torch.nan
+    with pytest.warns(UserWarning, match="in some outcome dimension: predictions are those of the prior; fill in"):
+        model.condition(x[2], y[2], nan="drop")

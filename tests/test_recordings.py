@@ -9,16 +9,18 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
+import xarray as xr
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 from torch.testing import assert_close
 from trials import simulated, write_trials
 
 import pyro_arbuf
-from pyro_arbuf import ArBufferJoint, ArBufferMarginals, ArBufferModel, cli, exact_loo
+from pyro_arbuf import ArBufferJoint, ArBufferMarginals, ArBufferModel, cli, exact_loo, random_orders
 from pyro_arbuf.network.preprocessing import outcome_statistics
 from pyro_arbuf.priors.eeg import CHANNELS, MIRROR, TEST, TRAINING, VALIDATION, eeg, read_eeg
 from pyro_arbuf.priors.recipes import RECIPES
@@ -282,8 +284,10 @@ def test_flat_channels_and_few_samples_have_a_density(net, trial):
     x, y = trial
     flat = y.clone()
     flat[:, 1] = 3.0
-    for n in (0, 1, 2, 8):
+    for n in (0, 1, 2, 7):
         assert ArBufferJoint(net.condition(x[:n], flat[:n]), x[8:]).log_prob(y[8:]).isfinite()
+    with pytest.warns(UserWarning, match=r"a channel of y has a standard deviation below .* dead channels"):
+        assert ArBufferJoint(net.condition(x[:8], flat[:8]), x[8:]).log_prob(y[8:]).isfinite()
 
 
 # Other recordings
@@ -317,6 +321,17 @@ def test_targets_closer_to_the_context_than_samples_are_warned_of(net, trial):
         ArBufferJoint(several, torch.stack([x[5:6], x[5:6] + 0.5 * (x[1] - x[0])])[[1, 0]])
     ArBufferJoint(several, torch.stack([x[9:10], x[5:6] + 0.5 * (x[1] - x[0])]))
     ArBufferJoint(net.condition(), x[:1])
+
+
+def test_two_samples_at_one_time_are_warned_of(net, trial):
+    x, y = trial
+    with pytest.warns(UserWarning, match=r"holds equal points, .* give trials as a batch of contexts, and times that"):
+        net.condition(torch.cat([x[:4], x[:4]]), y[:8])
+    coarse = x[:8].float() + 1e7
+    with pytest.warns(UserWarning, match="holds equal points"):
+        net.in_units(x_loc=1e7).condition(coarse, y[:8])
+    net.in_units(x_loc=1e7).condition(x[:8] + 1e7, y[:8])
+    ArBufferJoint(net.condition([x[:8], x[:3]], [y[:8], y[:3]]), x[[9, 9]])  # padding is none, targets may be equal
 
 
 def test_closeness_is_not_looked_for_in_a_transformed_function(net, trial):
@@ -353,6 +368,14 @@ def test_other_units_of_the_outcome_are_warned_of(factor, net, trial):
         warnings.simplefilter("error")
         net.in_units(y=y).condition(x[:8], y[:8])
         net.in_units(y_scale=factor).condition([x[:8], x[:1]], [y[:8], y[:1]])
+
+
+def test_one_channel_in_another_unit_is_warned_of(net, trial):
+    x, y = trial[0], trial[1].clone()
+    for factor in (0.0, 1e-6, 1e3):
+        y[:, 1] = factor * trial[1][:, 1]
+        with pytest.warns(UserWarning, match="a channel of y has a standard deviation below 0.1 or above 100"):
+            net.condition(x[:8], y[:8])
 
 
 def test_an_artefact_is_warned_of(net, trial):
@@ -479,3 +502,56 @@ def test_durations_and_dates_need_their_unit_stated():
     dated = net.in_units(x_loc=start, x_scale=second)
     found = ArBufferJoint(dated.condition(start + durations[:20], y[:20]), start + durations[20:]).log_prob(y[20:])
     assert_close(found.float(), expected, rtol=1e-3, atol=1e-2)
+
+
+NAMES = dataclasses.replace(CONFIG, outcome=("FZ", "F1"))
+
+
+@pytest.mark.parametrize("names", [["Fpz", "FZ"], ["F1", "other"]])
+def test_a_known_channel_in_another_place_is_an_error(trial, names):
+    net = ArBufferModel(NAMES).double().requires_grad_(False)
+    frame = pd.DataFrame(trial[1][:8].numpy(), columns=names)
+    rule = (
+        r"y must have columns called FZ, F1, or all of them in this order; got .* stands elsewhere; rename or reorder"
+    )
+    with pytest.raises(ValueError, match=rule):
+        net.condition(trial[0][:8], frame)
+
+
+def test_channels_of_xarray_and_tables_are_put_in_order(trial):
+    net, (x, y) = ArBufferModel(NAMES).double().requires_grad_(False), (trial[0][:8], trial[1][:8].numpy())
+    known = net.condition(x, y).y
+    turned = xr.DataArray(y[:, ::-1], dims=("time", "channel"), coords={"channel": ["F1", "FZ"]})
+    for given in (turned, turned.to_pandas(), pd.DataFrame(y, columns=["FZ", "unknown"])):
+        assert torch.equal(net.condition(x, given).y, known)
+    with pytest.raises(
+        ValueError, match=r"must have the 2 columns of the network's outcome, FZ, F1; got 3, \['FZ', 'F1', 't'\]"
+    ):
+        net.condition(x, turned.to_pandas()[["FZ", "F1"]].assign(t=0.0))
+    with pytest.raises(ValueError, match=r"its first dimension is 2: use y\.T if it is transposed"):
+        net.condition(x, torch.from_numpy(y).mT)
+
+
+def test_command_line_forecasts_a_recording_in_the_order_of_time(trial, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    net, (x, y) = ArBufferModel(NAMES).requires_grad_(False), (part.float() for part in trial)
+    pyro_arbuf.save(net, "net")
+    table = pd.DataFrame({"FZ": y[:11, 0], "F1": y[:11, 1], "t": x[:11, 0]})
+    pd.concat([table[:8], table[8:][::-1]]).to_csv("data.csv", index=False)  # targets against the order of time
+    command = ["pyro-arbuf", "predict", "net", "data.csv", "--x", "t", "--y", "FZ", "F1", "--held-out", "3"]
+
+    def shown() -> str:
+        monkeypatch.setattr("sys.argv", command)
+        cli.main()
+        return capsys.readouterr().out
+
+    ahead = ArBufferJoint(net.condition(x[:8], y[:8]), x[8:11], orders=torch.arange(3)[None]).log_prob(y[8:11])
+    assert f"joint log density {ahead.item():.3f} nats" in shown()
+    table.iloc[[0, 1, 3, 4, 5, 7, 8, 9, 2, 6, 10]].to_csv("data.csv", index=False)  # some lie between: no forecast
+    x, y = x[:11], y[:11]
+    seen, new = torch.tensor([0, 1, 3, 4, 5, 7, 8, 9]), torch.tensor([2, 6, 10])
+    joint = ArBufferJoint(net.condition(x[seen], y[seen]), x[new], orders=random_orders(3, 16))
+    assert f"joint log density {joint.log_prob(y[new]).item():.3f} nats" in shown()
+    command += ["--units", "fit"]
+    with pytest.raises(SystemExit, match="--units must be keep for a network of recordings"):
+        shown()

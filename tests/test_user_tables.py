@@ -13,6 +13,7 @@ import pyro
 import pytest
 import tiny
 import torch
+import xarray as xr
 from samples import draw
 from torch import Tensor
 from torch.testing import assert_close
@@ -587,3 +588,87 @@ def test_units_of_a_table_are_stated_for_as_many_columns_as_it_has():
     assert net.config.user_x_loc[:3] == (90.0, 1960.0, 0.0) and net.config.user_x_scale[:3] == (30.0, 35.0, 1.0)
     with pytest.raises(ValueError, match="x_loc must be one number, or 16 of them; got 17"):
         pyro_arbuf.load("tabular").in_units(x_loc=[0.0] * 17)
+
+
+class Column:
+    """A column of a polars table: numbers whose dtype is no NumPy dtype."""
+
+    dtype = "Float64"
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self.numbers = numbers
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        return self.numbers
+
+
+class PolarsTable:
+    """What a table of polars has of what is asked."""
+
+    def __init__(self, **parts: Column) -> None:
+        self.parts, self.columns = parts, list(parts)
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, label: str) -> Column:
+        return self.parts[label]
+
+    def to_numpy(self) -> np.ndarray:
+        return np.stack([column.numbers for column in self.parts.values()], -1)
+
+    def equals(self, other: "PolarsTable") -> bool:
+        if not isinstance(other, PolarsTable):
+            raise TypeError("expected 'other' to be a 'DataFrame'")
+        return False
+
+
+def test_tables_of_polars_are_those_of_their_numbers(scalar_net):
+    x, y = draw(N, 2, seed=1), draw(N, seed=2)
+    table = PolarsTable(a=Column(x[:, 0].numpy()), b=Column(x[:, 1].numpy()))
+    context = scalar_net.condition(table, y.numpy())
+    assert context.columns == ("a", "b") and torch.equal(context.x, scalar_net.condition(x, y).x)
+    assert torch.equal(scalar_net.condition(table, Column(y.numpy())).y, context.y)
+
+
+def test_columns_of_xarray_go_by_their_names(scalar_net):
+    x = xr.DataArray(draw(N, 2, seed=1).numpy(), dims=("row", "column"), coords={"column": ["a", "b"]})
+    context = scalar_net.condition(x, draw(N, seed=2))
+    ArBufferJoint(context, x[:M])
+    ArBufferJoint(context, x[:M].values)
+    with pytest.raises(
+        ValueError, match=r"in the same order, \['a', 'b'\]; got \['b', 'a'\]; .* xarray array by x\.sel$"
+    ):
+        ArBufferJoint(context, x[:M].sel(column=["b", "a"]))
+
+
+@pytest.mark.parametrize("level", [0.3, 1234.5678])
+def test_what_rounding_leaves_of_equal_numbers_is_no_variation(scalar_net, level):
+    shares = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(5), N).sum(1))
+    assert len(shares.unique()) > 1
+    x, y = draw(N, 2, seed=1), draw(N, seed=2)
+    found = [torch.cat([x, each[:, None]], -1) for each in (shares, torch.ones_like(shares))]
+    joints = [ArBufferJoint(scalar_net.condition(each, y), each[:M]) for each in found]
+    assert_close(*(joint.log_prob(y[:M]) for joint in joints), rtol=1e-9, atol=1e-9)
+    with pytest.warns(UserWarning, match="no two different values"):
+        context = scalar_net.condition(x, level * shares)
+    assert context.statistics.y_scale.item() == 1
+
+
+def test_a_stated_unit_is_enough_for_one_row(scalar_net):
+    context = scalar_net.in_units(y_loc=3e5, y_scale=1e5).condition(draw(1, 2, seed=1), 2.8e5 + draw(1, seed=2))
+    assert ArBufferMarginals(context, draw(1, 2, seed=3)).mean.item() > 1e3
+    scalar_net.condition()  # 0 and 1 rows are trained with
+
+
+def test_remedies_are_those_of_what_was_given(scalar_net):
+    frame = pd.DataFrame({"a": np.arange(8.0), "b": np.arange(8.0) ** 2})
+    context = scalar_net.condition(frame, torch.linspace(0, 1, 8, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"use x\[:, None\] if it is one column, x\[None\] if it is one row$"):
+        ArBufferJoint(context, frame.to_numpy()[0])
+    with pytest.raises(
+        ValueError, match=r"got list; use np.stack\(\[each.to_numpy\(\) for each in x\]\), the batch in"
+    ):
+        ArBufferJoint(context, [frame, frame])
+    with pytest.raises(ValueError, match=r"use x\.to_pandas\(\)$"):
+        scalar_net.condition(type("Arrow", (), {"to_pandas": None})(), frame["a"])

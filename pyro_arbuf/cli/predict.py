@@ -62,7 +62,7 @@ def predict(
         plot: File for a figure, .png, .pdf or .svg; for one --x column.
         interval: Probability of the interval in the summary and the figure.
         units: fit = the network takes the units of the data, as shipped models of functions do if this is not
-            given; keep = the numbers are in the units that the network has.
+            given; keep = the numbers are in the units that the network has, of recordings seconds and microvolt.
         seed: Of the draws.
     """
     _check_options(output, plot, x, draws, interval)
@@ -70,7 +70,7 @@ def predict(
     task = make_task(read_csv(data), x, y, at, held_out, net.config)
     net = _in_units_of(net, task, units)
     context = net.condition(task.x_seen, _outcomes(task.y_seen)) if len(task.x_seen) else net.condition()
-    joint = _joint(context, task.x_new)
+    joint = _joint(context, task, task.x_new)
     with seeded(seed):
         drawn = joint.sample((draws,))
     found = Predictions(task, drawn, joint, interval)
@@ -102,9 +102,17 @@ def _check_options(output: Path | None, plot: Path | None, x: tuple[str, ...], d
 def _in_units_of(net: ArBufferModel, task: Task, units: str | None) -> ArBufferModel:
     """The network in the units of the data, where it is one that has none of its own; says what was done."""
     config = net.config
-    free = config.unit_map is None and not config.latents and config.prior in RECIPES
+    free = config.unit_map is None and not config.latents and config.prior in RECIPES and config.x_spacing is None
     if config.missing_x:
         _say("units: a network of tables, which takes any, standardised by the observed rows")
+        return net
+    if config.x_spacing is not None:
+        if units == "fit":
+            raise ValueError(
+                "--units must be keep for a network of recordings, as time is not fitted to data; got fit; give "
+                "seconds, or state your units in Python by net.in_units"
+            )
+        _say("units: those of the network, seconds from where its recordings begin")
         return net
     if units == "keep" or (units is None and not free):
         _say("units: those of the network; --units fit lets it take those of the data" * (not config.latents))
@@ -126,10 +134,16 @@ def _outcomes(y: Columns) -> Any:
     return y[y.columns[0]] if len(y.columns) == 1 else y
 
 
-def _joint(context: Context, x: Any) -> ArBufferJoint:
-    """The joint of targets, averaged over orders where they have several."""
-    sequential = context.model.config.sequential
-    return ArBufferJoint(context, x, None if sequential or len(x) == 1 else random_orders(len(x), NUM_ORDERS))
+def _joint(context: Context, task: Task, x: Any) -> ArBufferJoint:
+    """The joint of targets, averaged over orders where they have several; forecasts of a recording in that of time."""
+    config = context.model.config
+    if config.sequential or len(x) == 1:
+        return ArBufferJoint(context, x)
+    if config.x_spacing is not None:
+        time, seen = x[x.columns[0]], task.x_seen[x.columns[0]]
+        if not len(seen) or time.min() > seen.max():
+            return ArBufferJoint(context, x, torch.from_numpy(np.argsort(time, kind="stable"))[None])
+    return ArBufferJoint(context, x, random_orders(len(x), NUM_ORDERS))
 
 
 @torch.no_grad()
@@ -137,7 +151,7 @@ def _density_of_held_out(joint: ArBufferJoint, task: Task) -> str:
     """The joint log density of the held-out rows beside that of independent predictions, in one line."""
     rows = np.flatnonzero(task.held_out)
     y = _outcomes(task.y_new.rows(rows))
-    held = _joint(joint.context, task.x_new.rows(rows))
+    held = _joint(joint.context, task, task.x_new.rows(rows))
     together, alone = held.log_prob(y).item(), held.marginals().log_prob(y).item()
     return (
         f"\nheld out, {len(rows)} rows: joint log density {together:.3f} nats, of independent predictions {alone:.3f}; "

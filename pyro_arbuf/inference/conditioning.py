@@ -74,9 +74,9 @@ def make_context(
     columns = (labels_of(x), date_columns(x)) if config.missing_x else ((), ())
     x, y, context_len, batch_shape = check_pairs(model, x, outcomes, nan)
     tracked = tracked and (nan == "raise" or x.shape[1] > 0)  # where all is missing, nothing has a gradient
-    if config.missing_x:
-        warn_equal_outcomes(y, context_len, stacklevel=4)
     maps = fit_map(config, x, y, context_len)
+    if config.missing_x:
+        warn_equal_outcomes(maps, y, context_len, stacklevel=4)
     if maps is not None:
         dtype = next(model.parameters()).dtype
         warn_coarse_outcomes(maps, y.shape[-1], dtype, stacklevel=4)
@@ -88,7 +88,8 @@ def make_context(
     if shape.numel() == 0:
         raise ValueError(f"x, y and latents must hold at least one task; got the batch shape {tuple(shape)}")
     real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
-    warn_outside_counts("num_context", x.shape[1], config.num_context, stacklevel=4)
+    if not (config.missing_x and x.shape[1] < 2):  # which networks of tables are trained with besides
+        warn_outside_counts("num_context", x.shape[1], config.num_context, stacklevel=4)
     for name, value in (("x", x), ("y", y)):
         if may_look_at(value):
             warn_outside(name, value[real], config, stacklevel=4)
@@ -104,8 +105,7 @@ def make_context(
         batch_shape = shape
     statistics = maps.statistics if isinstance(maps, TableMap) else None
     labels, dates = columns if x.shape[1] else ((), ())
-    sizes = (context_len, batch_shape, batch_shape)
-    return encode_pairs(model, x, y, *sizes, names, tracked, statistics, labels, dates)
+    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked, statistics, labels, dates)
 
 
 def check_pairs(model: Network, x: Any, y: Any, nan: Literal["raise", "drop"] = "raise") -> Pairs:

@@ -27,7 +27,7 @@ class Table(NamedTuple):
     Attributes:
         numbers: Of the shape of what was given, float64, a copy; NaN where a value is missing.
         dates: Whether each column (the last dimension; one where there is one dimension) holds dates.
-        labels: Names of a table's columns; empty for an array.
+        labels: Names of a table's columns, or of the last dimension of an xarray array; empty for other arrays.
     """
 
     numbers: np.ndarray
@@ -44,7 +44,7 @@ def read_table(name: str, value: object) -> Table | None:
     if isinstance(value, Tensor | list | tuple | Mapping | np.generic | str | type):
         return None
     columns = columns_of(value)
-    if columns is not None and hasattr(value, "to_numpy"):
+    if columns is not None:
         labels, parts = tuple(columns), _columns(value)
         _check_kinds(name, labels, parts)
         read = [_numbers(f"column {label!r} of {name}", part) for label, part in zip(labels, parts, strict=True)]
@@ -52,15 +52,24 @@ def read_table(name: str, value: object) -> Table | None:
         return Table(numbers, tuple(date for _, date in read), labels)
     if not (hasattr(value, "__array__") and hasattr(value, "dtype")):
         return None
-    numbers, date = _numbers(name, value)
-    return Table(numbers, (date,) * (numbers.shape[-1] if numbers.ndim > 1 else 1))
+    numbers, date = _numbers(name, _as_array(value))
+    return Table(numbers, (date,) * (numbers.shape[-1] if numbers.ndim > 1 else 1), coordinate_labels(value))
 
 
 def columns_of(value: object) -> Any:
     """Names of a table's columns; `None` for what is no table: of xarray and a Series `columns` may be data."""
-    if hasattr(value, "dims") or getattr(value, "ndim", 2) != 2:
+    if hasattr(value, "dims") or getattr(value, "ndim", 2) != 2 or not hasattr(value, "to_numpy"):
         return None
     return getattr(value, "columns", None)
+
+
+def coordinate_labels(value: object) -> tuple[str, ...]:
+    """Names along the last dimension of an xarray array of several; empty for everything else."""
+    dims, coords = getattr(value, "dims", ()), getattr(value, "coords", {})
+    if len(dims) < 2 or dims[-1] not in coords:
+        return ()
+    names = np.asarray(coords[dims[-1]]).tolist()
+    return tuple(names) if all(isinstance(name, str) for name in names) else ()
 
 
 def dates_of(value: object) -> tuple[bool, ...]:
@@ -90,7 +99,9 @@ def check_same_rows(x: object, y: object) -> None:
         return
     indices: list[Any] = [row_labels(part) if hasattr(part, "iloc") else part for part in (x, y)]
     rows, others = indices
-    if not (hasattr(rows, "equals") and hasattr(others, "equals")) or len(rows) != len(others) or rows.equals(others):
+    if not all(hasattr(index, "isin") and hasattr(index, "equals") for index in indices):
+        return
+    if len(rows) != len(others) or rows.equals(others):
         return
     if bool(rows.isin(others).all()) and bool(others.isin(rows).all()):
         raise ValueError(
@@ -102,7 +113,12 @@ def check_same_rows(x: object, y: object) -> None:
 def _columns(table: Any) -> list[Any]:
     if hasattr(table, "iloc"):
         return [table.iloc[:, i] for i in range(len(table.columns))]  # names may be there twice
-    return [table[label] for label in table.columns]
+    return [_as_array(table[label]) for label in table.columns]
+
+
+def _as_array(column: Any) -> Any:
+    """A column or an array as it is; of polars, whose dtypes are none that NumPy knows, an array of NumPy."""
+    return column if hasattr(column.dtype, "kind") else np.asarray(column)
 
 
 def _check_kinds(name: str, labels: tuple[Any, ...], columns: list[Any]) -> None:
@@ -219,9 +235,15 @@ def y_tensor(name: str, y: object, model: Network) -> object:
         return y
     if any(table.dates):
         raise ValueError(f"{name} must hold numbers; got dates; dates can be inputs, x")
-    if table.labels and config.dim_y is None and not name.endswith(("']", '"]')):  # of a site: `stack_sites` says so
+    whole = columns_of(y) is not None and not name.endswith(("']", '"]'))  # of a site, `stack_sites` says so
+    if whole and config.dim_y is None:
         raise several_columns(name, table)
-    return _on_device(in_site_order(table, config.outcome), model)
+    if whole and config.dim_y != len(table.labels):
+        raise ValueError(
+            f"{name} must have the {config.dim_y} columns of the network's outcome{_named(config.outcome)}; got "
+            f"{len(table.labels)}, {list(table.labels)}; choose them by {name}[[...]]"
+        )
+    return _on_device(in_site_order(name, table, config.outcome), model)
 
 
 def several_columns(name: str, table: Table) -> ValueError:
@@ -232,14 +254,33 @@ def several_columns(name: str, table: Table) -> ValueError:
     )
 
 
-def in_site_order(table: Table, sites: str | tuple[str, ...] | None) -> Table:
-    """A table whose columns stand in the order of the sites, where its names are those of the sites, in any case."""
+def _named(sites: str | tuple[str, ...]) -> str:
+    return f", {', '.join(sites)}" if isinstance(sites, tuple) else ""
+
+
+def in_site_order(name: str, table: Table, sites: str | tuple[str, ...] | None) -> Table:
+    """A table whose columns stand in the order of the sites, where its names are those of the sites, in any case.
+
+    Columns of other names are taken as they stand.
+
+    Raises:
+        ValueError: If some names are those of sites, and one of these stands where another site is.
+    """
     names = [str(label).casefold() for label in table.labels]
     wanted = [site.casefold() for site in sites] if isinstance(sites, tuple) else []
-    if not names or len(set(wanted)) != len(wanted) or sorted(names) != sorted(wanted):
+    if not names or len(names) != len(wanted) or len(set(wanted)) != len(wanted):
+        return table
+    if sorted(names) != sorted(wanted):
+        for i, label in enumerate(names):
+            if label in wanted and wanted[i] != label:
+                raise ValueError(
+                    f"{name} must have columns called {', '.join(sites or ())}, or all of them in this order; got "
+                    f"{list(table.labels)}, of which {table.labels[i]!r} stands elsewhere; rename or reorder them"
+                )
         return table
     order = [names.index(site) for site in wanted]
-    return Table(table.numbers[:, order], tuple(table.dates[i] for i in order), tuple(table.labels[i] for i in order))
+    numbers = np.take(table.numbers, order, -1)
+    return Table(numbers, tuple(table.dates[i] for i in order), tuple(table.labels[i] for i in order))
 
 
 def to_tensors(x: object, y: object, model: Network) -> tuple[Any, Any]:
@@ -264,6 +305,8 @@ def column_hint(name: str, given: object, columns: int) -> str:
     if labels is not None:
         return f"; the table has the columns {list(labels)}: choose {columns} of them by {name}[[...]]"
     number = getattr(given, "ndim", 0)
+    if number == 2 and tuple(getattr(given, "shape", ()))[:1] == (columns,):
+        return f"; its first dimension is {columns}: use {name}.T if it is transposed"
     if columns > 1 or number == 0:
         return ""
     one = "to_numpy()[:, None]" if hasattr(given, "to_numpy") else "unsqueeze(-1)"

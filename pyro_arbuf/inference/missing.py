@@ -5,6 +5,7 @@ Knows nothing of how a context is encoded.
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ def check_outcomes(name: str, y: object, model: Network, nan: Literal["raise", "
         if bool(wrong.any()):
             what, remedy = "infinite", "drop them"
             if nan == "raise":
-                what, remedy = "NaN or infinite", 'condition(..., nan="drop") drops pairs whose outcome is NaN'
+                what, remedy = "NaN or infinite", 'leave those pairs out, as net.condition(..., nan="drop") does'
             raise ValueError(f"{name} must be finite; got {int(wrong.sum())} {what} of {y.numel()} values; {remedy}")
     check_kinds(name, y, model.config)
     return y
@@ -46,10 +47,19 @@ def drop_missing(x: Tensor, y: Tensor, context_len: Tensor | None) -> tuple[Tens
         Pairs as few as the fullest task needs (under a trace, which keeps shapes fixed: N), zeros behind those of the
         others, and their number per task, `None` if all have the same.
     """
-    there = ~y.isnan().any(-1)
+    there, known = ~y.isnan().any(-1), ~y.isnan().all(-1)
     if context_len is not None:
-        there = there & context_mask(context_len, y.shape[1])
+        real = context_mask(context_len, y.shape[1])
+        there, known = there & real, known & real
     lengths = there.sum(1)
+    if not is_traced() and bool((known.any(1) & (lengths == 0)).any()):
+        missing = y.isnan().all(1).any(0).nonzero().flatten().tolist()
+        where = f"; y[..., {missing[0]}] has no value at all" if missing else ""
+        warnings.warn(
+            'nan="drop" leaves a context without any pair, as each of its pairs has NaN in some outcome dimension'
+            f"{where}: predictions are those of the prior; fill in the missing values",
+            stacklevel=5,
+        )
     first = torch.argsort(there.logical_not().to(torch.uint8), dim=1, stable=True)
     behind = ~there.gather(1, first).unsqueeze(-1)
     x, y = (t.gather(1, first.unsqueeze(-1).expand_as(t)).masked_fill(behind, 0.0) for t in (x, y))

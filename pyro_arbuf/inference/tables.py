@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.inference.data import columns_of, dates_of
+from pyro_arbuf.inference.data import columns_of, coordinate_labels, dates_of
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import FINEST
-from pyro_arbuf.network.preprocessing import Statistics, outcome_statistics, table_statistics
+from pyro_arbuf.network.preprocessing import Statistics, outcome_statistics, table_statistics, varies
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.user_units import UnitMap
 from pyro_arbuf.network.visibility import context_mask
@@ -118,17 +118,24 @@ def map_pairs(
     return x.masked_fill(padding, 0.0), y.masked_fill(padding, 0.0)
 
 
-def warn_equal_outcomes(y: Tensor, context_len: Tensor | None, stacklevel: int) -> None:
-    """Warns where a context has rows, `(B, N, D_y)`, whose outcomes are all equal, and so say nothing of a scale."""
-    if is_traced() or y.requires_grad or y.shape[1] == 0:
+def warn_equal_outcomes(maps: Maps | None, y: Tensor, context_len: Tensor | None, stacklevel: int) -> None:
+    """Warns where a context of a table has rows whose outcomes are all equal, and so say nothing of a scale.
+
+    Args:
+        maps: Of the contexts; where the user has stated the unit of outcomes, there is nothing to warn of.
+        y: `(B, N, D_y)` outcomes.
+        context_len: `(B,)` int64, real rows per task; `None` = all N.
+        stacklevel: As `warnings.warn` takes it.
+    """
+    assert isinstance(maps, TableMap)
+    stated = maps.units is not None and maps.units.y is not None
+    if stated or is_traced() or y.requires_grad or y.shape[1] == 0:
         return
-    if context_len is None:
-        equal = y.amax(1) == y.amin(1)
-    else:
-        here = context_mask(context_len, y.shape[1]).unsqueeze(-1)
-        ends = y.masked_fill(~here, -torch.inf).amax(1), y.masked_fill(~here, torch.inf).amin(1)
-        equal = (ends[0] == ends[1]) & (context_len > 0).unsqueeze(-1)
-    if bool(equal.any()):
+    here, number = torch.ones_like(y, dtype=torch.bool), y.new_tensor(y.shape[1])
+    if context_len is not None:
+        here, number = context_mask(context_len, y.shape[1]).unsqueeze(-1).expand_as(y), context_len[:, None, None]
+    mean = y.masked_fill(~here, 0.0).sum(1, keepdim=True) / number.clamp(min=1)
+    if bool((~varies(y, here, mean) & (number > 0)).any()):
         warnings.warn(
             "y of a context has no two different values, so that it says nothing of their unit and is taken as it is: "
             "predictions are those for outcomes about 0 of unit scale; give more rows, or state both by "
@@ -140,7 +147,7 @@ def warn_equal_outcomes(y: Tensor, context_len: Tensor | None, stacklevel: int) 
 def warn_other_unit(
     maps: Maps | None, y: Tensor, context_len: Tensor | None, config: ModelConfig, stacklevel: int
 ) -> None:
-    """Warns where a recording's outcomes, `(B, N, D_y)` as the network has them, vary as none of training did.
+    """Warns where a channel of a recording, `(B, N, D_y)` as the network has it, varies as none of training did.
 
     Fewer than the usual scale counts as say too little: successive samples may be nearly equal.
     """
@@ -150,15 +157,15 @@ def warn_other_unit(
     scale, enough = config.context_scale
     number = torch.full((len(y),), y.shape[1], device=y.device) if context_len is None else context_len
     variance = y.square().sum(1) / number.clamp(min=1).unsqueeze(-1)  # padding is 0, as the mean is
-    shown = (variance / y.new_tensor(scale).square()).mean(-1).sqrt()
-    usual = maps.statistics.y_scale.square().mean(-1).sqrt().squeeze(-1)
+    shown = (variance / y.new_tensor(scale).square()).amin(-1).sqrt()
+    usual = maps.statistics.y_scale.amax(-1).squeeze(-1)
     least, most = UNUSUAL
     if bool(((number >= enough) & ((shown < least) | (usual > most))).any()):
         unit = scale[0] * (1.0 if config.user_y_scale is None else config.user_y_scale[0])
         warnings.warn(
-            f"y of a context has a standard deviation below {least * unit:.4g} or above {most * unit:.4g}, as no "
-            "recording of training: densities are unreliable there; state its unit by net.in_units(y_scale=...), or "
-            "by net.in_units(y=...) of a whole recording",
+            f"a channel of y has a standard deviation below {least * unit:.4g} or above {most * unit:.4g}, as no "
+            "recording of training: densities are unreliable there; look for dead channels, or state the unit by "
+            "net.in_units(y_scale=...) or net.in_units(y=...) of a recording",
             stacklevel=stacklevel,
         )
 
@@ -190,7 +197,7 @@ def labels_of(x: object) -> tuple[Any, ...]:
             _check_labels(f"x[{i}]", each, found[0], "x[0]")
         return found[0] if found else ()
     columns = columns_of(x)
-    return () if columns is None else tuple(columns)
+    return coordinate_labels(x) if columns is None else tuple(columns)
 
 
 def date_columns(x: object) -> tuple[bool, ...]:
@@ -252,5 +259,5 @@ def _check_labels(name: str, labels: tuple[Any, ...], expected: tuple[Any, ...],
         return
     raise ValueError(
         f"{name} must have the columns of {where} in the same order, {list(expected)}; got {list(labels)}; choose them "
-        f"by {name}[{list(expected)}]"
+        f"by {name}[{list(expected)}], of an xarray array by {name}.sel"
     )

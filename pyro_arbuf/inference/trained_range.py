@@ -124,7 +124,9 @@ def warn_spacing(
     context_len: Tensor | None = None,
     context: Context | None = None,
 ) -> None:
-    """Warns where two inputs of a data set are closer than in training. Equal ones are passed over.
+    """Warns where two inputs of a data set are closer than in training, or two of a context are equal.
+
+    Equal targets are passed over, and targets at observed inputs.
 
     Args:
         x: `(*batch, T, 1)`, in the network's units.
@@ -138,6 +140,12 @@ def warn_spacing(
     if context_len is not None:
         x = x.masked_fill(~context_mask(context_len, x.shape[1]).unsqueeze(-1), torch.inf)
     found = [x.detach().squeeze(-1).sort(-1).values.diff(dim=-1)]
+    if context is None and bool((found[0] == 0).any()):
+        warnings.warn(
+            "x of a context holds equal points, where a recording has one sample at a time: densities are unreliable "
+            "there; give trials as a batch of contexts, and times that float32 cannot tell apart as float64",
+            stacklevel=stacklevel,
+        )
     if context is not None:
         observed, _, length = context.observations
         if length is not None:

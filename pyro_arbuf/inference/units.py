@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_arbuf.inference.data import Table, day_of, in_site_order, read_table, several_columns
+from pyro_arbuf.inference.data import Table, columns_of, day_of, in_site_order, read_table, several_columns
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.network.config import ModelConfig
@@ -163,9 +163,9 @@ def _outcomes(config: ModelConfig, name: str, part: Any) -> Any:
     table = None if isinstance(part, Mapping) else read_table(name, part)
     if table is None:
         return stack_sites(part, config.outcome)
-    if config.dim_y is None and len(table.labels) > 1:
+    if config.dim_y is None and columns_of(part) is not None and len(table.labels) > 1:
         raise several_columns(name, table)
-    return in_site_order(table, config.outcome)
+    return in_site_order(name, table, config.outcome)
 
 
 def _as_fields(axis: str, locs: Sequence[float], scales: Sequence[float]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def check_tensor(name: str, value: object, model: Network, finite: bool = True) 
 def _checked(name: str, value: object, weight: Tensor, finite: bool) -> Tensor:
     """What `check_tensor` checks, in the user's dtype; `weight` is one of the model's."""
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a torch.Tensor; got {type(value).__name__}; use torch.as_tensor({name})")
+        raise ValueError(f"{name} must be a torch.Tensor; got {type(value).__name__}; use {_as_tensor(name, value)}")
     if not value.is_floating_point():
         hint = ""
         if name.startswith("y"):
@@ -104,6 +104,15 @@ def _checked(name: str, value: object, weight: Tensor, finite: bool) -> Tensor:
         count = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name} must be finite; got {count} NaN or infinite of {value.numel()} values; drop them")
     return value
+
+
+def _as_tensor(name: str, value: object) -> str:
+    """What makes a tensor of a value, or an array or a table that is taken."""
+    if hasattr(value, "to_pandas"):
+        return f"{name}.to_pandas()"
+    if isinstance(value, list | tuple) and value and all(hasattr(each, "to_numpy") for each in value):
+        return f"np.stack([each.to_numpy() for each in {name}]), the batch in front"
+    return f"torch.as_tensor({name})"
 
 
 def check_x(name: str, x: object, model: Network, finite: bool = True) -> Tensor:
@@ -136,6 +145,8 @@ def _check_number_of_columns(name: str, x: Tensor, given: object, config: ModelC
         hint = column_hint(name, given, dim_x if x.dim() > 1 else 1)
         if hasattr(given, "to_frame") and x.dim() == 1:
             hint = f": use {name}.to_frame() if it is one column, table.iloc[[i]] if it is one row of a table"
+        elif x.dim() == 1:
+            hint += f" if it is one column, {name}[None] if it is one row"
         raise ValueError(
             f"{name} must have shape (*batch, rows, columns); got {tuple(x.shape)}; the network takes 1 to {dim_x} "
             f"columns{hint}"

@@ -151,10 +151,11 @@ def table_statistics(x: Tensor, y: Tensor, context_len: Tensor | None = None) ->
     here = real & ~x.isnan()
     x = x.masked_fill(~here, 0.0)  # NaN times a derivative of 0 is NaN
     x_loc, x_scale = _moments(x, here)
-    z = ((x - x_loc) / x_scale).masked_fill(~here, 0.0)
+    # What rounding leaves of a constant column is 0, or the second standardisation would make numbers of it.
+    z = ((x - x_loc) / x_scale).masked_fill(~(here & varies(x, here, x_loc)), 0.0)
     power = _likeliest_power(z, here)
     y_loc, y_scale = _moments(y, real.expand_as(y))
-    y_loc = torch.where(_varies(y, real.expand_as(y), y_loc), y_loc, torch.zeros_like(y_loc))
+    y_loc = torch.where(varies(y, real.expand_as(y), y_loc), y_loc, torch.zeros_like(y_loc))
     return TableStatistics(x_loc, x_scale, power, *_moments(yeo_johnson(z, power), here), y_loc, y_scale)
 
 
@@ -207,12 +208,20 @@ def _moments(values: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
     count = here.sum(1, keepdim=True).to(values.dtype).clamp(min=1)
     mean = values.masked_fill(~here, 0.0).sum(1, keepdim=True) / count
     variance = (values - mean).masked_fill(~here, 0.0).square().sum(1, keepdim=True) / count
-    varies = _varies(values, here, mean)
-    return mean, torch.where(varies, variance, torch.ones_like(variance)).sqrt()
+    return mean, torch.where(varies(values, here, mean), variance, torch.ones_like(variance)).sqrt()
 
 
-def _varies(values: Tensor, here: Tensor, mean: Tensor) -> Tensor:
-    """Whether values that are there differ by more than rounding leaves between equal ones and their mean."""
+def varies(values: Tensor, here: Tensor, mean: Tensor) -> Tensor:
+    """Whether values that are there differ by more than rounding leaves between equal ones and their mean.
+
+    Args:
+        values: `(B, N, D)`.
+        here: Bool, which of them are there.
+        mean: `(B, 1, D)`, of those.
+
+    Returns:
+        Bool `(B, 1, D)`.
+    """
     distance = (values - mean).masked_fill(~here, 0.0).abs()
     distance = torch.cat([distance, torch.zeros_like(mean)], 1).amax(1, keepdim=True)
     return distance > 8 * torch.finfo(values.dtype).eps * mean.abs()
@@ -240,5 +249,4 @@ def _likeliest_power(z: Tensor, here: Tensor) -> Tensor:
     curvature = (2 * middle - before - after).clamp(min=1e-9)
     shift = (0.5 * (after - before) / curvature).clamp(-1, 1)
     power = grid[best] + shift * (grid[1] - grid[0])
-    varies = (z != 0).any(1).unsqueeze(0)
-    return torch.where(varies, power, torch.ones_like(power)).movedim(0, 1)
+    return torch.where((z != 0).any(1).unsqueeze(0), power, torch.ones_like(power)).movedim(0, 1)

@@ -125,9 +125,10 @@ def _left_out_rows(net: ArBufferModel, x: Any, y: Any) -> Tensor:
     pairs = check_pairs(net, x, y)
 
     def fit(x_rest: Tensor, y_rest: Tensor, length: Tensor | None) -> Maps | None:
+        maps = fit_map(net.config, x_rest, y_rest, length)
         if net.config.missing_x:
-            warn_equal_outcomes(y_rest, length, stacklevel=6)
-        return fit_map(net.config, x_rest, y_rest, length)
+            warn_equal_outcomes(maps, y_rest, length, stacklevel=6)
+        return maps
 
     return leave_one_out(net, pairs.x, pairs.y, pairs.x.shape[1], pairs.context_len, fit=fit)
 
