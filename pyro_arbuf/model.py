@@ -69,7 +69,7 @@ class ArBufferModel(Network):
         """Stores what was measured on this network in its configuration, which nothing else may change.
 
         Args:
-            **measured: `evidence_rmse`, nats; `None` = not measured.
+            **measured: `evidence_rmse`, nats, and `evidence_trials`, for how many trials; `None` = not measured.
 
         Raises:
             ValueError: If another field of the configuration is named.

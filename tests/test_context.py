@@ -83,8 +83,8 @@ OBSERVATIONS = {
     "objects_in_y": (
         X,
         Y.numpy().astype(object),
-        "y must hold numbers or dates; got the dtype object",
-        "get_dummies",
+        "y must hold numbers; got the dtype object",
+        "code categories",
     ),
     "column_of_x": (X[:, 0].numpy(), Y, "x must have shape (*batch, points, 2); got (5,)"),
     "nan_in_an_array": (spoil(X).numpy(), Y, "x must be finite; got 1 NaN or infinite of 10 values"),
@@ -101,7 +101,11 @@ OBSERVATIONS = {
     "batch_in_a_list": ([X, X[None]], [Y, Y], "x[1] and y[1]", "got (1, 5, 2) and (5,)"),
     "features_in_a_list": ([X, X[:, :1]], [Y, Y], "x[1] must have shape (*batch, points, 2); got (5, 1)"),
     "nan_in_a_list": ([X, X], [Y, spoil(Y)], "y[1] must be finite"),
-    "numbers_in_a_list": ([0.5, 0.7], [1.0, 2.0], "x[0] must be a torch.Tensor; got float"),
+    "numbers_in_a_list": (
+        [0.5, 0.7],
+        [1.0, 2.0],
+        "one for each context; got lists of numbers",
+    ),
 }
 
 
@@ -210,7 +214,7 @@ VALUES = {
     "outcome_dimension": (VALUE[:, None], "y must have shape (*batch, 6); got (6, 1); use y.squeeze(-1)"),
     "batch": (VALUE.expand(3, M), "batch shapes must broadcast; got distribution (2,), y (3,)", "unsqueeze"),
     "list": (VALUE.tolist(), "y must be a torch.Tensor; got list; use torch.as_tensor(y)"),
-    "words": (np.array(["a"] * M), "y must hold numbers or dates; got the dtype <U1"),
+    "words": (np.array(["a"] * M), "y must hold numbers; got the dtype <U1; code categories as 0, 1"),
     "integer": (VALUE.long(), "y must have a floating dtype; got torch.int64", "a real number"),
     "bool": (VALUE > 0, "y must have a floating dtype; got torch.bool", "a real number"),
     "device": (VALUE.to("meta"), "y must be on the model's device cpu; got meta"),

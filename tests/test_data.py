@@ -232,7 +232,7 @@ REFUSED = {
         lambda n: n.condition(pd.DataFrame({"who": ["a"] * N}), Y),
         "column 'who' of x must hold numbers or dates",
     ),
-    "categories": (lambda n: n.condition(X[:, :1], pd.Series(["a"] * N).astype("category")), "y must hold numbers or"),
+    "categories": (lambda n: n.condition(X[:, :1], pd.Series(["a"] * N).astype("category")), "code categories as 0, 1"),
     "table_as_y": (lambda n: n.condition(X[:, :1], frame(X)), r"y must be one column.*table\['a'\]"),
     "table_in_a_list": (
         lambda n: n.condition([X[:, :1]], [frame(X)[["a"]]]),

@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.infer import MCMC, Importance, Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.mcmc import RandomWalkKernel
+from pyro.infer.reparam import LocScaleReparam
 from samples import draw, draw_outcomes
 
 import pyro_arbuf.workflow.datatree
@@ -524,3 +525,25 @@ def test_arrays_and_series_observed_make_the_tree_of_tensors(distribution, as_gi
     for group in ("observed_data", "posterior_predictive"):
         xr.testing.assert_equal(trees[0][group].to_dataset(), trees[1][group].to_dataset())
     assert set(trees[0].groups) == set(trees[1].groups)
+
+
+def non_centred(x, y=None):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("subjects", len(x)):
+        level = pyro.sample("level", dist.Normal(mean, 1.0))
+        pyro.sample("aside", dist.Normal(level, 1.0).mask(False), obs=torch.zeros(()))
+        pyro.sample("y", dist.Normal(level + x, 1.0), obs=y)
+
+
+def test_non_centred_and_masked_sites_make_a_tree():
+    model = poutine.reparam(non_centred, {"level": LocScaleReparam(0.0)})
+    x, y = torch.zeros(3), torch.tensor([0.3, -0.2, 1.0])
+    mcmc = MCMC(RandomWalkKernel(model), num_samples=5, warmup_steps=2, disable_progbar=True)
+    mcmc.run(x, y)
+    tree = to_datatree(mcmc, seed=0)
+    posterior = tree["posterior"]
+    assert posterior["level"].shape == posterior["level_decentered"].shape == (1, 5, 3)
+    np.testing.assert_allclose(posterior["level"], posterior["mean"] + posterior["level_decentered"], rtol=1e-5)
+    densities = tree["log_likelihood"]
+    assert set(tree["observed_data"].data_vars) == {"y", "aside"} and bool(densities["aside"].isnull().all())
+    assert densities["y"].shape == (1, 5, 3) and bool(densities["y"].notnull().all())

@@ -91,19 +91,17 @@ def test_trails_of_tasks_and_draws_are_joined():
     assert extended(None, first) is first and extended(first, None) is first and extended(None, None) is None
 
 
-@pytest.mark.parametrize("order", [range(6), reversed(range(6))])
-def test_no_target_reads_an_outcome_behind_it_in_the_chain(net, order):
-    order = torch.tensor([*order])
+def test_no_target_reads_an_outcome_behind_it_in_the_chain(net):
     x = SPACING * torch.arange(9, dtype=torch.float64)[:, None]
     y = torch.randn(9, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    joint = ArBufferJoint(net.condition(x[:3], y[:3].detach()), x[3:], orders=order[None])
+    joint = ArBufferJoint(net.condition(x[:3], y[:3].detach()), x[3:])
     factors = joint.log_prob_factors(y[3:])
     for k in range(6):
-        (gradient,) = torch.autograd.grad(factors[order[k]], y, retain_graph=True)
-        assert gradient[3 + order[k + 1 :]].eq(0).all()
-        assert gradient[3 + order[: k + 1]].ne(0).all()
+        (gradient,) = torch.autograd.grad(factors[k], y, retain_graph=True)
+        assert gradient[4 + k :].eq(0).all() and gradient[3 : 4 + k].ne(0).all()
 
 
+@pytest.mark.filterwarnings("ignore:x of a series skips trials")
 @pytest.mark.parametrize("num_draws", [1, 4])
 def test_forecasts_beyond_a_gap_are_drawn_from_the_density_that_is_scored(net, num_draws):
     x, y = SPACING * torch.arange(9, dtype=torch.float64)[:, None], torch.randn(9, dtype=torch.float64)

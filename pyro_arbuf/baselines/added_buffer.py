@@ -197,7 +197,7 @@ def add_buffer(net: ArBufferModel, rank: int | None = 8, gated_read: bool = Fals
         raise ValueError("rank must not be None where gated_read=False; got both; give a rank, or gated_read=True")
     added = {"architecture": "tnp-d-buffer", "adapter_rank": rank or 0, "gated_read": gated_read}
     like = next(net.parameters())
-    config = dataclasses.replace(net.config, **added, evidence_rmse=None)
+    config = dataclasses.replace(net.config, **added, evidence_rmse=None, evidence_trials=None)
     new = TNPDBuffer(config, copy.deepcopy(net.backbone.blocks)).to(like.device, like.dtype).eval()
     slots = "embedder.positions.slot"  # never trained without a buffer
     new.load_state_dict({n: value for n, value in net.state_dict().items() if n != slots}, strict=False)

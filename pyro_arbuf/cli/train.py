@@ -248,7 +248,7 @@ def _warm_model(name: str, wanted: ModelConfig, sizes: dict[str, Any]) -> ArBuff
         if own != value and size != "slot_positions":
             raise ValueError(f"--{size.replace('_', '-')} must be {own}, as the weights of {name} have it; got {value}")
     names = ["prior", "x_range", "y_range", "num_context", "num_targets", "x_spacing"]
-    names += ["evidence_rmse", "ordered_latents"]
+    names += ["evidence_rmse", "evidence_trials", "ordered_latents"]
     if wanted.prior != trained.config.prior:  # else a new measurement would change the network's function
         names += ["latents", "x_loc", "x_scale", "y_loc", "y_scale", "y_scale_weight"]
     names += ["slot_positions"] * ("slot_positions" in sizes)

@@ -16,7 +16,8 @@ from pyro_arbuf.inference.data import check_same_rows, row_labels, y_tensor
 from pyro_arbuf.inference.description import describe_outcome
 from pyro_arbuf.inference.layout import fold, unfold
 from pyro_arbuf.inference.outcome_sites import split_sites
-from pyro_arbuf.inference.tables import check_columns
+from pyro_arbuf.inference.series import check_follows, check_series
+from pyro_arbuf.inference.tables import check_columns, check_labels
 from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts, warn_spacing
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
@@ -134,6 +135,8 @@ class ArBufferDistribution(TorchDistribution):
         own = check_targets(x, model, self._validate_args)
         if model.config.missing_x:
             check_columns(own, x, self.context.num_columns, self.context.columns, self.context.dates)
+        else:
+            check_labels(x, self.context.columns)
         own = inner = own.clone()
         if maps is not None:
             broadcast_batches({"context": self.context.batch_shape, "x": own.shape[:-2]})  # before maps broadcast
@@ -142,6 +145,10 @@ class ArBufferDistribution(TorchDistribution):
         if self._validate_args:
             warn_outside("x", inner, model.config, stacklevel=6)
             warn_spacing(inner, model.config, stacklevel=6, context=self.context)
+            if self.jointly:
+                observed, _, length = self.context.observations
+                check_series(inner, model.config, stacklevel=6)
+                check_follows(inner, observed, model.config, length, self.context.task_shape, stacklevel=6)
         warn_outside_counts("num_targets", own.shape[-2], model.config.num_targets, stacklevel=6)
         return own, code(inner, model.config.latents)
 

@@ -14,6 +14,7 @@ from torch import Size, Tensor
 from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
 from pyro_arbuf.inference.data import check_same_rows, y_tensor
 from pyro_arbuf.inference.missing import check_outcomes, drop_missing
+from pyro_arbuf.inference.series import check_series
 from pyro_arbuf.inference.tables import (
     TableMap,
     date_columns,
@@ -71,7 +72,7 @@ def make_context(
     outcomes = _stacked(x, y, model)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-    columns = (labels_of(x), date_columns(x)) if config.missing_x else ((), ())
+    columns = labels_of(x), date_columns(x) if config.missing_x else ()
     x, y, context_len, batch_shape = check_pairs(model, x, outcomes, nan)
     tracked = tracked and (nan == "raise" or x.shape[1] > 0)  # where all is missing, nothing has a gradient
     maps = fit_map(config, x, y, context_len)
@@ -87,14 +88,7 @@ def make_context(
     shape = broadcast_batches({"x and y": batch_shape, "latents": numbers.shape[:-1]})
     if shape.numel() == 0:
         raise ValueError(f"x, y and latents must hold at least one task; got the batch shape {tuple(shape)}")
-    real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
-    if not (config.missing_x and x.shape[1] < 2):  # which networks of tables are trained with besides
-        warn_outside_counts("num_context", x.shape[1], config.num_context, stacklevel=4)
-    for name, value in (("x", x), ("y", y)):
-        if may_look_at(value):
-            warn_outside(name, value[real], config, stacklevel=4)
-    warn_spacing(x, config, stacklevel=4, context_len=context_len)
-    warn_other_observation(y, config, stacklevel=4)
+    _compare_with_training(x, y, context_len, config, stacklevel=5)
     x, y = code(x, config.latents).clone(), y.clone()  # the user's own may change; a clone keeps the graph
     if names:
         locations = latent_locations(config.latents, names, config.dim_x, y)
@@ -106,6 +100,21 @@ def make_context(
     statistics = maps.statistics if isinstance(maps, TableMap) else None
     labels, dates = columns if x.shape[1] else ((), ())
     return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked, statistics, labels, dates)
+
+
+def _compare_with_training(
+    x: Tensor, y: Tensor, context_len: Tensor | None, config: ModelConfig, stacklevel: int
+) -> None:
+    """Warns where pairs, in the network's units, are none that it was trained with; checks the order of a series."""
+    real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
+    if not (config.missing_x and x.shape[1] < 2):  # which networks of tables are trained with besides
+        warn_outside_counts("num_context", x.shape[1], config.num_context, stacklevel)
+    for name, value in (("x", x), ("y", y)):
+        if may_look_at(value):
+            warn_outside(name, value[real], config, stacklevel)
+    warn_spacing(x, config, stacklevel, context_len)
+    check_series(x, config, context_len, stacklevel)
+    warn_other_observation(y, config, stacklevel)
 
 
 def check_pairs(model: Network, x: Any, y: Any, nan: Literal["raise", "drop"] = "raise") -> Pairs:
@@ -181,6 +190,11 @@ def _pad(model: Network, x: object, y: object, nan: Literal["raise", "drop"]) ->
     if not (_is_list(x) and _is_list(y) and len(x) == len(y) > 0):
         got = [f"{len(v)} tensors" if _is_list(v) else type(v).__name__ for v in (x, y)]
         raise ValueError(f"x and y must be lists of the same length >= 1, or both tensors; got {got[0]} and {got[1]}")
+    if isinstance(x[0], int | float | list | tuple):
+        raise ValueError(
+            "x and y must be tensors, arrays or tables, or lists of these, one for each context; got lists of numbers; "
+            "use torch.as_tensor of both"
+        )
     checked = [
         (check_x(f"x[{i}]", a, model), check_outcomes(f"y[{i}]", b, model, nan))
         for i, (a, b) in enumerate(zip(x, y, strict=True))

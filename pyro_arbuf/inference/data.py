@@ -18,6 +18,7 @@ from pyro_arbuf.network.network import Network
 
 MICROSECONDS = 86_400_000_000  # of a day
 NUMERIC = "iufb"  # kinds of NumPy's dtypes
+CODES = "code categories as 0, 1, ..., e.g. by .map({'no': 0, 'yes': 1})"
 REMEDY = "convert it, by pd.to_numeric, pd.to_datetime or, for categories, pd.get_dummies, or leave the column out"
 
 
@@ -97,6 +98,8 @@ def check_same_rows(x: object, y: object) -> None:
         for one, other in zip(x, y, strict=False):
             check_same_rows(one, other)
         return
+    if hasattr(x, "dims") and hasattr(y, "dims"):
+        _check_same_dims(x, y)
     indices: list[Any] = [row_labels(part) if hasattr(part, "iloc") else part for part in (x, y)]
     rows, others = indices
     if not all(hasattr(index, "isin") and hasattr(index, "equals") for index in indices):
@@ -108,6 +111,23 @@ def check_same_rows(x: object, y: object) -> None:
             "x and y must have their rows in the same order; got tables with the same index in different orders; give "
             "y.loc[x.index], or to_numpy() of both if the index does not matter"
         )
+
+
+def _check_same_dims(x: Any, y: Any) -> None:
+    """Raises ValueError where arrays of xarray have the same dimensions, or the same rows, in different orders."""
+    rows = [dim for dim in x.dims[:-1] if dim in y.dims]
+    if rows != [dim for dim in y.dims if dim in rows]:
+        raise ValueError(
+            f"x and y must have their dimensions in the same order; got {x.dims} and {y.dims}; use .transpose of one"
+        )
+    for dim in rows:
+        if dim in x.coords and dim in y.coords:
+            own, other = np.asarray(x.coords[dim]), np.asarray(y.coords[dim])
+            if not np.array_equal(own, other) and np.array_equal(np.sort(own), np.sort(other)):
+                raise ValueError(
+                    f"x and y must have their rows in the same order; got coordinates of {dim!r} in different orders; "
+                    f"give y.sel({dim}=x.{dim})"
+                )
 
 
 def _columns(table: Any) -> list[Any]:
@@ -147,7 +167,8 @@ def _numbers(name: str, value: Any) -> tuple[np.ndarray, bool]:
             value = value.to_numpy(dtype="datetime64[us]")  # in UTC
         return days(np.asarray(value)), kind == "M"
     if kind not in NUMERIC:
-        raise ValueError(f"{name} must hold numbers or dates; got the dtype {dtype}; {REMEDY}")
+        kinds, remedy = ("numbers", CODES) if name.startswith("y") else ("numbers or dates", REMEDY)
+        raise ValueError(f"{name} must hold {kinds}; got the dtype {dtype}; {remedy}")
     if hasattr(dtype, "na_value"):  # pandas' own dtypes, whose missing values are no floats
         value = value.to_numpy(dtype=np.float64, na_value=np.nan)
     return np.array(value, dtype=np.float64, order="C"), False
@@ -235,6 +256,11 @@ def y_tensor(name: str, y: object, model: Network) -> object:
         return y
     if any(table.dates):
         raise ValueError(f"{name} must hold numbers; got dates; dates can be inputs, x")
+    if _holds_time(y) and config.user_y_scale is None and not config.standardised_by_context:
+        raise ValueError(
+            f"{name} must hold numbers in the network's unit; got durations; give seconds, by .dt.total_seconds(), or "
+            "whatever its unit is, or state it by net.in_units(y_scale=pd.Timedelta(...))"
+        )
     whole = columns_of(y) is not None and not name.endswith(("']", '"]'))  # of a site, `stack_sites` says so
     if whole and config.dim_y is None:
         raise several_columns(name, table)

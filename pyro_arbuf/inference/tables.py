@@ -243,6 +243,19 @@ def check_columns(
     _check_dates("x", dates_of(given), dates, "the context")
 
 
+def check_labels(given: object, labels: tuple[Any, ...]) -> None:
+    """Checks that targets of a network that is none of tables have their columns in the order of the context.
+
+    Names alone say nothing there: the columns are those of the network.
+
+    Raises:
+        ValueError: If the names are those of the context in another order.
+    """
+    own = labels_of(given)
+    if own != labels and set(own) == set(labels):
+        _check_labels("x", own, labels, "the context")
+
+
 def _check_dates(name: str, dates: tuple[bool, ...], expected: tuple[bool, ...], where: str) -> None:
     if not dates or not expected or len(dates) != len(expected) or dates == expected:
         return

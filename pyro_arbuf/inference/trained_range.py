@@ -106,6 +106,8 @@ def _remedy(name: str, column: int, config: ModelConfig) -> str:
             "give pieces of a long recording, each a context of its own, and state where time begins and in what unit "
             "it is by net.in_units(x_loc=..., x_scale=...)"
         )
+    if config.latents and name == "x" and pairs_of(cast(Range, config.x_range), column + 1)[column] == (0.0, 0.0):
+        return "the program has no inputs, for which x holds zeros: give torch.zeros(n, 1)"
     if config.latents:
         return (
             "where the data are in other units than the program's, let the network take them by "

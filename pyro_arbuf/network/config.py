@@ -140,6 +140,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
     {"observation": None, "ordered_latents": False},
     {"adapter_rank": 8, "gated_read": False},
     {"slot_positions": "learned"},
+    {"evidence_trials": None},
 )
 
 

@@ -326,11 +326,15 @@ class Measured:
 
     Attributes:
         evidence_rmse: Error of `log_evidence` as `measure_evidence_error` found it, nats; `None` = not measured.
+        evidence_trials: Of data sets of how many trials; `None` = not known, the largest trained number.
     """
 
     evidence_rmse: float | None = None
+    evidence_trials: int | None = None
 
     def _check_measured(self) -> None:
-        error = self.evidence_rmse
+        error, trials = self.evidence_rmse, self.evidence_trials
         if error is not None and not (is_number(error) and error >= 0):
             raise ValueError(f"evidence_rmse must be a number >= 0, or be None; got {error!r}")
+        if trials is not None and not (is_integer(trials) and trials >= 1):
+            raise ValueError(f"evidence_trials must be an integer >= 1, or be None; got {trials!r}")

@@ -20,9 +20,9 @@ from pyro_arbuf.programs.known_truth import (
     Known,
     Posterior,
     check_sizes,
+    chosen_trials,
     known_posteriors,
     simulating,
-    trained_trials,
 )
 from pyro_arbuf.programs.ranks import (
     LEVELS,
@@ -176,7 +176,7 @@ def calibrate(
         (2023), "Simulation-based calibration checking for Bayesian computation: the choice of test quantities shapes
         sensitivity".
     """
-    trials = trained_trials(net.config) if num_trials is None else num_trials
+    trials = chosen_trials(net.config, num_trials, stacklevel=4)  # behind torch.no_grad
     check_sizes(
         seed,
         posterior,

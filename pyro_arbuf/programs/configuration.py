@@ -30,6 +30,7 @@ PROGRAM_FIELDS |= {
     "y_loc",
     "y_scale",
     "evidence_rmse",
+    "evidence_trials",
     "outcomes",
     "observation",
     "ordered_latents",

@@ -21,6 +21,7 @@ from pyro_arbuf.random_state import seeded
 
 NOT_RESOLVED = "not resolved"
 Z = 1.96  # of a 95 % interval
+MORE_TRIALS = 1.5  # times those at which an error was measured: beyond it, the error may be larger
 
 
 def _summary(evidence: "Evidence") -> tuple[str, Table]:
@@ -160,6 +161,10 @@ def log_prob_orders(
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         remedy = "; use x.unsqueeze(-1)" if isinstance(x, Tensor) and x.dim() == 1 and net.config.dim_x == 1 else ""
         raise ValueError(f"x must be a tensor (*batch, n, {net.config.dim_x}); got {got}{remedy}")
+    if x.shape[-2] == 0:
+        raise ValueError(
+            f"x must hold at least one trial to have an evidence; got shape {tuple(x.shape)}; of no data it is 0"
+        )
     check_x("x", x, net)  # whether or not Pyro's validation is on: an evidence of NaN is none
     check_y("y", outcomes, net)
     orders = None if net.config.sequential else random_orders(x.shape[-2], num_orders, seed)
@@ -207,13 +212,7 @@ def compare_evidence(
     data = {name: one_data_set(x, y, net) for name, net in nets.items()}  # sites may stand in another order
     check_count("num_draws", num_draws, MIN_DRAWS)
     check_count("num_orders", num_orders, 2)
-    unmeasured = [n for n, net in nets.items() if net.config.evidence_rmse is None and n not in programs]
-    if unmeasured:
-        warnings.warn(
-            f"the networks {unmeasured} do not say how far off their evidence is, so the verdict stays 'not resolved'. "
-            "Measure it by pyro_arbuf.measure_evidence_error(net), or give programs with a density in programs={...}",
-            stacklevel=3,  # behind torch.no_grad
-        )
+    unmeasured = _unmeasured({n: net for n, net in nets.items() if n not in programs}, data)
     evidence, own, distrusted, per_order = {}, {}, {}, {}
     for name, net in nets.items():
         if name in programs:
@@ -242,6 +241,26 @@ def compare_evidence(
     else:
         reason = f"the difference to {best!r} lies within its error for {close}" if close else ""
     return EvidenceComparison(evidence, difference, error, NOT_RESOLVED if close else best, reason)
+
+
+def _unmeasured(nets: Mapping[str, ArBufferModel], data: Mapping[str, tuple[Tensor, Outcomes]]) -> list[str]:
+    """Networks whose evidence error is not known; warns of them, and where it is that of far fewer trials."""
+    unmeasured = [name for name, net in nets.items() if net.config.evidence_rmse is None]
+    if unmeasured:
+        warnings.warn(
+            f"the networks {unmeasured} do not say how far off their evidence is, so the verdict stays 'not resolved'. "
+            "Measure it by pyro_arbuf.measure_evidence_error(net), or give programs with a density in programs={...}",
+            stacklevel=4,  # behind compare_evidence and torch.no_grad
+        )
+    measured = {name: net.config.evidence_trials for name, net in nets.items()}
+    fewer = [name for name, number in measured.items() if number and len(data[name][0]) > MORE_TRIALS * number]
+    if fewer:
+        warnings.warn(
+            f"the evidence errors of {fewer} were measured on data sets of fewer trials than these, and errors grow "
+            "with their number: the verdict is too sure; measure again by measure_evidence_error(net, num_trials=n)",
+            stacklevel=4,
+        )
+    return unmeasured
 
 
 def _check_models(nets: Mapping[str, ArBufferModel], programs: Mapping[str, Program]) -> None:

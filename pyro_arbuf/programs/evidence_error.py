@@ -12,7 +12,7 @@ from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.evidence import log_evidence
-from pyro_arbuf.programs.known_truth import simulating, trained_trials
+from pyro_arbuf.programs.known_truth import chosen_trials, simulating
 from pyro_arbuf.programs.program_batches import draw_designs
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, importance_sample
 from pyro_arbuf.programs.simulator import Program, Simulator
@@ -88,9 +88,8 @@ def measure_evidence_error(
     """
     if exact is not None and not callable(exact):
         raise ValueError(f"exact must be a function of (x, y) that returns a number; got {type(exact).__name__}")
-    num_trials = trained_trials(net.config) if num_trials is None else num_trials
+    num_trials = chosen_trials(net.config, num_trials, stacklevel=4)  # behind torch.no_grad
     check_count("num_datasets", num_datasets, FEWEST)
-    check_count("num_trials", num_trials)
     check_count("num_orders", num_orders, 2)
     check_count("num_draws", num_draws, MIN_DRAWS)
     simulator = find_simulator(net, program, needs_latents=exact is None)
@@ -121,7 +120,7 @@ def measure_evidence_error(
     squares = max(trusted, squares, key=lambda part: part.mean().item())
     rmse = squares.mean().sqrt().item()
     error = squares.std().item() / math.sqrt(len(squares)) / (2 * rmse) if rmse else 0.0  # delta method
-    net.replace_measured(evidence_rmse=rmse)
+    net.replace_measured(evidence_rmse=rmse, evidence_trials=num_trials)
     return EvidenceError(rmse, error, errors, k_hats if exact is None else None)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.trained_range import warn_outside_counts
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
@@ -77,6 +78,18 @@ def in_program_units(net: ArBufferModel, x: Tensor, y: Tensor) -> Context:
 def trained_trials(config: ModelConfig) -> int:
     """The largest trained number of trials."""
     return max(1, config.num_context[1])
+
+
+def chosen_trials(config: ModelConfig, num_trials: int | None, stacklevel: int) -> int:
+    """The number of trials of a check, `None` = the largest trained one; warns beyond that.
+
+    Raises:
+        ValueError: If it is no positive integer.
+    """
+    if num_trials is None:
+        return trained_trials(config)
+    warn_outside_counts("num_trials", check_count("num_trials", num_trials), config.num_context, stacklevel + 1)
+    return num_trials
 
 
 @contextlib.contextmanager

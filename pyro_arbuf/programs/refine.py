@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.series import has_gap
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.programs.configuration import check_program, outcome_names
 from pyro_arbuf.programs.runs import continued
@@ -172,6 +173,11 @@ def context_simulator(program: Program, context: Context) -> Simulator:
         raise ValueError(f"program must be a Pyro program, a function of x; got {type(program).__name__}")
     x, _ = data_set(context)
     series = context.model.config.sequential
+    if has_gap(x, context.model.config):
+        raise ValueError(
+            "context must hold a series without gaps to be scored by its program, whose trials are successive; got one "
+            "that skips trials; give the trials up to the gap, or a program that draws those in between"
+        )
 
     def inputs(num_trials: int) -> Tensor:
         rows = continued(x, num_trials) if series else x[torch.arange(num_trials) % len(x)]

@@ -13,9 +13,9 @@ from pyro_arbuf.programs.known_truth import (
     DATASETS,
     Posterior,
     check_sizes,
+    chosen_trials,
     known_posteriors,
     simulating,
-    trained_trials,
 )
 from pyro_arbuf.programs.ranks import (
     LEVELS,
@@ -144,7 +144,7 @@ def tarp(
         Lemos et al. (2023), "Sampling-based accuracy testing of posterior estimators for general inference". There a
         point is drawn for each data set; the same points for all see a shift too, which random directions average out.
     """
-    trials = trained_trials(net.config) if num_trials is None else num_trials
+    trials = chosen_trials(net.config, num_trials, stacklevel=4)  # behind torch.no_grad
     check_sizes(
         seed,
         posterior,

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 import torch.distributions as td
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -133,8 +134,10 @@ def sample_sites(trace: Trace) -> dict[str, Site]:
 
 
 def is_deterministic(site: Site) -> bool:
-    """Whether a site is of `pyro.deterministic`, which Pyro counts as observed."""
-    return bool(site["infer"].get("_deterministic"))
+    """Whether a site is of `pyro.deterministic`, or one that was reparametrised: Pyro counts both as observed."""
+    masked = isinstance(site["fn"], MaskedDistribution) and site["fn"]._mask is False
+    computed = site["is_observed"] and masked and isinstance(unwrapped(site), Delta)
+    return computed or bool(site["infer"].get("_deterministic"))
 
 
 def observed_sites(trace: Trace) -> dict[str, Site]:
@@ -215,7 +218,7 @@ def unless_masked(site: Site, density: Tensor) -> Tensor:
     for mask in masks:
         if mask is not None:
             mask = torch.as_tensor(mask, device=density.device)
-            mask = mask.view(*mask.shape, *[1] * (density.dim() - len(site["fn"].batch_shape)))
+            mask = mask.reshape(mask.shape + (1,) * (density.dim() - len(site["fn"].batch_shape)))
             density = density.masked_fill(~mask, torch.nan)
     return density
 

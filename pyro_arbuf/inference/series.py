@@ -1,0 +1,87 @@
+"""Series: trials in their order, without gaps. Knows the configuration of a network, and nothing of its weights."""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.tracing import is_traced
+from pyro_arbuf.network.visibility import context_mask
+
+MOST = 1.5  # trials between two that follow each other; what is more is a gap
+
+
+def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = None, stacklevel: int = 2) -> None:
+    """Checks that the trials of a series stand in their order, and warns where some are skipped.
+
+    Nothing is checked of other networks, nor where the network does not know which column numbers the trials.
+
+    Args:
+        x: `(*batch, T, D_x)`, in the network's units.
+        config: Of the network.
+        context_len: `(B,)` int64, how many trials are no padding; `None` = all T.
+        stacklevel: Of the warning, as `warnings.warn` takes it.
+
+    Raises:
+        ValueError: If the numbers of trials do not rise.
+    """
+    numbers = trial_numbers(x, config)
+    if numbers is None:
+        return
+    steps = numbers.diff(dim=-1)
+    if context_len is not None and steps.shape[-1]:
+        steps = steps.masked_fill(~context_mask(context_len, x.shape[-2])[..., 1:], 1.0)
+    if bool((steps <= 0).any()):
+        raise ValueError(
+            f"x of a series must rise in column {config.lag_column}, which numbers its trials, as they are taken in "
+            "the order given; got a trial that is not after the one before it; sort the rows of x and y by it"
+        )
+    _warn_gap(bool((steps > MOST).any()), stacklevel + 1)
+
+
+def has_gap(x: Tensor, config: ModelConfig) -> bool:
+    """Whether a series `(*batch, T, D_x)` in its order, in the network's units, skips trials, as far as is known."""
+    numbers = trial_numbers(x, config)
+    return numbers is not None and bool((numbers.diff(dim=-1) > MOST).any())
+
+
+def check_follows(
+    x: Tensor, observed: Tensor, config: ModelConfig, length: Tensor | None, task_shape: torch.Size, stacklevel: int
+) -> None:
+    """Warns where the first targets of a series are not the trials after those of the context.
+
+    Args:
+        x: `(*batch, M, D_x)` targets in their order, in the network's units.
+        observed: `(B, N, D_x)` inputs of the context.
+        config: Of the network.
+        length: `(B,)` int64, how many of them are no padding; `None` = all N.
+        task_shape: Shape of the B tasks, which broadcasts against `batch`.
+        stacklevel: As `warnings.warn` takes it.
+    """
+    numbers, known = trial_numbers(x, config), trial_numbers(observed, config)
+    if numbers is None or known is None or not known.shape[-1]:
+        return
+    if length is not None:
+        known = known.masked_fill(~context_mask(length, known.shape[-1]), -torch.inf)
+    step = numbers[..., 0] - known.amax(-1).view(task_shape)
+    _warn_gap(bool(((step < 0.5) | ((step > MOST) & step.isfinite())).any()), stacklevel + 1)
+
+
+def trial_numbers(x: Tensor, config: ModelConfig) -> Tensor | None:
+    """Numbers `(*batch, T)` of the trials of a series, from anywhere; `None` where they are not known."""
+    column = config.lag_column
+    if not config.sequential or column is None or is_traced() or x.requires_grad:
+        return None
+    scale = 1.0 if config.x_scale is None else config.x_scale[column]
+    return x[..., column].double() / scale * (config.max_frequency / math.pi)
+
+
+def _warn_gap(found: bool, stacklevel: int) -> None:
+    if found:
+        warnings.warn(
+            "x of a series skips trials, or its targets are not those directly after the context, as in no series of "
+            "training: densities are unreliable there; give whole series, or each part as one of its own",
+            stacklevel=stacklevel,
+        )

@@ -1,0 +1,142 @@
+"""Data of a series as they come: rows in another order, gaps, targets that do not follow; columns of other networks."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+import pyro_arbuf
+from pyro_arbuf import ArBufferJoint, ArBufferMarginals, ArBufferPosterior, likelihood, log_evidence, random_orders
+from pyro_arbuf.model import ArBufferModel
+from pyro_arbuf.priors.ar1 import AR1, ar1
+from pyro_arbuf.priors.multisensory import draw_trials, multisensory_rho1
+
+N = 12
+RISE, GAP = r"x of a series must rise in column 0, .* sort the rows of x and y by it", "x of a series skips trials"
+
+
+@pytest.fixture(scope="module")
+def net() -> ArBufferModel:
+    return pyro_arbuf.load("ar1")
+
+
+@pytest.fixture
+def series() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.arange(float(N))[:, None], AR1(torch.tensor(0.8), torch.tensor(1.0), N).sample()
+
+
+@pytest.mark.parametrize("rows", [torch.arange(N).flip(0), torch.tensor([0, 2, 1, *range(3, N)]), torch.tensor([0, 0])])
+def test_rows_in_another_order_are_refused(net, series, rows):
+    x, y = (part[rows] for part in series)
+    for call in (
+        lambda: net.condition(x, y),
+        lambda: net.condition([series[0], x], [series[1], y]),
+        lambda: log_evidence(net, x, y),
+        lambda: likelihood(net, x, {"phi": 0.8, "sigma": 1.0}),
+        lambda: ArBufferJoint(net.condition(), x),
+    ):
+        with pytest.raises(ValueError, match=RISE):
+            call()
+
+
+def test_gaps_are_warned_of_and_are_not_refined(net, series):
+    x, y = series
+    missing = y.clone()
+    missing[3:6] = torch.nan
+    with pytest.warns(UserWarning, match=GAP) as caught:
+        context = net.condition(x, missing, nan="drop")
+    assert caught[0].filename == __file__
+    ArBufferPosterior(context).sample((3,))
+    with pytest.raises(ValueError, match="must hold a series without gaps to be scored by its program"):
+        pyro_arbuf.refine(ar1, context)
+    missing[3:] = torch.nan
+    assert net.condition(x, missing, nan="drop").num_context == 3  # none is missing in between
+
+
+def test_targets_follow_the_context_in_their_order(net, series):
+    x, y = series
+    context = net.condition([x[:6], x[:4]], [y[:6], y[:4]])
+    ArBufferJoint(context, torch.stack([x[6:8], x[4:6]]))
+    for targets in (x[7:], x[3:]):
+        with pytest.warns(UserWarning, match=GAP) as caught:
+            ArBufferJoint(net.condition(x[:6], y[:6]), targets)
+        assert caught[0].filename == __file__
+    ArBufferMarginals(context, x[9:].flip(0))  # of each alone
+    ArBufferJoint(context[0], x[6:], orders=torch.arange(N - 6)[None])
+    with pytest.raises(ValueError, match="orders must be that of the targets as given where they are a series"):
+        ArBufferJoint(context[0], x[6:], orders=random_orders(N - 6, 2))
+
+
+def test_durations_of_an_outcome_need_a_unit():
+    ddm, x = pyro_arbuf.load("ddm"), torch.full((3, 1), 0.2)
+    times = pd.Series(pd.to_timedelta([0.5, 0.7, 0.6], unit="s"))
+    with pytest.raises(ValueError, match=r"got durations; give seconds, by \.dt\.total_seconds\(\)"):
+        ddm.condition(x, times)
+    stated = ddm.in_units(y_scale=pd.Timedelta("1s")).condition(x, times)
+    torch.testing.assert_close(stated.y, ddm.condition(x, times.dt.total_seconds()).y)
+
+
+def test_columns_of_a_program_go_by_their_names_and_ranges():
+    net, x = pyro_arbuf.load("multisensory-rho1"), draw_trials(8)
+    y = multisensory_rho1(x)
+    table = pd.DataFrame(x.numpy(), columns=["r_type", "s_A", "s_V", "V_level"])
+    context = net.condition(table, y)
+    ArBufferJoint(context, table[:3])
+    ArBufferJoint(context, table[:3].set_axis(list("abcd"), axis=1))  # other names say nothing
+    with pytest.raises(ValueError, match=r"in the same order, \['r_type', .*; got \['s_A', 'r_type'"):
+        ArBufferJoint(context, table[["s_A", "r_type", "s_V", "V_level"]])
+    with pytest.warns(UserWarning, match=r"x\[\.\.\., 0\] lies outside the trained range \[-0\.01, 1\.01\]"):
+        net.condition(x + torch.tensor([1.0, 0, 0, 0]), y)
+
+
+def test_a_program_without_inputs_says_what_x_is():
+    with pytest.warns(UserWarning, match=r"no inputs, for which x holds zeros: give torch\.zeros\(n, 1\)"):
+        pyro_arbuf.load("gaussian").condition(torch.ones(3, 1), torch.zeros(3))
+
+
+def test_rows_and_dimensions_of_xarray_are_compared(series):
+    net, (x, y) = pyro_arbuf.load("ddm"), (part.numpy() for part in series)
+    trial = {"trial": np.arange(N)}
+    inputs = xr.DataArray(0 * x, dims=("trial", "column"), coords=trial)
+    outcomes = xr.DataArray(np.abs(y) + 0.4, dims="trial", coords=trial)
+    net.condition(inputs, outcomes)
+    with pytest.raises(ValueError, match=r"coordinates of 'trial' in different orders; give y\.sel\(trial=x\.trial\)"):
+        net.condition(inputs, outcomes[::-1])
+    batch = inputs.expand_dims(subject=2), outcomes.expand_dims(subject=2)
+    assert net.condition(*batch).batch_shape == (2,)
+    with pytest.raises(ValueError, match=r"in the same order; got \('subject', 'trial', 'column'\) and"):
+        net.condition(batch[0], batch[1].transpose("trial", "subject"))
+
+
+def test_no_trials_have_no_evidence_and_a_seed_is_a_number(series):
+    net, (x, y) = pyro_arbuf.load("ddm"), series
+    with pytest.raises(ValueError, match="x must hold at least one trial to have an evidence"):
+        log_evidence(net, x[:0], y[:0])
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0; got None"):
+        log_evidence(net, 0 * x, y, seed=None)
+
+
+def test_counts_beyond_the_trained_ones_are_warned_of_by_checks_too():
+    net = pyro_arbuf.load("gaussian")
+    few = {"num_datasets": 5, "num_trials": 110}
+    for check in (pyro_arbuf.calibrate, pyro_arbuf.tarp):
+        with pytest.warns(UserWarning, match=r"num_trials lies outside the trained range \[0, 100\]") as caught:
+            check(net, **few, num_draws=20)
+        assert caught[0].filename == __file__
+
+
+def test_an_evidence_error_is_that_of_its_number_of_trials():
+    net = pyro_arbuf.load("gaussian")
+    pyro_arbuf.measure_evidence_error(net, num_datasets=5, num_trials=3, num_draws=100)
+    assert net.config.evidence_trials == 3
+    nets = {"one": net, "other": net}
+    with pytest.warns(UserWarning, match=r"of \['one', 'other'\] were measured on .* fewer trials") as caught:
+        pyro_arbuf.compare_evidence(nets, torch.zeros(10, 1), torch.randn(10), num_orders=4)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*fewer trials.*")
+        pyro_arbuf.compare_evidence(nets, torch.zeros(4, 1), torch.randn(4), num_orders=4)
