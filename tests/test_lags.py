@@ -13,7 +13,6 @@ from pyro_arbuf.network.lags import first_biases, turn_frequencies, turn_of, tur
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.priors.ar1 import ar1
 
-pytestmark = pytest.mark.filterwarnings("ignore:x of a series skips trials")
 K, N, M = 3, 5, 8
 SIZES = {"width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 8, "embedding_width": 8, "head_width": 8}
 SPACING = 0.5  # of the trials, standardised
@@ -77,6 +76,7 @@ def test_draws_step_by_step_are_those_of_teacher_forcing(net, num_draws):
     torch.testing.assert_close(drawn, joint.rsample((num_draws,)), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:x of a series skips trials")
 def test_an_empty_context_has_no_time_alone_and_beside_others(net):
     alone = ArBufferJoint(net.condition(), X[:K]).log_prob(Y[:K])
     beside = ArBufferJoint(net.condition([X[:0], X[:N]], [Y[:0], Y[:N]]), X[:K]).log_prob(Y[:K])

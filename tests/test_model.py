@@ -207,9 +207,7 @@ def test_measured_error_is_stored_and_copied(scalar_model, duplicate):
     net.replace_measured(evidence_rmse=1.2)
     assert net.config == dataclasses.replace(scalar_model.config, evidence_rmse=1.2)
     assert duplicate(net).config == net.config and scalar_model.config.evidence_rmse is None
-    with pytest.raises(
-        ValueError, match=r"only \['evidence_rmse', .* of a network's.*got \['num_context', 'x_loc'\]"
-    ):
+    with pytest.raises(ValueError, match=r"only \['evidence_rmse', .* of a network's.*got \['num_context', 'x_loc'\]"):
         net.replace_measured(evidence_rmse=1.0, x_loc=(0.0, 0.0), num_context=(0, 3))
 
 

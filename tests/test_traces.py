@@ -101,7 +101,6 @@ def test_no_target_reads_an_outcome_behind_it_in_the_chain(net):
         assert gradient[4 + k :].eq(0).all() and gradient[3 : 4 + k].ne(0).all()
 
 
-@pytest.mark.filterwarnings("ignore:x of a series skips trials")
 @pytest.mark.parametrize("num_draws", [1, 4])
 def test_forecasts_beyond_a_gap_are_drawn_from_the_density_that_is_scored(net, num_draws):
     x, y = SPACING * torch.arange(9, dtype=torch.float64)[:, None], torch.randn(9, dtype=torch.float64)

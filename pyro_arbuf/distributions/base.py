@@ -146,9 +146,8 @@ class ArBufferDistribution(TorchDistribution):
             warn_outside("x", inner, model.config, stacklevel=6)
             warn_spacing(inner, model.config, stacklevel=6, context=self.context)
             if self.jointly:
-                observed, _, length = self.context.observations
                 check_series(inner, model.config, stacklevel=6)
-                check_follows(inner, observed, model.config, length, self.context.task_shape, stacklevel=6)
+                check_follows(inner, self.context, stacklevel=6)
         warn_outside_counts("num_targets", own.shape[-2], model.config.num_targets, stacklevel=6)
         return own, code(inner, model.config.latents)
 

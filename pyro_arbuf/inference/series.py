@@ -6,6 +6,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from pyro_arbuf.inference.context import Context
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.visibility import context_mask
@@ -38,34 +39,34 @@ def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = No
             f"x of a series must rise in column {config.lag_column}, which numbers its trials, as they are taken in "
             "the order given; got a trial that is not after the one before it; sort the rows of x and y by it"
         )
-    _warn_gap(bool((steps > MOST).any()), stacklevel + 1)
+    _warn_gap(numbers_trials(config) and bool((steps > MOST).any()), stacklevel + 1)
 
 
 def has_gap(x: Tensor, config: ModelConfig) -> bool:
     """Whether a series `(*batch, T, D_x)` in its order, in the network's units, skips trials, as far as is known."""
     numbers = trial_numbers(x, config)
-    return numbers is not None and bool((numbers.diff(dim=-1) > MOST).any())
+    return numbers is not None and numbers_trials(config) and bool((numbers.diff(dim=-1) > MOST).any())
 
 
-def check_follows(
-    x: Tensor, observed: Tensor, config: ModelConfig, length: Tensor | None, task_shape: torch.Size, stacklevel: int
-) -> None:
+def check_follows(x: Tensor, context: Context, stacklevel: int) -> None:
     """Warns where the first targets of a series are not the trials after those of the context.
 
     Args:
         x: `(*batch, M, D_x)` targets in their order, in the network's units.
-        observed: `(B, N, D_x)` inputs of the context.
-        config: Of the network.
-        length: `(B,)` int64, how many of them are no padding; `None` = all N.
-        task_shape: Shape of the B tasks, which broadcasts against `batch`.
+        context: Of the targets, whose tasks broadcast against `batch`.
         stacklevel: As `warnings.warn` takes it.
     """
-    numbers, known = trial_numbers(x, config), trial_numbers(observed, config)
-    if numbers is None or known is None or not known.shape[-1]:
+    config = context.model.config
+    numbers = trial_numbers(x, config)
+    if numbers is None or not numbers_trials(config):
+        return
+    observed, _, length = context.observations
+    known = trial_numbers(observed, config)
+    if known is None or not known.shape[-1]:
         return
     if length is not None:
         known = known.masked_fill(~context_mask(length, known.shape[-1]), -torch.inf)
-    step = numbers[..., 0] - known.amax(-1).view(task_shape)
+    step = numbers[..., 0] - known.amax(-1).view(context.task_shape)
     _warn_gap(bool(((step < 0.5) | ((step > MOST) & step.isfinite())).any()), stacklevel + 1)
 
 
@@ -76,6 +77,13 @@ def trial_numbers(x: Tensor, config: ModelConfig) -> Tensor | None:
         return None
     scale = 1.0 if config.x_scale is None else config.x_scale[column]
     return x[..., column].double() / scale * (config.max_frequency / math.pi)
+
+
+def numbers_trials(config: ModelConfig) -> bool:
+    """Whether the network's own column of a series is the number of the trial, not a time of any distances."""
+    assert config.lag_column is not None
+    scale = 1.0 if config.x_scale is None else config.x_scale[config.lag_column]
+    return math.isclose(math.pi / config.max_frequency * scale, 1.0, rel_tol=1e-3)
 
 
 def _warn_gap(found: bool, stacklevel: int) -> None:

@@ -88,7 +88,9 @@ def chosen_trials(config: ModelConfig, num_trials: int | None, stacklevel: int) 
     """
     if num_trials is None:
         return trained_trials(config)
-    warn_outside_counts("num_trials", check_count("num_trials", num_trials), config.num_context, stacklevel + 1)
+    check_count("num_trials", num_trials)
+    if config.num_context[1] > 1:  # more than one observation of a program of one is refused
+        warn_outside_counts("num_trials", num_trials, config.num_context, stacklevel + 1)
     return num_trials
 
 

@@ -4,11 +4,11 @@ The only module that tells a prior of functions from one of tables and from a pr
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import cast
 
 from pyro_arbuf.baselines.architectures import TRAINED_ON_CHAINS, matched_config
+from pyro_arbuf.inference.series import numbers_trials
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import ArchitectureName, Range
@@ -116,8 +116,7 @@ def _has_no_inputs(config: ModelConfig) -> bool:
         return config.x_range == (0.0, 0.0)
     if config.lag_column != 0 or config.x_scale is None:
         return False
-    spacing = math.pi / config.max_frequency * config.x_scale[0]
-    return math.isclose(spacing, 1.0, rel_tol=1e-3) and cast(Range, config.x_range)[0] <= 0
+    return numbers_trials(config) and cast(Range, config.x_range)[0] <= 0
 
 
 def find_simulator(
