@@ -23,7 +23,7 @@ from pyro_arbuf.checkpoint import models_folder, shipped_models
 from pyro_arbuf.cli.models import CARD, RECORD, measured_gap
 
 LIST = Path(__file__).parent.parent / "models" / "README.md"
-TICKS = (10, 20, 40, 80, 160, 320)  # minutes
+TICKS = (10, 20, 40, 80, 160, 320, 640)  # minutes
 
 
 class Course(NamedTuple):

@@ -4,6 +4,8 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
@@ -13,6 +15,8 @@ from pyro_arbuf import ArBufferJoint, ArBufferMarginals, ArBufferPosterior, like
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors.ar1 import AR1, ar1
 from pyro_arbuf.priors.multisensory import draw_trials, multisensory_rho1
+from pyro_arbuf.programs.configuration import program_config
+from pyro_arbuf.programs.simulator import Simulator
 
 N = 12
 RISE, GAP = r"x of a series must rise in column 0, .* sort the rows of x and y by it", "x of a series skips trials"
@@ -71,11 +75,47 @@ def test_targets_follow_the_context_in_their_order(net, series):
         ArBufferJoint(context[0], x[6:], orders=random_orders(N - 6, 2))
 
 
+def test_latents_of_a_series_have_any_order(net, series):
+    context = net.condition(*series)
+    ArBufferPosterior(context, orders=random_orders(2, 2)).sample((3,))
+    assert len(pyro_arbuf.calibrate(net, 5, num_draws=10, num_orders=2).ranks) == 5
+
+
+def weekdays(n: int) -> torch.Tensor:
+    return (torch.arange(n) + 2 * (torch.arange(n) // 5)).float()[:, None]
+
+
+def correlated(x):
+    phi = pyro.sample("phi", dist.Uniform(0.1, 0.9))
+    distance = (x[..., 0, None] - x[..., None, :, 0]).abs()
+    covariance = phi[..., None, None] ** distance + 1e-4 * torch.eye(x.shape[-2])
+    return pyro.sample("y", dist.MultivariateNormal(torch.zeros(x.shape[-2]), covariance))
+
+
+def test_days_without_weekends_have_no_gaps():
+    net = (
+        ArBufferModel(program_config(Simulator(correlated, weekdays, None, "y"), (0, 30))).requires_grad_(False).eval()
+    )
+    x, y = weekdays(24), torch.linspace(-1, 1, 24)
+    ArBufferJoint(net.condition(x[:12], y[:12]), x[12:]).log_prob(y[12:])  # warnings are errors
+    with pytest.raises(ValueError, match="x of a series must rise"):
+        net.condition(x.flip(0), y)
+
+
+def test_lists_of_tables_may_have_any_names_where_columns_are_the_network_s(series):
+    net, y = pyro_arbuf.load("gp-1d-noisy"), torch.zeros(2)
+    tables = [pd.DataFrame({name: [0.1, 0.2]}) for name in ("t", "time")]
+    assert net.condition(tables, [y, y]).batch_shape == (2,)
+
+
 def test_durations_of_an_outcome_need_a_unit():
     ddm, x = pyro_arbuf.load("ddm"), torch.full((3, 1), 0.2)
     times = pd.Series(pd.to_timedelta([0.5, 0.7, 0.6], unit="s"))
-    with pytest.raises(ValueError, match=r"got durations; give seconds, by \.dt\.total_seconds\(\)"):
+    with pytest.raises(ValueError, match=r"got durations; divide them by one, e\.g\. y / np\.timedelta64"):
         ddm.condition(x, times)
+    torch.testing.assert_close(
+        ddm.condition(x, times / np.timedelta64(1, "s")).y, ddm.condition(x, times.dt.total_seconds()).y
+    )
     stated = ddm.in_units(y_scale=pd.Timedelta("1s")).condition(x, times)
     torch.testing.assert_close(stated.y, ddm.condition(x, times.dt.total_seconds()).y)
 

@@ -145,8 +145,7 @@ class ArBufferDistribution(TorchDistribution):
         if self._validate_args:
             warn_outside("x", inner, model.config, stacklevel=6)
             warn_spacing(inner, model.config, stacklevel=6, context=self.context)
-            if self.jointly:
-                check_series(inner, model.config, stacklevel=6)
+            if self.jointly and not check_series(inner, model.config, stacklevel=6):
                 check_follows(inner, self.context, stacklevel=6)
         warn_outside_counts("num_targets", own.shape[-2], model.config.num_targets, stacklevel=6)
         return own, code(inner, model.config.latents)

@@ -88,7 +88,9 @@ class ArBufferJoint(ArBufferDistribution):
         with inference_scope():
             super().__init__(context, x, nan=nan, validate_args=validate_args)
             self.buffer_size = buffer_size = check_buffer_size(buffer_size, context.model)
-            self.orders = chosen_orders(orders, self._num_targets, context.model.config.sequential).to(self._x.device)
+            sequential = context.model.config.sequential
+            orders = chosen_orders(orders, self._num_targets, sequential, self._at_latents)
+            self.orders = orders.to(self._x.device)
             self.has_rsample = bool(rsample)
             self.draft = check_draft(draft, self.has_rsample, buffer_size)
             if absorbed := (self._num_targets - 1) // buffer_size * buffer_size:

@@ -72,7 +72,7 @@ def make_context(
     outcomes = _stacked(x, y, model)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-    columns = labels_of(x), date_columns(x) if config.missing_x else ()
+    columns = (labels_of(x), date_columns(x)) if config.missing_x else (() if _is_list(x) else labels_of(x), ())
     x, y, context_len, batch_shape = check_pairs(model, x, outcomes, nan)
     tracked = tracked and (nan == "raise" or x.shape[1] > 0)  # where all is missing, nothing has a gradient
     maps = fit_map(config, x, y, context_len)

@@ -98,7 +98,7 @@ def check_same_rows(x: object, y: object) -> None:
         for one, other in zip(x, y, strict=False):
             check_same_rows(one, other)
         return
-    if hasattr(x, "dims") and hasattr(y, "dims"):
+    if all(isinstance(getattr(part, "dims", None), tuple) and hasattr(part, "coords") for part in (x, y)):
         _check_same_dims(x, y)
     indices: list[Any] = [row_labels(part) if hasattr(part, "iloc") else part for part in (x, y)]
     rows, others = indices
@@ -232,7 +232,7 @@ def x_tensor(name: str, x: object, model: Network) -> object:
 
 def _holds_time(value: Any) -> bool:
     """Whether a column of a table or an array holds dates or durations."""
-    columns = _columns(value) if columns_of(value) is not None else [value]
+    columns = _columns(value) if columns_of(value) is not None else [_as_array(value)]
     return any(getattr(getattr(column, "dtype", None), "kind", "O") in ("M", "m") for column in columns)
 
 
@@ -258,8 +258,8 @@ def y_tensor(name: str, y: object, model: Network) -> object:
         raise ValueError(f"{name} must hold numbers; got dates; dates can be inputs, x")
     if _holds_time(y) and config.user_y_scale is None and not config.standardised_by_context:
         raise ValueError(
-            f"{name} must hold numbers in the network's unit; got durations; give seconds, by .dt.total_seconds(), or "
-            "whatever its unit is, or state it by net.in_units(y_scale=pd.Timedelta(...))"
+            f"{name} must hold numbers in the network's unit; got durations; divide them by one, e.g. "
+            f"{name} / np.timedelta64(1, 's'), or state it by net.in_units(y_scale=pd.Timedelta(...))"
         )
     whole = columns_of(y) is not None and not name.endswith(("']", '"]'))  # of a site, `stack_sites` says so
     if whole and config.dim_y is None:

@@ -76,7 +76,7 @@ def random_orders(num_targets: int, num_orders: int, seed: int = 0) -> Tensor:
         check_count("num_targets", num_targets)
     check_count("num_orders", num_orders)
     check_count("seed", seed, 0)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     with unrecorded():  # a trace would record randperm itself and draw other orders on every call
         return torch.tensor([torch.randperm(num_targets, generator=generator).tolist() for _ in range(num_orders)])
 
@@ -108,13 +108,16 @@ def check_orders(orders: Tensor, num_targets: int) -> Tensor:
     return orders
 
 
-def chosen_orders(orders: Tensor | None, num_targets: int, sequential: bool) -> Tensor:
-    """Checked orders `(R, M)`; of `None` one fixed order: shuffled, or of a series the targets as given."""
+def chosen_orders(orders: Tensor | None, num_targets: int, sequential: bool, at_latents: bool = False) -> Tensor:
+    """Checked orders `(R, M)`; of `None` one fixed order: shuffled, or of a series the targets as given.
+
+    Trials of a series have no other order; latents may have any.
+    """
     own = torch.arange(num_targets)[None]
     if orders is None:
         return own if sequential else random_orders(num_targets, 1)
     orders = check_orders(orders, num_targets)
-    if sequential and bool((orders != own.to(orders.device)).any()):
+    if sequential and not at_latents and bool((orders != own.to(orders.device)).any()):
         raise ValueError(
             "orders must be that of the targets as given where they are a series, whose order is natural; got another "
             "one; leave orders out"

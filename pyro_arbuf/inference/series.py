@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from pyro_arbuf.inference.context import Context
+from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.visibility import context_mask
 
+WIDER = 1.05  # than the largest number of trials: a trained range of numbers has some slack
 MOST = 1.5  # trials between two that follow each other; what is more is a gap
 
 
-def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = None, stacklevel: int = 2) -> None:
+def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = None, stacklevel: int = 2) -> bool:
     """Checks that the trials of a series stand in their order, and warns where some are skipped.
 
     Nothing is checked of other networks, nor where the network does not know which column numbers the trials.
@@ -25,12 +27,15 @@ def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = No
         context_len: `(B,)` int64, how many trials are no padding; `None` = all T.
         stacklevel: Of the warning, as `warnings.warn` takes it.
 
+    Returns:
+        Whether it has warned.
+
     Raises:
         ValueError: If the numbers of trials do not rise.
     """
     numbers = trial_numbers(x, config)
     if numbers is None:
-        return
+        return False
     steps = numbers.diff(dim=-1)
     if context_len is not None and steps.shape[-1]:
         steps = steps.masked_fill(~context_mask(context_len, x.shape[-2])[..., 1:], 1.0)
@@ -39,7 +44,9 @@ def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = No
             f"x of a series must rise in column {config.lag_column}, which numbers its trials, as they are taken in "
             "the order given; got a trial that is not after the one before it; sort the rows of x and y by it"
         )
-    _warn_gap(numbers_trials(config) and bool((steps > MOST).any()), stacklevel + 1)
+    found = numbers_trials(config) and bool((steps > MOST).any())
+    _warn_gap(found, stacklevel + 1)
+    return found
 
 
 def has_gap(x: Tensor, config: ModelConfig) -> bool:
@@ -80,10 +87,16 @@ def trial_numbers(x: Tensor, config: ModelConfig) -> Tensor | None:
 
 
 def numbers_trials(config: ModelConfig) -> bool:
-    """Whether the network's own column of a series is the number of the trial, not a time of any distances."""
-    assert config.lag_column is not None
-    scale = 1.0 if config.x_scale is None else config.x_scale[config.lag_column]
-    return math.isclose(math.pi / config.max_frequency * scale, 1.0, rel_tol=1e-3)
+    """Whether the network's own column of a series is the number of the trial, not a time of any distances.
+
+    Then two that follow each other are 1 apart, and the trained range is hardly wider than the trained numbers.
+    """
+    column = config.lag_column
+    assert column is not None
+    scale = 1.0 if config.x_scale is None else config.x_scale[column]
+    low, high = (0.0, 0.0) if config.x_range is None else pairs_of(config.x_range, column + 1)[column]
+    dense = high - low <= WIDER * (config.num_context[1] + config.buffer_size)
+    return dense and math.isclose(math.pi / config.max_frequency * scale, 1.0, rel_tol=1e-3)
 
 
 def _warn_gap(found: bool, stacklevel: int) -> None:
