@@ -102,7 +102,7 @@ def _check_options(output: Path | None, plot: Path | None, x: tuple[str, ...], d
 def _in_units_of(net: ArBufferModel, task: Task, units: str | None) -> ArBufferModel:
     """The network in the units of the data, where it is one that has none of its own; says what was done."""
     config = net.config
-    free = config.unit_map is None and not config.latents and config.prior in RECIPES and config.x_spacing is None
+    free = config.unit_map is None and not config.latents and config.prior in RECIPES
     if config.missing_x:
         _say("units: a network of tables, which takes any, standardised by the observed rows")
         return net
