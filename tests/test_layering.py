@@ -14,16 +14,16 @@ import pyro_arbuf
 
 PACKAGE = Path(pyro_arbuf.__file__).parent
 # What each folder, and each module beside them, may import of the others.
-LEAVES = {"display", "files", "hub", "progress", "random_state"}
+LEAVES = {"display", "files", "hub", "progress", "random_state", "user_warnings"}
 MAY_IMPORT = {
     **{leaf: set() for leaf in LEAVES},
     "network": set(),
-    "inference": {"network", "display"},
+    "inference": {"network", "display", "user_warnings"},
     "model": {"network", "inference", "display"},
-    "distributions": {"network", "inference", "display"},
+    "distributions": {"network", "inference", "display", "user_warnings"},
     "baselines": {"network", "inference", "model", "distributions"},
     "checkpoint": {"network", "model", "baselines", "files", "hub"},
-    "workflow": {"network", "inference", "model", "distributions", "display", "progress", "random_state"},
+    "workflow": {"network", "inference", "model", "distributions", *LEAVES - {"files", "hub"}},
     "training": {"network", "files", "progress", "random_state"},
     "priors": {"network", "training"},
 }

@@ -66,8 +66,8 @@ class GaussianJoint(ArBufferDistribution):
         """
         with inference_scope():
             y = self._as_tensor(value)
-            values = self._check_outcomes(y, stacklevel=3)
-            self._warn_plate_over_targets(values.shape[:-2], stacklevel=3)
+            values = self._check_outcomes(y)
+            self._warn_plate_over_targets(values.shape[:-2])
             density = self._gaussian.log_prob(values.flatten(-2))
             density = density + self._user_density(values.new_zeros(values.shape), None).sum((-1, -2))
             density = density.expand(torch.broadcast_shapes(self.batch_shape, density.shape))

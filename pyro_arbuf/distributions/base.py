@@ -1,6 +1,5 @@
 """What the Pyro distributions share: shapes, virtual expand, support, checks of values."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, cast
 
@@ -29,6 +28,7 @@ from pyro_arbuf.inference.validation import (
 )
 from pyro_arbuf.network.latents import Locations, code
 from pyro_arbuf.network.tracing import is_traced
+from pyro_arbuf.user_warnings import warn
 
 ENTROPY = "the entropy has no closed form; use -d.log_prob(d.sample((1000,))).mean(0)"
 
@@ -141,13 +141,12 @@ class ArBufferDistribution(TorchDistribution):
         if maps is not None:
             broadcast_batches({"context": self.context.batch_shape, "x": own.shape[:-2]})  # before maps broadcast
             inner = maps.network_x(own, next(model.parameters()).dtype)
-        # The user's line is behind two more __init__ and the __call__ of Pyro's metaclass.
         if self._validate_args:
-            warn_outside("x", inner, model.config, stacklevel=6)
-            warn_spacing(inner, model.config, stacklevel=6, context=self.context)
-            if self.jointly and not check_series(inner, model.config, stacklevel=6):
-                check_follows(inner, self.context, stacklevel=6)
-        warn_outside_counts("num_targets", own.shape[-2], model.config.num_targets, stacklevel=6)
+            warn_outside("x", inner, model.config)
+            warn_spacing(inner, model.config, context=self.context)
+            if self.jointly and not check_series(inner, model.config):
+                check_follows(inner, self.context)
+        warn_outside_counts("num_targets", own.shape[-2], model.config.num_targets)
         return own, code(inner, model.config.latents)
 
     def __repr__(self) -> str:
@@ -266,11 +265,11 @@ class ArBufferDistribution(TorchDistribution):
         broadcast_batches({"distribution": self.batch_shape, "y": y.shape[:-2]})
         return y if self._maps is None else self._maps.network_y(y, self._x.dtype)
 
-    def _check_outcomes(self, y: Tensor, stacklevel: int) -> Tensor:
+    def _check_outcomes(self, y: Tensor) -> Tensor:
         """What `_check_value` returns, of outcomes that are scored: warns where data leave the trained range."""
         values = self._check_value(y)
         if self._validate_args and not self._at_latents:
-            warn_outside("y", values, self.context.model.config, stacklevel + 1)
+            warn_outside("y", values, self.context.model.config)
         return values
 
     def _split_missing(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -280,7 +279,7 @@ class ArBufferDistribution(TorchDistribution):
         missing = values.isnan().any(-1)  # a target is missing where any of its outcome dimensions is
         return values.masked_fill(missing.unsqueeze(-1), 0.0), missing
 
-    def _warn_plate_over_targets(self, value_batch: Size, stacklevel: int) -> None:
+    def _warn_plate_over_targets(self, value_batch: Size) -> None:
         num_targets = self._num_targets
         if num_targets == 1 or is_traced():
             return
@@ -288,12 +287,11 @@ class ArBufferDistribution(TorchDistribution):
         own, given = ((1,) * (lead - len(shape)) + tuple(shape) for shape in (self._own_shape, value_batch[-lead:]))
         for dim, size in enumerate(self.batch_shape):
             if size == num_targets and own[dim] == given[dim] == 1:
-                warnings.warn(
+                warn(
                     f"a plate of {size} stands around one event of {num_targets} targets (batch dimension "
                     f'{dim - lead}), so its density counts {size} times; use pyro.sample("y", ArBufferJoint(ctx, x), '
                     "obs=y) without that plate, unless it is of subjects or particles, as many by chance",
                     PlateOverTargetsWarning,
-                    stacklevel=stacklevel,
                 )
 
     def _fold_x(self, shape: Size) -> Tensor:

@@ -95,7 +95,7 @@ class ArBufferJoint(ArBufferDistribution):
             self.draft = check_draft(draft, self.has_rsample, buffer_size)
             if absorbed := (self._num_targets - 1) // buffer_size * buffer_size:
                 number, trained = context.num_context + absorbed, context.model.config.num_context
-                warn_outside_counts("num_context with absorbed targets", number, trained, stacklevel=4)
+                warn_outside_counts("num_context with absorbed targets", number, trained)
 
     def sample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Draws coherent joint samples with torch's global generator; memory is fixed beyond output and noise.
@@ -159,21 +159,19 @@ class ArBufferJoint(ArBufferDistribution):
     def _unfold_draws(self, y: Tensor, shape: Size) -> Tensor:
         return self._as_outcome(unfold(y, shape, self.context.task_shape))
 
-    def _given(
-        self, y: Tensor, stacklevel: int = 4
-    ) -> tuple[tuple[Context, Tensor, Tensor, Tensor, int, Tensor | None], Size]:
+    def _given(self, y: Tensor) -> tuple[tuple[Context, Tensor, Tensor, Tensor, int, Tensor | None], Size]:
         """The arguments of `score_joint` for checked outcomes, and the batch shape that they stand for."""
-        values, missing = self._split_missing(self._check_outcomes(y, stacklevel))
-        self._warn_plate_over_targets(values.shape[:-2], stacklevel)
+        values, missing = self._split_missing(self._check_outcomes(y))
+        self._warn_plate_over_targets(values.shape[:-2])
         shape, folded = self._fold_values(values)
         if missing is not None:
             missing = fold(missing.expand(*shape, -1), shape, self.context.task_shape, 1)
         return (self.context, self._fold_x(shape), folded, self.orders, self.buffer_size, missing), shape
 
-    def _densities(self, y: Tensor, stacklevel: int = 5) -> Tensor:
+    def _densities(self, y: Tensor) -> Tensor:
         """Log density of every target given those before it in each order, `(*batch, R, M, D_y)` nats."""
         y = self._as_tensor(y)
-        given, shape = self._given(y, stacklevel)
+        given, shape = self._given(y)
         missing = None if given[-1] is None else unfold(given[-1], shape, self.context.task_shape).unsqueeze(-1)
         density = self._unfold_result(score_joint(*given), shape, y.dtype).movedim(-3, 0)  # (R, *batch, M, D_y)
         return self._user_density(density, missing).movedim(0, -3)
@@ -260,14 +258,14 @@ class ArBufferJoint(ArBufferDistribution):
         """
         if len(self.orders) < 2:
             raise ValueError("order_spread needs at least 2 orders; got 1; use orders=random_orders(M, 16)")
-        spread = average_orders(self._log_prob_orders(y, stacklevel=5))
-        warn_few_orders(spread, "the joint log density", stacklevel=2)
+        spread = average_orders(self._log_prob_orders(y))
+        warn_few_orders(spread, "the joint log density")
         return spread
 
-    def _log_prob_orders(self, y: Tensor, stacklevel: int) -> Tensor:
+    def _log_prob_orders(self, y: Tensor) -> Tensor:
         """Joint log density in each order, `(*batch, R)` nats."""
         with inference_scope():
-            return self._densities(y, stacklevel + 1).sum((-1, -2))
+            return self._densities(y).sum((-1, -2))
 
     def log_prob_conditionals(self, y: Tensor) -> Tensor:
         """Full conditionals: the set model's log density of every target with all other pairs in the context.
@@ -286,7 +284,7 @@ class ArBufferJoint(ArBufferDistribution):
         """
         with inference_scope():
             check_current(self.context)
-            values = self._check_outcomes(y := self._as_tensor(y), stacklevel=3)
+            values = self._check_outcomes(y := self._as_tensor(y))
             if self.nan == "drop" and bool(values.isnan().any()):
                 raise ValueError(
                     "log_prob_conditionals needs every outcome; got NaN; leave these targets out of x and y"
@@ -318,13 +316,13 @@ class ArBufferJoint(ArBufferDistribution):
         if values.shape[-2] != len(given):
             raise ValueError(f"y must have shape (*batch, {len(given)}, ...) for this index; got {tuple(y.shape)}")
         if self._validate_args:
-            warn_outside("y", values, self.context.model.config, stacklevel=3)
+            warn_outside("y", values, self.context.model.config)
         rest = torch.ones(self._num_targets, dtype=torch.bool, device=self._x.device)
         rest[given] = False
         full = broadcast_batches({"distribution": self.batch_shape, "y": values.shape[:-2]})
         shape = torch.broadcast_shapes(self._own_shape, values.shape[:-2])
         context = grow_context(self.context, self._x[..., given, :], values, shape).expand(full)
-        warn_outside_counts("num_context", context.num_context, context.model.config.num_context, stacklevel=3)
+        warn_outside_counts("num_context", context.num_context, context.model.config.num_context)
         orders = restrict_orders(self.orders, rest)
         options = (self.buffer_size, self.has_rsample, self.nan, self._validate_args, self.draft)
         return ArBufferJoint(context, self.x[..., rest, :], orders, *options)

@@ -87,8 +87,8 @@ class ArBufferMarginals(ArBufferDistribution):
     def _densities(self, y: Tensor) -> Tensor:
         with inference_scope():
             y = self._as_tensor(y)
-            values, missing = self._split_missing(self._check_outcomes(y, stacklevel=4))
-            self._warn_plate_over_targets(values.shape[:-2], stacklevel=4)
+            values, missing = self._split_missing(self._check_outcomes(y))
+            self._warn_plate_over_targets(values.shape[:-2])
             density = self._user_density(self._mixture.log_prob(values), None).sum(-1)  # (*batch, M)
             if missing is not None:
                 density = density.masked_fill(missing, 0.0)

@@ -77,18 +77,18 @@ def make_context(
     tracked = tracked and (nan == "raise" or x.shape[1] > 0)  # where all is missing, nothing has a gradient
     maps = fit_map(config, x, y, context_len)
     if config.missing_x:
-        warn_equal_outcomes(maps, y, context_len, stacklevel=4)
+        warn_equal_outcomes(maps, y, context_len)
     if maps is not None:
         dtype = next(model.parameters()).dtype
-        warn_coarse_outcomes(maps, y.shape[-1], dtype, stacklevel=4)
+        warn_coarse_outcomes(maps, y.shape[-1], dtype)
         x, y = map_pairs(maps, x, y, context_len, dtype)
-        warn_other_unit(maps, y, context_len, config, stacklevel=4)
+        warn_other_unit(maps, y, context_len, config)
     numbers, names = check_latents(latents or {}, model)
     tracked = tracked or numbers.requires_grad
     shape = broadcast_batches({"x and y": batch_shape, "latents": numbers.shape[:-1]})
     if shape.numel() == 0:
         raise ValueError(f"x, y and latents must hold at least one task; got the batch shape {tuple(shape)}")
-    _compare_with_training(x, y, context_len, config, stacklevel=5)
+    _compare_with_training(x, y, context_len, config)
     x, y = code(x, config.latents).clone(), y.clone()  # the user's own may change; a clone keeps the graph
     if names:
         locations = latent_locations(config.latents, names, config.dim_x, y)
@@ -102,19 +102,17 @@ def make_context(
     return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked, statistics, labels, dates)
 
 
-def _compare_with_training(
-    x: Tensor, y: Tensor, context_len: Tensor | None, config: ModelConfig, stacklevel: int
-) -> None:
+def _compare_with_training(x: Tensor, y: Tensor, context_len: Tensor | None, config: ModelConfig) -> None:
     """Warns where pairs, in the network's units, are none that it was trained with; checks the order of a series."""
     real = slice(None) if context_len is None else context_mask(context_len, x.shape[1])
     if not (config.missing_x and x.shape[1] < 2):  # which networks of tables are trained with besides
-        warn_outside_counts("num_context", x.shape[1], config.num_context, stacklevel)
+        warn_outside_counts("num_context", x.shape[1], config.num_context)
     for name, value in (("x", x), ("y", y)):
         if may_look_at(value):
-            warn_outside(name, value[real], config, stacklevel)
-    warn_spacing(x, config, stacklevel, context_len)
-    check_series(x, config, context_len, stacklevel)
-    warn_other_observation(y, config, stacklevel)
+            warn_outside(name, value[real], config)
+    warn_spacing(x, config, context_len)
+    check_series(x, config, context_len)
+    warn_other_observation(y, config)
 
 
 def check_pairs(model: Network, x: Any, y: Any, nan: Literal["raise", "drop"] = "raise") -> Pairs:

@@ -5,7 +5,6 @@ Knows nothing of how a context is encoded.
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal
 
 import torch
@@ -15,6 +14,7 @@ from pyro_arbuf.inference.validation import check_kinds, check_y, may_look_at
 from pyro_arbuf.network.network import Network
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.visibility import context_mask
+from pyro_arbuf.user_warnings import warn
 
 
 def check_outcomes(name: str, y: object, model: Network, nan: Literal["raise", "drop"]) -> Tensor:
@@ -55,10 +55,9 @@ def drop_missing(x: Tensor, y: Tensor, context_len: Tensor | None) -> tuple[Tens
     if not is_traced() and bool((known.any(1) & (lengths == 0)).any()):
         missing = y.isnan().all(1).any(0).nonzero().flatten().tolist()
         where = f"; y[..., {missing[0]}] has no value at all" if missing else ""
-        warnings.warn(
+        warn(
             'nan="drop" leaves a context without any pair, as each of its pairs has NaN in some outcome dimension'
             f"{where}: predictions are those of the prior; fill in the missing values",
-            stacklevel=5,
         )
     first = torch.argsort(there.logical_not().to(torch.uint8), dim=1, stable=True)
     behind = ~there.gather(1, first).unsqueeze(-1)

@@ -7,7 +7,6 @@ Pyro model rebuilds its distributions on every call, and NUTS needs the same den
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from pyro_arbuf.display import Table, cells, labels, shown_as_table
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.network.tracing import unrecorded
+from pyro_arbuf.user_warnings import warn
 
 NUM_GROUPS = 4  # of orders, in a division
 NUM_DIVISIONS = 16  # averaged over, as the groups are few
@@ -234,17 +234,16 @@ def few_orders_count(log_prob_orders: Tensor) -> Tensor:
     return 1 / weights.square().sum(-1) < max(log_prob_orders.shape[-1] / 4, 1.5)  # of 2 orders at least 1 counts
 
 
-def warn_few_orders(spread: OrderSpread, what: str, stacklevel: int) -> None:
-    """Warns where few orders dominate, from the line `stacklevel` calls above this function."""
+def warn_few_orders(spread: OrderSpread, what: str) -> None:
+    """Warns where few orders dominate."""
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return
     few = few_orders_count(spread.log_prob_orders)
     if bool(few.any()):
         effective, num_orders = spread.effective_orders[few].min().item(), spread.log_prob_orders.shape[-1]
-        warnings.warn(
+        warn(
             f"{what} rests on few of its {num_orders} orders: their effective number is {effective:.1f}. Take more "
             "orders, or train the network longer; the average over all orders may be higher",
-            stacklevel=stacklevel + 1,
         )
 
 

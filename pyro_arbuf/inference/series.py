@@ -1,7 +1,6 @@
 """Series: trials in their order, without gaps. Knows the configuration of a network, and nothing of its weights."""
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
@@ -11,12 +10,13 @@ from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.visibility import context_mask
+from pyro_arbuf.user_warnings import warn
 
 WIDER = 1.05  # than the largest number of trials: a trained range of numbers has some slack
 MOST = 1.5  # trials between two that follow each other; what is more is a gap
 
 
-def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = None, stacklevel: int = 2) -> bool:
+def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = None) -> bool:
     """Checks that the trials of a series stand in their order, and warns where some are skipped.
 
     Nothing is checked of other networks, nor where the network does not know which column numbers the trials.
@@ -25,7 +25,6 @@ def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = No
         x: `(*batch, T, D_x)`, in the network's units.
         config: Of the network.
         context_len: `(B,)` int64, how many trials are no padding; `None` = all T.
-        stacklevel: Of the warning, as `warnings.warn` takes it.
 
     Returns:
         Whether it has warned.
@@ -44,24 +43,23 @@ def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = No
             f"x of a series must rise in column {config.lag_column}, which numbers its trials, as they are taken in "
             "the order given; got a trial that is not after the one before it; sort the rows of x and y by it"
         )
-    found = numbers_trials(config) and bool((steps > MOST).any())
-    _warn_gap(found, stacklevel + 1)
+    found = _skips(steps, config)
+    _warn_gap(found)
     return found
 
 
 def has_gap(x: Tensor, config: ModelConfig) -> bool:
     """Whether a series `(*batch, T, D_x)` in its order, in the network's units, skips trials, as far as is known."""
     numbers = trial_numbers(x, config)
-    return numbers is not None and numbers_trials(config) and bool((numbers.diff(dim=-1) > MOST).any())
+    return numbers is not None and _skips(numbers.diff(dim=-1), config)
 
 
-def check_follows(x: Tensor, context: Context, stacklevel: int) -> None:
+def check_follows(x: Tensor, context: Context) -> None:
     """Warns where the first targets of a series are not the trials after those of the context.
 
     Args:
         x: `(*batch, M, D_x)` targets in their order, in the network's units.
         context: Of the targets, whose tasks broadcast against `batch`.
-        stacklevel: As `warnings.warn` takes it.
     """
     config = context.model.config
     numbers = trial_numbers(x, config)
@@ -74,7 +72,7 @@ def check_follows(x: Tensor, context: Context, stacklevel: int) -> None:
     if length is not None:
         known = known.masked_fill(~context_mask(length, known.shape[-1]), -torch.inf)
     step = numbers[..., 0] - known.amax(-1).view(context.task_shape)
-    _warn_gap(bool(((step < 0.5) | ((step > MOST) & step.isfinite())).any()), stacklevel + 1)
+    _warn_gap(bool(((step < 0.5) | ((step > MOST) & step.isfinite())).any()))
 
 
 def trial_numbers(x: Tensor, config: ModelConfig) -> Tensor | None:
@@ -99,10 +97,14 @@ def numbers_trials(config: ModelConfig) -> bool:
     return dense and math.isclose(math.pi / config.max_frequency * scale, 1.0, rel_tol=1e-3)
 
 
-def _warn_gap(found: bool, stacklevel: int) -> None:
+def _skips(steps: Tensor, config: ModelConfig) -> bool:
+    """Whether trials are skipped between two that follow each other."""
+    return numbers_trials(config) and bool((steps > MOST).any())
+
+
+def _warn_gap(found: bool) -> None:
     if found:
-        warnings.warn(
+        warn(
             "x of a series skips trials, or its targets are not those directly after the context, as in no series of "
             "training: densities are unreliable there; give whole series, or each part as one of its own",
-            stacklevel=stacklevel,
         )

@@ -5,7 +5,6 @@ one for each of its tasks: first the user's units, where there are any, then its
 nor of weights.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from pyro_arbuf.network.preprocessing import Statistics, outcome_statistics, tab
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.user_units import UnitMap
 from pyro_arbuf.network.visibility import context_mask
+from pyro_arbuf.user_warnings import warn
 
 UNUSUAL = (0.02, 20.0)  # times the standard deviation of a usual recording
 
@@ -118,14 +118,13 @@ def map_pairs(
     return x.masked_fill(padding, 0.0), y.masked_fill(padding, 0.0)
 
 
-def warn_equal_outcomes(maps: Maps | None, y: Tensor, context_len: Tensor | None, stacklevel: int) -> None:
+def warn_equal_outcomes(maps: Maps | None, y: Tensor, context_len: Tensor | None) -> None:
     """Warns where a context of a table has rows whose outcomes are all equal, and so say nothing of a scale.
 
     Args:
         maps: Of the contexts; where the user has stated the unit of outcomes, there is nothing to warn of.
         y: `(B, N, D_y)` outcomes.
         context_len: `(B,)` int64, real rows per task; `None` = all N.
-        stacklevel: As `warnings.warn` takes it.
     """
     assert isinstance(maps, TableMap)
     stated = maps.units is not None and maps.units.y is not None
@@ -136,17 +135,14 @@ def warn_equal_outcomes(maps: Maps | None, y: Tensor, context_len: Tensor | None
         here, number = context_mask(context_len, y.shape[1]).unsqueeze(-1).expand_as(y), context_len[:, None, None]
     mean = y.masked_fill(~here, 0.0).sum(1, keepdim=True) / number.clamp(min=1)
     if bool((~varies(y, here, mean) & (number > 0)).any()):
-        warnings.warn(
+        warn(
             "y of a context has no two different values, so that it says nothing of their unit and is taken as it is: "
             "predictions are those for outcomes about 0 of unit scale; give more rows, or state both by "
             "net.in_units(y_loc=..., y_scale=...)",
-            stacklevel=stacklevel,
         )
 
 
-def warn_other_unit(
-    maps: Maps | None, y: Tensor, context_len: Tensor | None, config: ModelConfig, stacklevel: int
-) -> None:
+def warn_other_unit(maps: Maps | None, y: Tensor, context_len: Tensor | None, config: ModelConfig) -> None:
     """Warns where a channel of a recording, `(B, N, D_y)` as the network has it, varies as none of training did.
 
     Fewer than the usual scale counts as say too little: successive samples may be nearly equal.
@@ -162,26 +158,24 @@ def warn_other_unit(
     least, most = UNUSUAL
     if bool(((number >= enough) & ((shown < least) | (usual > most))).any()):
         unit = scale[0] * (1.0 if config.user_y_scale is None else config.user_y_scale[0])
-        warnings.warn(
+        warn(
             f"a channel of y has a standard deviation below {least * unit:.4g} or above {most * unit:.4g}, as no "
             "recording of training: densities are unreliable there; look for dead channels, or state the unit by "
             "net.in_units(y_scale=...) or net.in_units(y=...) of a recording",
-            stacklevel=stacklevel,
         )
 
 
-def warn_coarse_outcomes(maps: Maps | None, dim_y: int, dtype: torch.dtype, stacklevel: int) -> None:
+def warn_coarse_outcomes(maps: Maps | None, dim_y: int, dtype: torch.dtype) -> None:
     """Warns where float32 cannot tell the outcomes of a table apart: its scale is small beside its location."""
     if not isinstance(maps, TableMap) or is_traced() or maps.statistics.y_scale.requires_grad:
         return
     standard = maps.statistics.y_scale.new_zeros(1, 1, dim_y)
     middle = maps.user_y(standard)
     if dtype == torch.float32 and bool((maps.user_y(standard + 1) - middle < FINEST * middle.abs()).any()):
-        warnings.warn(
+        warn(
             f"the scale of y of a context should be at least {FINEST:g} of its location, or float32 cannot tell "
             "outcomes apart: draws come in steps; subtract the location from y before it is given: densities are "
             "unchanged; or use net.double()",
-            stacklevel=stacklevel,
         )
 
 

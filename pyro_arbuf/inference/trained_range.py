@@ -5,7 +5,6 @@ once.
 """
 
 import math
-import warnings
 from typing import cast
 
 import numpy as np
@@ -18,20 +17,20 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import Range
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.visibility import context_mask
+from pyro_arbuf.user_warnings import warn
 
 CLOSE = 0.01  # share of the trained spacing that is no difference, of the usual gap of a data set
 CLOSEST = 0.6  # of it: single gaps below are too close, those above may be of times rounded to milliseconds
 SLACK = 1e-6  # of a trained range: units fitted to data put their ends onto its ends, up to rounding
 
 
-def warn_outside(name: str, values: Tensor, config: ModelConfig, stacklevel: int) -> None:
+def warn_outside(name: str, values: Tensor, config: ModelConfig) -> None:
     """Warns where a column of inputs or outcomes lies outside the range it had in training; NaN is passed over.
 
     Args:
         name: "x" or "y".
         values: `(*batch, D)`, in the network's units.
         config: Of the network.
-        stacklevel: As `warnings.warn` takes it.
     """
     trained = config.x_range if name == "x" else config.y_range
     if is_traced() or trained is None or values.numel() == 0 or values.requires_grad:
@@ -49,23 +48,21 @@ def warn_outside(name: str, values: Tensor, config: ModelConfig, stacklevel: int
         slack = 0.0 if units is None else SLACK * (pair[1] - pair[0])
         if low < pair[0] - slack or high > pair[1] + slack:
             column = f"{name}[..., {i}]" if each else name
-            warnings.warn(
+            warn(
                 f"{column} lies outside the trained range {_in_user_units(name, i, pair, config)}: densities are "
                 f"unreliable there; {_remedy(name, i, config)}",
-                stacklevel=stacklevel,
             )
 
 
-def warn_other_observation(y: Tensor, config: ModelConfig, stacklevel: int) -> None:
+def warn_other_observation(y: Tensor, config: ModelConfig) -> None:
     """Warns where outcomes `(B, n, D_y)` are not those of the one data set that the network was trained for."""
     if is_traced() or config.observation is None or y.shape[1] == 0:
         return
     own = y.new_tensor(config.observation)
     if y.shape[1] != len(own) or not torch.allclose(y, own.expand_as(y), rtol=1e-4):
-        warnings.warn(
+        warn(
             "y lies outside the trained range, which is one observation: the network was trained by "
             "amortize(observation=...), and posteriors of other data are cut off; train without it for those",
-            stacklevel=stacklevel,
         )
 
 
@@ -122,7 +119,6 @@ def _remedy(name: str, column: int, config: ModelConfig) -> str:
 def warn_spacing(
     x: Tensor,
     config: ModelConfig,
-    stacklevel: int,
     context_len: Tensor | None = None,
     context: Context | None = None,
 ) -> None:
@@ -133,7 +129,6 @@ def warn_spacing(
     Args:
         x: `(*batch, T, 1)`, in the network's units.
         config: Of the network.
-        stacklevel: As `warnings.warn` takes it.
         context_len: `(B,)`, how many inputs are no padding; `None` = all.
         context: Of targets, the context whose observations they may be too close to.
     """
@@ -143,10 +138,9 @@ def warn_spacing(
         x = x.masked_fill(~context_mask(context_len, x.shape[1]).unsqueeze(-1), torch.inf)
     found = [x.detach().squeeze(-1).sort(-1).values.diff(dim=-1)]
     if context is None and bool((found[0] == 0).any()):
-        warnings.warn(
+        warn(
             "x of a context holds equal points, where a recording has one sample at a time: densities are unreliable "
             "there; give trials as a batch of contexts, and times that float32 cannot tell apart as float64",
-            stacklevel=stacklevel,
         )
     if context is not None:
         observed, _, length = context.observations
@@ -157,10 +151,9 @@ def warn_spacing(
         found[0], config
     ):
         scale = 1.0 if config.user_x_scale is None else config.user_x_scale[0]
-        warnings.warn(
+        warn(
             f"x holds points closer to each other than {config.x_spacing * scale:.6g}, the trained spacing: densities "
             "are unreliable there; give every second point, or every third, so that none are closer",
-            stacklevel=stacklevel,
         )
 
 
@@ -173,10 +166,9 @@ def _is_fast(gaps: Tensor, config: ModelConfig) -> bool:
     return bool((usual < (1 - CLOSE) * config.x_spacing).any())
 
 
-def warn_outside_counts(name: str, value: int, trained: tuple[int, int] | None, stacklevel: int) -> None:
+def warn_outside_counts(name: str, value: int, trained: tuple[int, int] | None) -> None:
     """Warns where a number of pairs lies outside the range it had in training; `None` = nothing is known."""
     if trained is not None and not is_traced() and not trained[0] <= value <= trained[1]:
-        warnings.warn(
+        warn(
             f"{name} lies outside the trained range {list(trained)}: densities are unreliable there",
-            stacklevel=stacklevel,
         )

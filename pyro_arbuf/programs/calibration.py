@@ -176,7 +176,7 @@ def calibrate(
         (2023), "Simulation-based calibration checking for Bayesian computation: the choice of test quantities shapes
         sensitivity".
     """
-    trials = chosen_trials(net.config, num_trials, stacklevel=4)  # behind torch.no_grad
+    trials = chosen_trials(net.config, num_trials)
     check_sizes(
         seed,
         posterior,

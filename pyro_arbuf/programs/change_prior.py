@@ -29,6 +29,7 @@ from pyro_arbuf.programs.refine import (
 from pyro_arbuf.programs.runs import trace_until
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.posterior_draws import data_set
 from pyro_arbuf.workflow.trace_sites import nodes
 
@@ -231,18 +232,16 @@ class _Target:
             return
         largest = max(float(each.abs().max()) for each in shift.values())
         if largest > MAX_SHIFT:
-            warnings.warn(
+            warn(
                 f"the error of the learned likelihood would have moved the posterior by {largest:.2f} of its standard "
                 "deviations; it is corrected to first order, which may not be enough: train the network longer, or "
                 "write the program with a density",
-                stacklevel=3,
             )
         loc, scale = (part[1:, 0].to(numbers) for part in standardisation(self.latents, 1, None, None))
         far = ((numbers - loc) / scale).abs().amax(-1) > FAR
         share = float((torch.softmax(log_weights, 0) * far).sum())
         if share > MAX_FAR:
-            warnings.warn(
+            warn(
                 f"{share:.0%} of the posterior lies more than {FAR:g} standard deviations from the prior that the "
                 "network was trained on, where its likelihood is not known; train it on a wider prior",
-                stacklevel=3,
             )

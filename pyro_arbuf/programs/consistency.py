@@ -156,11 +156,11 @@ def subset_gap(net: ArBufferModel, x: Tensor, y: Outcomes, num_splits: int = 16,
     half, context = num_targets // 2, net.condition()
     orders = random_orders(num_targets, num_splits, seed)
     swapped = torch.cat([orders[:, half:], orders[:, :half]], 1)
-    joint = ArBufferJoint(context, x, torch.cat([orders, swapped]))._log_prob_orders(y, stacklevel=6)
+    joint = ArBufferJoint(context, x, torch.cat([orders, swapped]))._log_prob_orders(y)
     dropped = joint[:num_splits] - joint[num_splits:]  # log p(A) + log p(B | A) - log p(B) - log p(A | B)
     turned = torch.stack([torch.arange(half), torch.arange(half - 1, -1, -1)])
     alone = torch.stack(
-        [ArBufferJoint(context, x[order[:half]], turned)._log_prob_orders(y[order[:half]], 7) for order in orders]
+        [ArBufferJoint(context, x[order[:half]], turned)._log_prob_orders(y[order[:half]]) for order in orders]
     )
     reordered = alone[:, 0] - alone[:, 1]
     return SubsetGap(*(gap.square().mean().sqrt().item() / half for gap in (dropped, reordered)))

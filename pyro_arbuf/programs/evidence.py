@@ -1,7 +1,6 @@
 """Evidence from one network, of one data set, a batch or several of different lengths; comparisons of it."""
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from pyro_arbuf.programs.consistency import Outcomes, one_data_set
 from pyro_arbuf.programs.refine import MAX_K_HAT, MIN_DRAWS, ImportanceSample, context_simulator, importance_sample
 from pyro_arbuf.programs.simulator import Program
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.user_warnings import warn
 
 NOT_RESOLVED = "not resolved"
 Z = 1.96  # of a 95 % interval
@@ -108,7 +108,7 @@ def log_evidence(
         ValueError: If an argument breaks its rule.
     """
     if not isinstance(x, list | tuple) and not isinstance(y, list | tuple):
-        return evidence_of(net, x, y, num_orders, buffer_size, seed, "the log evidence", 4)[0]
+        return evidence_of(net, x, y, num_orders, buffer_size, seed, "the log evidence")[0]
     if not (isinstance(x, list | tuple) and isinstance(y, list | tuple) and len(x) == len(y) > 0):
         got = [f"{len(v)} of them" if isinstance(v, list | tuple) else type(v).__name__ for v in (x, y)]
         raise ValueError(
@@ -117,7 +117,7 @@ def log_evidence(
         )
     data = [one_data_set(*pair, net, f"[{i}]") for i, pair in enumerate(zip(x, y, strict=True))]
     found = [
-        evidence_of(net, *pair, num_orders, buffer_size, seed, f"the log evidence of data set {i}", 4)[0]
+        evidence_of(net, *pair, num_orders, buffer_size, seed, f"the log evidence of data set {i}")[0]
         for i, pair in enumerate(data)
     ]
     return Evidence(torch.stack([each.value for each in found]), torch.stack([each.standard_error for each in found]))
@@ -131,7 +131,6 @@ def evidence_of(
     buffer_size: int | None,
     seed: int,
     what: str,
-    stacklevel: int,
 ) -> tuple[Evidence, Tensor | None]:
     """The evidence of a network, and its density in each order, `None` for a series; warns where few orders count."""
     per_order = log_prob_orders(net, x, y, num_orders, buffer_size, seed)
@@ -139,7 +138,7 @@ def evidence_of(
         value = per_order.squeeze(-1)
         return Evidence(value, torch.full_like(value, torch.nan)), None
     spread = average_orders(per_order)
-    warn_few_orders(spread, what, stacklevel=stacklevel)
+    warn_few_orders(spread, what)
     return Evidence(spread.log_prob, spread.standard_error), per_order
 
 
@@ -169,8 +168,7 @@ def log_prob_orders(
     check_y("y", outcomes, net)
     orders = None if net.config.sequential else random_orders(x.shape[-2], num_orders, seed)
     joint = ArBufferJoint(net.condition(), x, orders, buffer_size)
-    # The user's line is behind torch.no_grad and three functions.
-    return joint._log_prob_orders(outcomes, stacklevel=8)
+    return joint._log_prob_orders(outcomes)
 
 
 @torch.no_grad()
@@ -224,7 +222,7 @@ def compare_evidence(
                 own[name], distrusted[name] = math.inf, round(sample.k_hat, 2)
         else:
             what = f"the log evidence of {name!r}"
-            evidence[name], in_orders = evidence_of(net, *data[name], num_orders, None, seed, what, 4)
+            evidence[name], in_orders = evidence_of(net, *data[name], num_orders, None, seed, what)
             per_order |= {} if in_orders is None else {name: in_orders}
             own[name] = math.inf if net.config.evidence_rmse is None else net.config.evidence_rmse
     values = {name: each.value.item() for name, each in evidence.items()}
@@ -247,18 +245,16 @@ def _unmeasured(nets: Mapping[str, ArBufferModel], data: Mapping[str, tuple[Tens
     """Networks whose evidence error is not known; warns of them, and where it is that of far fewer trials."""
     unmeasured = [name for name, net in nets.items() if net.config.evidence_rmse is None]
     if unmeasured:
-        warnings.warn(
+        warn(
             f"the networks {unmeasured} do not say how far off their evidence is, so the verdict stays 'not resolved'. "
             "Measure it by pyro_arbuf.measure_evidence_error(net), or give programs with a density in programs={...}",
-            stacklevel=4,  # behind compare_evidence and torch.no_grad
         )
     measured = {name: net.config.evidence_trials for name, net in nets.items()}
     fewer = [name for name, number in measured.items() if number and len(data[name][0]) > MORE_TRIALS * number]
     if fewer:
-        warnings.warn(
+        warn(
             f"the evidence errors of {fewer} were measured on data sets of fewer trials than these, and errors grow "
             "with their number: the verdict is too sure; measure again by measure_evidence_error(net, num_trials=n)",
-            stacklevel=4,
         )
     return unmeasured
 

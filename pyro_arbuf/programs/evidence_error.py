@@ -88,7 +88,7 @@ def measure_evidence_error(
     """
     if exact is not None and not callable(exact):
         raise ValueError(f"exact must be a function of (x, y) that returns a number; got {type(exact).__name__}")
-    num_trials = chosen_trials(net.config, num_trials, stacklevel=4)  # behind torch.no_grad
+    num_trials = chosen_trials(net.config, num_trials)
     check_count("num_datasets", num_datasets, FEWEST)
     check_count("num_orders", num_orders, 2)
     check_count("num_draws", num_draws, MIN_DRAWS)

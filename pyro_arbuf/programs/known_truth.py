@@ -80,7 +80,7 @@ def trained_trials(config: ModelConfig) -> int:
     return max(1, config.num_context[1])
 
 
-def chosen_trials(config: ModelConfig, num_trials: int | None, stacklevel: int) -> int:
+def chosen_trials(config: ModelConfig, num_trials: int | None) -> int:
     """The number of trials of a check, `None` = the largest trained one; warns beyond that.
 
     Raises:
@@ -90,7 +90,7 @@ def chosen_trials(config: ModelConfig, num_trials: int | None, stacklevel: int) 
         return trained_trials(config)
     check_count("num_trials", num_trials)
     if config.num_context[1] > 1:  # more than one observation of a program of one is refused
-        warn_outside_counts("num_trials", num_trials, config.num_context, stacklevel + 1)
+        warn_outside_counts("num_trials", num_trials, config.num_context)
     return num_trials
 
 

@@ -18,6 +18,7 @@ from pyro_arbuf.programs.configuration import check_program, outcome_names
 from pyro_arbuf.programs.runs import continued
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.posterior_draws import data_set, given_latents, systematic_resample
 
 MAX_K_HAT = 0.7  # beyond it, importance sampling is not to be trusted
@@ -137,21 +138,19 @@ def refine(
     weights = torch.softmax(sample.log_weights, 0)
     size = effective_sample_size(sample.log_weights)
     if sample.k_hat > MAX_K_HAT:
-        warnings.warn(
+        warn(
             f"k-hat = {sample.k_hat:.2f} > {MAX_K_HAT}: the amortised posterior is too far from the exact one for "
             f"importance sampling, whose effective sample size of {size:.0f} is not to be trusted either; train the "
             "network longer, or run NUTS on the program",
-            stacklevel=3,  # behind torch.no_grad
         )
     elif num_resampled > size:
         wanted = num_draws * num_resampled / size
         digit = 10 ** (math.floor(math.log10(wanted)) - 1)
         wanted = math.ceil(wanted / digit) * digit  # two digits
-        warnings.warn(
+        warn(
             f"the weights have an effective sample size of {size:.0f}, so the {num_resampled} draws repeat and are "
             f"worth no more than {size:.0f} independent ones. Ask for fewer (num_resampled), or take more proposals: "
             f"num_draws = {wanted}",
-            stacklevel=3,
         )
     draws = {name: value[kept] for name, value in sample.proposals.items()}
     evidence = (sample.log_evidence, sample.standard_error)

@@ -4,7 +4,6 @@ Knows nothing of models.
 """
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -21,6 +20,7 @@ from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.sites import in_short
 from pyro_arbuf.programs.stored_simulations import notes_of_stored
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.at_once import is_computed
 from pyro_arbuf.workflow.trace_sites import nodes
 
@@ -102,7 +102,7 @@ class Simulator:
                 prior = self.draw_prior(NUM_OF_PRIOR)
             self.notes += notes_of_stored(self.latents, self.stored.bank.drawn.latents, prior)
         for note in self.notes:
-            warnings.warn(note, UserWarning, stacklevel=2)
+            warn(note)
 
     def __repr__(self) -> str:
         return f"Simulator(latents={[s.name for s in self.latents]}, outcome={self.outcome!r}, mode={self.mode!r})"

@@ -4,7 +4,6 @@ Knows nothing of models.
 """
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -17,6 +16,7 @@ from pyro_arbuf.programs.outcome import ProgramOutcome
 from pyro_arbuf.programs.runs import Inputs, continued
 from pyro_arbuf.programs.same_law import Bank, Simulations, hold_out, some_trials
 from pyro_arbuf.programs.sites import in_short
+from pyro_arbuf.user_warnings import warn
 
 INPUTS = "inputs"
 FEWEST, FEWEST_TRIALS = 100, 2
@@ -158,11 +158,9 @@ def read_simulations(
             f"simulations must hold at least {FEWEST} data sets of finite numbers; got {count} of {size}; store more"
         )
     if count < size:
-        warnings.warn(
+        warn(
             f"{size - count} of {size} stored simulations hold a number that is not finite, or a latent at a bound of "
-            "its support, and are left out; the posterior is then one given that a simulation does not fail.",
-            UserWarning,
-            stacklevel=2,
+            "its support, and are left out; the posterior is then one given that a simulation does not fail."
         )
     drawn = Simulations(*(part[finite] for part in drawn))
     order = _hash(drawn).argsort(stable=True)

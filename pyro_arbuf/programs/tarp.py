@@ -144,7 +144,7 @@ def tarp(
         Lemos et al. (2023), "Sampling-based accuracy testing of posterior estimators for general inference". There a
         point is drawn for each data set; the same points for all see a shift too, which random directions average out.
     """
-    trials = chosen_trials(net.config, num_trials, stacklevel=4)  # behind torch.no_grad
+    trials = chosen_trials(net.config, num_trials)
     check_sizes(
         seed,
         posterior,

@@ -19,6 +19,7 @@ from pyro_arbuf.distributions.base import ArBufferDistribution, PlateOverTargets
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.random_state import restored_random_state
+from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.at_once import MixedDrawsError, dimensions, is_computed, run_at_once
 from pyro_arbuf.workflow.trace_sites import Site, elementwise, layers, nodes, sample_sites, unwrapped, with_tensors
 
@@ -100,7 +101,7 @@ def check_model(model: Callable, *args: object, **kwargs: object) -> list[str]:
         if not any(CHANGES in text for text in found) and (mixed := _mixed_draws(model, first, args, kwargs)):
             found[mixed] = ModelCheckWarning
     for message, category in found.items():
-        warnings.warn(message, category, stacklevel=2)
+        warn(message, category)
     return list(found)
 
 

@@ -127,7 +127,7 @@ def _left_out_rows(net: ArBufferModel, x: Any, y: Any) -> Tensor:
     def fit(x_rest: Tensor, y_rest: Tensor, length: Tensor | None) -> Maps | None:
         maps = fit_map(net.config, x_rest, y_rest, length)
         if net.config.missing_x:
-            warn_equal_outcomes(maps, y_rest, length, stacklevel=6)
+            warn_equal_outcomes(maps, y_rest, length)
         return maps
 
     return leave_one_out(net, pairs.x, pairs.y, pairs.x.shape[1], pairs.context_len, fit=fit)

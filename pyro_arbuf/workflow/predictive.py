@@ -3,7 +3,6 @@
 Works for any Pyro model; knows nothing of contexts and buffers.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.random_state import restored_random_state, seeded
+from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.at_once import NotAtOnceError, dimensions, run_alone, run_at_once
 from pyro_arbuf.workflow.trace_sites import check_draws, nodes, sample_sites, without_auxiliaries
 
@@ -88,7 +88,7 @@ def predictive(
         try:
             fill(_chunk_sizes(num_draws, batch_size, dimensions(one)))
         except NotAtOnceError as error:
-            warnings.warn(f"{error}; the draws are run one by one, which is right but slower", stacklevel=2)
+            warn(f"{error}; the draws are run one by one, which is right but slower")
             fill([1] * num_draws)
     return results
 
