@@ -200,10 +200,14 @@ def main(
     report(name, variants, minutes, by_seed)
 
 
-def report(name: str, variants: list[str], minutes: float, by_seed: dict[int, Any]) -> None:
+def report(
+    name: str, variants: list[str], minutes: float, by_seed: dict[int, Any], unit: str = "nats per target"
+) -> None:
     """Prints the table and the JSON line: scores, differences to the first variant, errors over functions and seeds."""
     rows = {}
-    print(f"{name}, {minutes:g} CPU minutes each, {len(by_seed)} seeds: nats per target, standard errors in brackets")
+    print(
+        f"{name}, {minutes:g} CPU minutes each, {len(by_seed)} seeds: {unit}, standard errors in the last two columns"
+    )
     print("| variant | steps | density | minus the first | over functions | over seeds |\n|---|---|---|---|---|---|")
     for text in variants:
         scores = torch.tensor([found[text]["scores"] for found in by_seed.values()], dtype=torch.float64)

@@ -206,6 +206,30 @@ def test_recipes_take_turns_by_cpu_seconds_and_are_kept(benchmark, capsys, tmp_p
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_recipes_of_fixed_simulations_are_compared_over_seeds_and_kept(benchmark, capsys, tmp_path):
+    variants = ["base", "average=0,further=0", "ordered=0,num_y_frequencies=2", "cooled=0"]
+    settings = {"budget": 60, "minutes": 0.002, "seeds": (0, 1), "folder": tmp_path}
+    settings["threads"] = torch.get_num_threads()
+    benchmark("recipe_simulations").main("gaussian_mixture", variants, **settings)
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert len(printed) == 3 + len(variants) + 1, "what amortize prints is silenced"
+    found = json.loads(printed[-1])
+    assert list(found["variants"]) == variants and found["variants"]["base"][2] == 0.0
+    assert all(np.isfinite(row).all() for row in found["variants"].values())
+    kept = {path: path.read_text() for path in tmp_path.iterdir()}
+    assert len(kept) == 2 * len(variants)
+    benchmark("recipe_simulations").main("gaussian_mixture", variants, **settings)
+    assert capsys.readouterr().out.strip().splitlines() == printed
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize("text", ["averge=0", "average", "cooled=no", "average=0,"])
+def test_a_recipe_of_fixed_simulations_that_is_unknown_is_named(benchmark, text):
+    with pytest.raises(ValueError, match="a variant must be 'base' or name=number") as caught:
+        benchmark("recipe_simulations").read_recipe(text)
+    assert text.split(",")[-1] in str(caught.value)
+
+
 def test_what_more_training_would_buy_is_read_from_the_runs(benchmark, capsys, tmp_path):
     folder, runs = tmp_path / "net", [(10.0, 1.0), (20.0, None), (30.0, 1.3)]
     folder.mkdir()
