@@ -57,8 +57,7 @@ def save(net: ArBufferModel, folder: str | Path, weights: dict[str, Tensor] | No
     if not isinstance(net, ArBufferModel):
         raise ValueError(f"net must be an ArBufferModel; got {type(net).__name__}")
     path = _as_path(folder, "folder")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"folder must be a folder, or not exist yet; got the file {str(path)!r}")
+    check_is_folder(path)
     shapes = {name: value.shape for name, value in net.state_dict().items()}
     weights = net.state_dict() if weights is None else weights
     wrong = _differing(shapes, {name: value.shape for name, value in weights.items()})
@@ -102,6 +101,12 @@ def load(name: str | Path, trainable: bool = False) -> ArBufferModel:
     model = make_model(config)
     model.load_state_dict(weights)
     return model.float().eval().requires_grad_(trainable)
+
+
+def check_is_folder(path: Path) -> None:
+    """Raises ValueError if there is a file where a folder is wanted."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"folder must be a folder, or not exist yet; got the file {str(path)!r}")
 
 
 def find_model(name: str | Path) -> Path:

@@ -114,9 +114,11 @@ def test_folder_holds_a_loadable_network_and_the_state_of_the_run(tmp_path: Path
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
-def test_resumed_run_goes_on_with_its_weights(tmp_path: Path) -> None:
+def test_resumed_run_goes_on_with_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first = weights(tiny(folder=tmp_path))
+    assert ", from random weights\n" in capsys.readouterr().out
     assert torch.equal(weights(tiny(folder=tmp_path, resume=True)), first)  # no step is left
+    assert f", from where the run in {tmp_path} stands\n" in capsys.readouterr().out
     tiny(folder=tmp_path, steps=6, resume=True)
     state = RunState.read(tmp_path / "state.safetensors")
     assert state.step == 6 and [entry["step"] for entry in state.history] == [3, 6]

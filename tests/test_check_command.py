@@ -144,6 +144,13 @@ def test_card_is_refused_in_a_folder_that_is_not_there(run: Callable[..., None])
     assert not Path("cards").exists()
 
 
+@pytest.mark.parametrize("folder", ["gp-1d", "file", "nowhere"])
+def test_card_is_of_a_folder(run: Callable[..., None], folder: str) -> None:
+    Path("file").write_text("")
+    with pytest.raises(SystemExit, match=f"FOLDER must be a folder of a network of your own; got {folder}"):
+        run("card", folder)
+
+
 def test_card_has_places_to_fill_in_without_a_record() -> None:
     assert "FILL IN: how long, and on what machine." in card_of("mine", ModelConfig(), {})
 

@@ -60,6 +60,7 @@ MISTAKES = {
     "text": ("a,b\n1,oak\n3,\n4,elm\n", "column 'b' .* line 2 holds 'oak'; text is no input: give each category"),
     "day_first": ("a,b\n1,31.12.2021\n", r"column 'b' .* line 2 holds '31\.12\.2021'; write the year first"),
     "slashes": ("a,b\n1,2021/12/31\n", "column 'b' .* line 2 holds '2021/12/31'; write the year first"),
+    "thousands": ("a;b\n1;2\n3;-1,234,500.5\n", r"holds '-1,234,500\.5'; write -1234500\.5 if commas stand between"),
     "comma": ("a;b\n1;2\n3;4,5\n", r"column 'b' .* line 3 holds '4,5'; write 3\.5 for 3,5"),
     "number_among_dates": (
         "a,b\n1,2021-01-31\n3,4\n",

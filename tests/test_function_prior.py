@@ -130,6 +130,7 @@ def by_own_seed(batch_size, num_points, generator):
     return waves(batch_size, num_points, Generator().manual_seed(1))
 
 
+ORDERED_GRID = torch.linspace(0, 1, 200)[torch.randperm(200, generator=Generator().manual_seed(0))]
 UNFIT = {
     "one tensor": (changed(lambda x, y: x), r"must return two tensors, .*; got Tensor; end it with `return x, y`"),
     "three": (changed(lambda x, y: (x, y, y)), "must return two tensors"),
@@ -143,8 +144,16 @@ UNFIT = {
     "infinite x": (changed(lambda x, y: (x / 0, y)), "x of draw must be finite"),
     "global generator": (by_global_generator, "must draw all that is random from its generator; .* pass generator="),
     "own seed": (by_own_seed, "must draw from its generator; .* different seeds returned the same points"),
-    "sorted": (changed(lambda x, y: (x.sort(-1).values, y)), r"must come in random order.*\[..., 0\] sorted"),
+    "sorted": (changed(lambda x, y: (x.sort(-1).values, y)), r"in random order, .* got other values of x\[..., 0\] at"),
     "descending": (changed(lambda x, y: (-x.sort(-1).values, y)), "must come in random order"),
+    "a grid in one order": (changed(lambda x, y: (ORDERED_GRID[: x.shape[1]].expand_as(x), y)), "in random order"),
+    "later ones elsewhere": (changed(lambda x, y: (x + torch.linspace(0, 4, x.shape[1]), y)), "in random order"),
+    "from the middle": (changed(lambda x, y: (x.gather(1, (x - 2000).abs().argsort(1)), y)), "in random order"),
+    "arms in turns": (
+        changed(lambda x, y: (torch.stack([x, torch.arange(x.shape[1]) % 2 + 0 * x], -1), y)),
+        r"in random order, .* x\[..., 1\]",
+    ),
+    "a rare NaN in x": (changed(lambda x, y: (x.where(x < 2009.98, torch.nan), y)), "x must be finite; got nan among"),
     "constant y": (changed(lambda x, y: (x, 0 * y + 2)), "y must vary; got 2 at all points"),
     "fine beside its distance": (changed(lambda x, y: (x + 1e9, y)), "each column of x must vary by more than"),
 }
@@ -155,6 +164,47 @@ def test_unfit_functions_are_refused_before_training(name: str, monkeypatch: pyt
     monkeypatch.setattr(training_rounds, "fit", lambda *_, **__: pytest.fail("trained"))
     draw, words = UNFIT[name]
     refuses(words, draw)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda x: torch.linspace(0, 1, x.shape[1])[x[0].argsort()].expand_as(x),  # one order for all of a draw
+        lambda x: (x > 2000).to(x),
+        lambda x: (x > 2018).to(x),
+        lambda x: 0 * x + 1,
+        lambda x: ((x - 2000) / 3).exp(),
+        lambda x: x + 1000 * torch.arange(len(x))[:, None],
+        lambda x: torch.stack([x, x.round(), 0 * x], -1),
+    ],
+)
+def test_inputs_of_many_laws_are_in_random_order(place: Callable[[Tensor], Tensor]) -> None:
+    assert probe(changed(lambda x, y: (place(x), y)), (0, N)).config.dim_y is None
+
+
+def test_rare_values_of_another_kind_are_named_when_they_come() -> None:
+    def draw(batch_size: int, num_points: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        x, y = integers(batch_size, num_points, generator, torch.float32)
+        return x, y - (100 * (batch_size == 2))  # as training draws them, not the probe
+
+    refuses(r"the prior 'draw' must draw outcomes that are counts .*; got -\d+, in a batch of", draw, outcomes="count")
+
+
+def test_functions_of_few_points_are_told_how_many_are_asked_for() -> None:
+    few = changed(lambda x, y: (x[:, :20], y[:, :20]))
+    refuses(
+        r"got \(\d+, 20, 1\) .*; draw as many points as are asked for: a step needs up to 30 observed",
+        few,
+        num_context=(0, 30),
+    )
+
+
+def test_other_names_of_the_parameters_are_named() -> None:
+    def draw(b, n, g):
+        pytest.fail("drawn")
+
+    refuses("a program must take its inputs x alone, .*; got the parameters b, n, g, .* plain function has the", draw)
+    refuses("got the parameters none,", lambda: pytest.fail("drawn"))
 
 
 def test_probing_leaves_the_global_random_state_alone() -> None:
@@ -262,7 +312,7 @@ def test_training_draws_from_a_prior_source(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(source, PriorSource) and source.seed == 4 and source.batch_size == 2
 
 
-@pytest.mark.parametrize("outcomes", ["count", ("count",)], ids=str)
+@pytest.mark.parametrize("outcomes", ["count", ("count",), ["count"]], ids=str)
 def test_counts_are_counts_where_the_user_says_so(outcomes: object) -> None:
     net = tiny(integers, outcomes=outcomes)
     assert net.config.outcomes == ("count",) and net.config.dim_y is None and net.config.y_range[0] == 0
@@ -276,13 +326,22 @@ def test_values_of_another_kind_are_refused() -> None:
     refuses("outcomes must name the kinds of all 2 dimensions", pairs, outcomes="count")
 
 
-def test_run_is_kept_in_its_folder_and_resumed(tmp_path: Path) -> None:
+def test_a_file_is_no_folder_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    refuses("folder must be a folder, or not exist yet; got the file", folder=tmp_path / "file")
+    refuses("there is none in", folder=tmp_path / "new", resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
+
+
+def test_run_is_kept_in_its_folder_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first = tiny(folder=tmp_path)
     loaded = load(tmp_path)
     assert loaded.config == first.config
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in first.state_dict().items())
     refuses("folder must hold no network yet", folder=tmp_path)
+    capsys.readouterr()
     again = tiny(folder=tmp_path, resume=True)  # no step is left
+    assert f", from where the run in {tmp_path} stands\n" in capsys.readouterr().out
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
     refuses("num_context", folder=tmp_path, resume=True, steps=6, num_context=(0, N + 1))
 

@@ -709,7 +709,9 @@ def drawn_with(part: str, value: float, first: int) -> tiny.Changed:
 
 
 def test_a_diverged_run_says_so(tmp_path: Path) -> None:
-    message = r"not finite at step 5 although the data is: training diverged; .* a learning rate below 0\.006"
+    message = (
+        r"not finite at step 5 although the data is: training diverged; .* prior with a learning rate below 0\.006"
+    )
     with pytest.raises(RuntimeError, match=message):
         tiny.tiny_fit(tmp_path / "state.safetensors", 5, source=drawn_with("y_target", 1e30, 3))
 

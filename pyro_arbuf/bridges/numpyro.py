@@ -71,7 +71,7 @@ class _Likelihood(dist.Distribution):
         return log_likelihood(self.ours.net, self.x, self.latents, value, self.ours.nan)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-        """Draws `(*sample_shape, *batch_shape, *event_shape)`, a function of the key."""
+        """Draws `(*sample_shape, *batch_shape, *event_shape)`, a function of the key; under `vmap`, of all keys."""
         batch = sample_shape + self.batch_shape
         ranks = zip(ordered(self.ours.net, self.latents), self.ours.latent_ranks, strict=True)
         values = [with_rank(value, len(batch) + rank) for value, rank in ranks]

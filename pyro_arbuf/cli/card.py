@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from pyro_arbuf.checkpoint import find_model, read_config
+from pyro_arbuf.checkpoint import read_config
 from pyro_arbuf.cli.models import CARD, read_record
 from pyro_arbuf.cli.options import check_folder
 from pyro_arbuf.files import write_atomically
@@ -76,7 +76,9 @@ def card(
         output: The file; README.md in the folder if not given.
         overwrite: Let the card replace another file.
     """
-    output = find_model(folder) / CARD if output is None else output
+    if not folder.is_dir():
+        raise ValueError(f"FOLDER must be a folder of a network of your own; got {folder}, which is none")
+    output = folder / CARD if output is None else output
     check_folder("--output", output)
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists, and a new card would replace it; use --overwrite, or another --output")

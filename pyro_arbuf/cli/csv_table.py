@@ -118,6 +118,8 @@ class CsvTable:
 
     def _hint(self, name: str, cell: str) -> str:
         """What to do about a cell that holds no number and no date."""
+        if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", cell):
+            return f"write {cell.replace(',', '')} if commas stand between thousands, a point if one is decimal"
         if re.fullmatch(r"-?\d+,\d+", cell):
             return "write 3.5 for 3,5"
         if re.fullmatch(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}|\d{4}([./])\d{1,2}\2\d{1,2}", cell):

@@ -56,6 +56,7 @@ def train(
     inputs: str | None = None,
     latents: tuple[str, ...] | None = None,
     outcome: tuple[str, ...] | None = None,
+    outcomes: tuple[str, ...] | None = None,
     architecture: ArchitectureName | None = None,
     adapter_rank: int | None = None,
     gated_read: bool = False,
@@ -98,6 +99,8 @@ def train(
         inputs: Of a program of your own: module:function that draws its inputs, called with their number.
         latents: Of a program of your own: its sites whose posterior is wanted; none after the option = no latents.
         outcome: Of a program of your own: its site, or sites, of the outcome; y if not given.
+        outcomes: Of a plain function of your own: kind of each dimension, "count", "categorical(n)" or "real"; real
+            numbers if not given.
         architecture: Of a prior of functions or of recordings: "buffer", "lbanp-buffer" for contexts of thousands, or
             what else the paper compares with; "buffer" if not given; with `--from`, that of the weights, or
             "tnp-d-buffer", which adds a buffer to a "tnp-d".
@@ -107,6 +110,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     own = {"num_context": num_context, "inputs": inputs, "latents": latents, "outcome": outcome}
+    own |= {"outcomes": outcomes}
     chosen = {"width": width, "num_layers": num_layers, "num_heads": num_heads, "mlp_width": mlp_width}
     chosen |= {"slot_positions": slot_positions}
     sizes: dict[str, Any] = {name: size for name, size in chosen.items() if size is not None}
@@ -185,6 +189,8 @@ def _train_own(prior: str, output: Path, own: dict[str, Any], **options: Any) ->
         options["latents"] = list(own["latents"])
     if own["outcome"] is not None:
         options["outcome"] = own["outcome"][0] if len(own["outcome"]) == 1 else own["outcome"]
+    if own["outcomes"] is not None:
+        options["outcomes"] = own["outcomes"]
     amortize(function, folder=output, **options)
     print(f"{output}: pyro_arbuf.load({str(output)!r}) loads it")
 

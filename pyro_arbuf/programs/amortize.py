@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_arbuf.baselines.architectures import TRAINED_ON_CHAINS
-from pyro_arbuf.checkpoint import CONFIG
+from pyro_arbuf.checkpoint import CONFIG, check_is_folder
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.programs.configuration import PROGRAM_FIELDS
@@ -21,7 +21,7 @@ from pyro_arbuf.programs.function_prior import (
     prior_report,
     probe,
 )
-from pyro_arbuf.programs.reports import training_report
+from pyro_arbuf.programs.reports import starting_weights, training_report
 from pyro_arbuf.programs.simulator import Program, Simulator
 from pyro_arbuf.programs.sources import shipped_programs
 from pyro_arbuf.programs.training_rounds import (
@@ -139,9 +139,9 @@ def amortize(
     check_rounds(observation, rounds)
     _check_simulations(simulations, num_simulations, observation)
     if first is not None:
-        first.mkdir(parents=True, exist_ok=True)
         if resume and not (first / STATE).exists():
             raise ValueError(f"resume=True needs the state of a run; there is none in {first}; start without resume")
+        first.mkdir(parents=True, exist_ok=True)
     if plain:
         return _amortize_prior(
             program, num_context, minutes, steps, folder, resume, seed, batch_size, report, start_from, sizes
@@ -175,7 +175,7 @@ def _amortize_prior(
     """What `amortize` does with a prior as a plain function."""
     probed = probe(function, num_context, **sizes)
     start = start_of(probed.config, start_from)
-    print(describe_prior(probed, minutes, steps, start))
+    print(describe_prior(probed, minutes, steps, starting_weights(start, folder if resume else None)))
     source = PriorSource(FunctionPrior(function), probed.config, batch_size or 32, seed=seed)
     model, state = train_network(source, minutes, steps, folder, resume, seed, start)
     if report:
@@ -187,6 +187,8 @@ def _check_folder(folder: str | Path | None, resume: bool) -> None:
     """Raises ValueError if there is no folder to resume from, or a new run would replace the network in it."""
     if resume and folder is None:
         raise ValueError("resume=True needs the folder of the run; got folder=None")
+    if folder is not None:
+        check_is_folder(Path(folder))
     if folder is not None and not resume and (Path(folder) / CONFIG).exists():
         raise ValueError(
             f"folder must hold no network yet, which a new run would replace; got {folder}; use resume=True to go on "

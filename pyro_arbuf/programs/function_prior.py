@@ -5,6 +5,7 @@ of Pyro, of folders or of training steps.
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from pyro_arbuf.programs.consistency import subset_gap
 from pyro_arbuf.programs.reports import (
     STILL_RISING,
     rise_at_the_end,
-    starting_weights,
     to_go_on,
     training_limits,
     what_was_reached,
@@ -43,6 +43,7 @@ PARAMETERS = ("batch_size", "num_points", "generator")
 SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "max_frequency": 32.0}
 DRAWS_FOR_SCALES, FUNCTIONS, POINTS = 64, 32, 16  # a prior may share something within a draw
 FUNCTIONS_FOR_RANGES, POINTS_FOR_RANGES = 256, 8  # as of programs
+MOST_ERRORS = 6.0  # standard errors between points, of which many are compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ def probe(function: Callable[..., Any], num_context: tuple[int, int], **sizes: A
     if not integers or num_context[0] != 0 or num_context[1] < 1:
         raise ValueError(f"num_context must be (0, n) with n >= 1; got {num_context}")
     outcomes = sizes.pop("outcomes", ())
-    outcomes = (outcomes,) if isinstance(outcomes, str) else outcomes
+    outcomes = (outcomes,) if isinstance(outcomes, str) else tuple(outcomes)
     x, y = _probe_once(function, bool(outcomes))
     dim_x, dim_y = (x.shape[-1] if x.dim() == 3 else 1), (y.shape[-1] if y.dim() == 3 else None)
     plain = ModelConfig(dim_x=dim_x, dim_y=dim_y, outcomes=outcomes)  # checks the outcomes
@@ -202,6 +203,8 @@ def _measure(prior: FunctionPrior, config: ModelConfig) -> tuple[dict[str, Any],
     generators = [torch.Generator().manual_seed(seed) for seed in range(DRAWS_FOR_SCALES)]
     drawn = [prior(FUNCTIONS, POINTS, generator) for generator in generators]
     x, y = (torch.cat(parts).double() for parts in zip(*drawn, strict=True))
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"x must be finite; got {x[~torch.isfinite(x)][0].item()} among its values; mend the function")
     _check_order(x)
     notes = []
     for d, kind in enumerate(config.kinds):
@@ -237,29 +240,41 @@ def _measure(prior: FunctionPrior, config: ModelConfig) -> tuple[dict[str, Any],
 
 
 def _check_order(x: Tensor) -> None:
-    """Raises ValueError if the points `(B, T, D_x)` of every function are sorted by an input.
+    """Raises ValueError if an input says which points `(B, T, D_x)` of a function come first.
 
-    The first points of a function are its context, so that sorted ones would train extrapolation alone.
+    The first points of a function are its context, so that sorted ones would train extrapolation alone. In random order
+    all points have one law. Its rank and how far that is from the middle are compared, in means over a draw of many
+    functions, as these may share an order.
     """
-    steps = x.diff(dim=1)
-    for way in (steps, -steps):
-        is_sorted = (way >= 0).all(1).all(0) & (way > 0).any(1).any(0)
-        if bool(is_sorted.any()):
-            raise ValueError(
-                "the points of a function must come in random order, as the first ones are what a network observes; "
-                f"got x[..., {is_sorted.nonzero()[0].item()}] sorted in every function; draw x at random, or shuffle "
-                "x and y alike by torch.randperm(num_points, generator=generator)"
-            )
+    ranks = torch.stack([_ranks(column) for column in x.unbind(-1)], -1)
+    compared = torch.stack([ranks, ranks.abs()])
+    means = (compared - compared.mean((1, 2), keepdim=True)).unflatten(1, (DRAWS_FOR_SCALES, -1)).mean(2)
+    errors = means.std(1) / math.sqrt(DRAWS_FOR_SCALES)
+    scale = compared.std((1, 2)).unsqueeze(1)  # of which a hundredth is no matter
+    differ = (means.mean(1).abs() > MOST_ERRORS * errors + 0.01 * scale).any(0)  # (T, D_x)
+    if bool(differ.any()):
+        point, column = differ.nonzero()[0].tolist()
+        raise ValueError(
+            "points of a function must come in random order, as the first ones are what a network observes; got "
+            f"other values of x[..., {column}] at point {point} than elsewhere; shuffle x and y "
+            "by torch.randperm(num_points, generator=generator)"
+        )
 
 
-def describe_prior(probed: Probed, minutes: float | None, steps: int | None, start: str | Path | None = None) -> str:
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from -0.5 to 0.5, those of equal values alike."""
+    _, which, counts = values.unique(return_inverse=True, return_counts=True)
+    return ((counts.cumsum(0) - counts / 2) / values.numel() - 0.5)[which]
+
+
+def describe_prior(probed: Probed, minutes: float | None, steps: int | None, begins_at: str) -> str:
     """What will be trained, as a few lines of text.
 
     Args:
         probed: What `probe` returns.
         minutes: Limit of the training; `None` = none.
         steps: Likewise.
-        start: The network whose weights it begins with; `None` = it begins with random ones.
+        begins_at: What `starting_weights` returns.
     """
     config = probed.config
     words = describe_outcome(config.dim_y, config.outcomes)
@@ -269,8 +284,7 @@ def describe_prior(probed: Probed, minutes: float | None, steps: int | None, sta
         "inputs": f"{config.dim_x} column{'s' if config.dim_x > 1 else ''} in {short_ranges(config.x_range)}",
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} observed points, outcomes in "
         f"{short_ranges(config.y_range)}",
-        "training": f"{training_limits(minutes, steps)}, on new functions in every step, from "
-        f"{starting_weights(start)}",
+        "training": f"{training_limits(minutes, steps)}, on new functions in every step, from {begins_at}",
     }
     notes = [f"  note: {note}" for note in probed.notes]
     return "\n".join([f"amortize {config.prior}:", *(f"  {name}: {text}" for name, text in lines.items()), *notes])

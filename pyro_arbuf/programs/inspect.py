@@ -4,6 +4,7 @@ Knows nothing of models.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -107,6 +108,7 @@ def inspect_program(
     """
     if vectorized is not None and not isinstance(vectorized, bool):
         raise ValueError(f"vectorized must be True, False or None (found out); got {vectorized!r}")
+    _check_parameters(program)
     program = ProgramWithComputedOutcome(program, (outcome,) if isinstance(outcome, str) else tuple(outcome))
     if simulations is not None:
         inputs = stored_inputs(simulations) or inputs
@@ -183,3 +185,19 @@ def _check_inputs(inputs: Inputs) -> int:
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"inputs(num_trials) must return a floating tensor (num_trials, D_x); got {got} for 7")
     return x.shape[1]
+
+
+def _check_parameters(program: Program) -> None:
+    """Raises ValueError unless a program can be called with its inputs alone, as far as its signature says."""
+    try:
+        signature = inspect.signature(program)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        got = ", ".join(signature.parameters) or "none"
+        raise ValueError(
+            f"a program must take its inputs x alone, as in program(x); got the parameters {got}, and others need "
+            "defaults; a prior as a plain function has the parameters batch_size, num_points, generator"
+        ) from None

@@ -37,6 +37,7 @@ TRIALS = {
     "vector": "none, a data set is one observation",
 }
 NO_LATENTS = {False: "predicted together, in any order", True: "a series, each is predicted from those before it"}
+RANDOM_WEIGHTS = "random weights"
 STILL_RISING = 0.01  # nats per target over the last third of a run
 
 
@@ -46,7 +47,7 @@ def describe_training(
     minutes: float | None,
     steps: int | None,
     num_simulations: int | None,
-    start: str | Path | None = None,
+    begins_at: str = RANDOM_WEIGHTS,
 ) -> str:
     """What will be trained, as a few lines of text.
 
@@ -56,7 +57,7 @@ def describe_training(
         minutes: Limit of the training; `None` = none.
         steps: Likewise.
         num_simulations: Size of a fixed set of simulations; `None` = new ones in every step.
-        start: The network whose weights it begins with; `None` = it begins with random ones.
+        begins_at: What `starting_weights` returns.
     """
     outcome = f"{_describe_outcome(config)} per {'data set (one observation)' if simulator.single else 'trial'}"
     columns = f"{config.dim_x} column{'s' if config.dim_x > 1 else ''}"
@@ -72,7 +73,7 @@ def describe_training(
         "simulated": simulator.mode_reason,
         "trained range": f"{config.num_context[0]} to {config.num_context[1]} trials, outcomes in "
         f"{short_ranges(config.y_range)}",
-        "training": f"{training_limits(minutes, steps)}, on {simulated}, from {starting_weights(start)}",
+        "training": f"{training_limits(minutes, steps)}, on {simulated}, from {begins_at}",
     }
     notes = [f"  note: {note}" for note in simulator.notes]
     if config.dim_y is not None and config.dim_y > 1 and not config.chained:
@@ -111,9 +112,11 @@ def training_limits(minutes: float | None, steps: int | None) -> str:
     return f"{', or '.join(limits)}{', whichever is reached first' * (len(limits) > 1)}"
 
 
-def starting_weights(start: str | Path | None) -> str:
-    """Where a run begins, in words."""
-    return "random weights" if start is None else f"the weights of the network '{start}' where they fit"
+def starting_weights(start: str | Path | None, resumed: str | Path | None = None) -> str:
+    """Where a run begins, in words: at a network, at random weights, or where it stands in the folder of a run."""
+    if resumed is not None:
+        return f"where the run in {resumed} stands"
+    return RANDOM_WEIGHTS if start is None else f"the weights of the network '{start}' where they fit"
 
 
 def what_was_reached(prior: str, steps: int, validation: float, rise: float | None) -> str:

@@ -14,7 +14,7 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.programs.banks import kept_bank
 from pyro_arbuf.programs.configuration import program_config
 from pyro_arbuf.programs.program_batches import ProgramSource
-from pyro_arbuf.programs.reports import describe_training
+from pyro_arbuf.programs.reports import describe_training, starting_weights
 from pyro_arbuf.programs.same_law import Bank, Simulations, joined
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.truncated_prior import (
@@ -85,7 +85,8 @@ def train_program(
     if resume and folder is not None:
         config = _with_statistics_of(config, Path(folder) / STATE)
     start = start_of(config, plan.start_from)
-    print(describe_training(simulator, config, plan.minutes, plan.steps, plan.num_simulations, start))
+    begins_at = starting_weights(start, folder if resume else None)
+    print(describe_training(simulator, config, plan.minutes, plan.steps, plan.num_simulations, begins_at))
     place = None if folder is None else Path(folder)
     source = program_source(simulator, config, plan, place, resume, kept)
     model, state = train_network(source, plan.minutes, plan.steps, folder, resume, plan.seed, start)

@@ -319,9 +319,9 @@ class _Run:
         loss = self.running.item() / (state.step - last)
         if not math.isfinite(loss):
             raise RuntimeError(
-                f"the loss is not finite at step {state.step} although the data is: training diverged; start again "
-                f"with a learning rate below {self.learning_rate}, and look for outcomes of extreme size; the state "
-                f"before it is in {self.path}"
+                f"the loss is not finite at step {state.step} although the data is: training diverged; look for "
+                f"outcomes of extreme size, or start again, of a shipped prior with a learning rate below "
+                f"{self.learning_rate}"
             )
         score = self.improve(loss)
         self.running.zero_()

@@ -113,14 +113,32 @@ class PriorSource:
 
 
 def check_drawn(pairs: Pairs, size: tuple[int, int], dim_x: int, config: ModelConfig, fields: str) -> None:
-    """Raises ValueError unless a prior drew x `(*size, D_x)` and y `(*size, D_y)`; `fields` say them otherwise."""
+    """Raises ValueError unless a prior drew x `(*size, D_x)` and y `(*size, D_y)` of their kinds.
+
+    Args:
+        pairs: What it drew.
+        size: Numbers of functions and of points that it was asked for.
+        dim_x: Columns of x.
+        config: Of the network.
+        fields: What of the configuration says other dimensions.
+    """
     expected = tuple((*size, dim) for dim in (dim_x, config.dim_y or 1))
     got = tuple(tuple(part.shape) for part in pairs)
     if got != expected:
+        remedy = f"mend it, or {fields} of its configuration"
+        if [(shape[0], *shape[2:]) for shape in got if shape] == [(shape[0], *shape[2:]) for shape in expected]:
+            remedy = f"draw as many points as are asked for: a step needs up to {config.num_context[1]} observed ones"
         raise ValueError(
             f"the prior {config.prior!r} must return x and y of shapes {expected[0]} and {expected[1]}; got "
-            f"{got[0]} and {got[1]}; mend it, or {fields} of its configuration"
+            f"{got[0]} and {got[1]}; {remedy}"
         )
+    for column, kind in zip(pairs[1].unbind(-1), config.kinds, strict=True):
+        wrong = column[column.isfinite() & ~kind.support.check(column)]
+        if len(wrong):
+            raise ValueError(
+                f"the prior {config.prior!r} must draw outcomes that are {kind.values}; got {wrong[0].item():g}, in a "
+                f"batch of {size[0]} functions; mend it"
+            )
 
 
 def split_points(x: Tensor, y: Tensor, sizes: tuple[int, ...]) -> list[Pairs]:
