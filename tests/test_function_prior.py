@@ -144,13 +144,20 @@ UNFIT = {
     "infinite x": (changed(lambda x, y: (x / 0, y)), "x of draw must be finite"),
     "global generator": (by_global_generator, "must draw all that is random from its generator; .* pass generator="),
     "own seed": (by_own_seed, "must draw from its generator; .* different seeds returned the same points"),
-    "sorted": (changed(lambda x, y: (x.sort(-1).values, y)), r"in random order, .* got other values of x\[..., 0\] at"),
+    "sorted": (changed(lambda x, y: (x.sort(-1).values, y)), r"in random order, .* got x\[..., 0\], which says"),
     "descending": (changed(lambda x, y: (-x.sort(-1).values, y)), "must come in random order"),
     "a grid in one order": (changed(lambda x, y: (ORDERED_GRID[: x.shape[1]].expand_as(x), y)), "in random order"),
     "later ones elsewhere": (changed(lambda x, y: (x + torch.linspace(0, 4, x.shape[1]), y)), "in random order"),
     "from the middle": (changed(lambda x, y: (x.gather(1, (x - 2000).abs().argsort(1)), y)), "in random order"),
     "arms in turns": (
         changed(lambda x, y: (torch.stack([x, torch.arange(x.shape[1]) % 2 + 0 * x], -1), y)),
+        r"in random order, .* x\[..., 1\]",
+    ),
+    "days from anywhere": (changed(lambda x, y: (3650 * x[:, :1] + torch.arange(x.shape[1]), y)), "in random order"),
+    "up or down": (changed(lambda x, y: (x.sort(-1).values * (y[:, :1] - 14).sign(), y)), "in random order"),
+    "along a path": (changed(lambda x, y: ((x[:, :1] + torch.arange(x.shape[1]) / 9) % 1, y)), "in random order"),
+    "blocks of arms": (
+        changed(lambda x, y: (torch.stack([x, torch.arange(x.shape[1]) // 20 + 0 * x], -1), y)),
         r"in random order, .* x\[..., 1\]",
     ),
     "a rare NaN in x": (changed(lambda x, y: (x.where(x < 2009.98, torch.nan), y)), "x must be finite; got nan among"),
@@ -176,6 +183,9 @@ def test_unfit_functions_are_refused_before_training(name: str, monkeypatch: pyt
         lambda x: ((x - 2000) / 3).exp(),
         lambda x: x + 1000 * torch.arange(len(x))[:, None],
         lambda x: torch.stack([x, x.round(), 0 * x], -1),
+        lambda x: (x > 2009.98).to(x),
+        lambda x: torch.nn.functional.one_hot(x[0].long() - 1990, 20).to(x).expand(len(x), -1, -1),
+        lambda x: (x[:1] > 2009).to(x).expand_as(x),
     ],
 )
 def test_inputs_of_many_laws_are_in_random_order(place: Callable[[Tensor], Tensor]) -> None:
@@ -185,7 +195,7 @@ def test_inputs_of_many_laws_are_in_random_order(place: Callable[[Tensor], Tenso
 def test_rare_values_of_another_kind_are_named_when_they_come() -> None:
     def draw(batch_size: int, num_points: int, generator: Generator) -> tuple[Tensor, Tensor]:
         x, y = integers(batch_size, num_points, generator, torch.float32)
-        return x, y - (100 * (batch_size == 2))  # as training draws them, not the probe
+        return x, y - (100 * (batch_size == 2))  # as training draws them, not those before it
 
     refuses(r"the prior 'draw' must draw outcomes that are counts .*; got -\d+, in a batch of", draw, outcomes="count")
 
@@ -324,6 +334,10 @@ def test_values_of_another_kind_are_refused() -> None:
     refuses(r"y must hold the categories 0 to 2; got \[", integers, outcomes="categorical(3)")
     refuses(r"outcomes must be among \['real'", integers, outcomes="spikes")
     refuses("outcomes must name the kinds of all 2 dimensions", pairs, outcomes="count")
+    refuses("outcomes must name the kinds of all 1 dimensions; got None", waves, outcomes=None)
+    refuses(
+        "outcome must not be given .* leave it out, or give the kinds of its outcomes by outcomes=", outcome="count"
+    )
 
 
 def test_a_file_is_no_folder_of_a_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Simulations of programs in all three ways of running them, and the densities of programs."""
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -690,3 +691,26 @@ def test_whole_numbers_that_pass_for_real_ones_are_told():
         found = Simulator(program, latents=["a"])
     assert found.outcomes == ()
     assert Simulator(lambda x: program(x, torch.Tensor.bool), latents=["a"]).outcomes == ("categorical(2)",)
+
+
+def test_a_program_takes_its_inputs_alone_by_its_own_signature() -> None:
+    """Not by that of the function that it wraps."""
+
+    def with_scale(x, scale):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Normal(mean, scale))
+
+    @functools.wraps(with_scale)
+    def wrapped(*args):
+        return with_scale(*args, 0.3)
+
+    class Called:
+        def __call__(self, x, scale=0.3):
+            return with_scale(x, scale)
+
+    for program in (wrapped, poutine.condition(wrapped, {}), functools.partial(with_scale, scale=0.3), Called()):
+        assert [latent.name for latent in Simulator(program).latents] == ["mean"]
+    for program, got in ((with_scale, "x, scale"), (lambda: None, "none"), (lambda *, x: None, "x")):
+        with pytest.raises(ValueError, match=f"a program must take its inputs x alone, .*; got the parameters {got}, "):
+            Simulator(program)

@@ -46,6 +46,13 @@ def test_what_stands_between_is_left_out():
     assert [warning.filename for warning in caught] == [__file__] * 2
 
 
+@pytest.mark.parametrize("name", [None, ""])
+def test_code_without_a_name_is_no_error(name):
+    with pytest.warns(UserWarning, match="nameless") as caught:
+        exec(compile("warn('nameless')", "inside.py", "exec"), {"__name__": name, "warn": warn})
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_without_a_line_of_the_user_a_warning_is_of_the_outermost_one():
     found = []
 

@@ -20,6 +20,7 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import ArchitectureName
 from pyro_arbuf.network.positions import SlotPositions
 from pyro_arbuf.programs.amortize import amortize
+from pyro_arbuf.programs.function_prior import is_function_prior
 from pyro_arbuf.programs.named_functions import find_function, is_function_name
 from pyro_arbuf.programs.sources import make_source
 from pyro_arbuf.training.growth import GROWN, grow
@@ -190,6 +191,10 @@ def _train_own(prior: str, output: Path, own: dict[str, Any], **options: Any) ->
     if own["outcome"] is not None:
         options["outcome"] = own["outcome"][0] if len(own["outcome"]) == 1 else own["outcome"]
     if own["outcomes"] is not None:
+        if not is_function_prior(function):
+            raise ValueError(
+                f"--outcomes is for a plain function, and {prior} is a program, whose sites say their kinds"
+            )
         options["outcomes"] = own["outcomes"]
     amortize(function, folder=output, **options)
     print(f"{output}: pyro_arbuf.load({str(output)!r}) loads it")

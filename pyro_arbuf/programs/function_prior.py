@@ -5,7 +5,6 @@ of Pyro, of folders or of training steps.
 """
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.positions import KINDS_OF
 from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.programs.consistency import subset_gap
+from pyro_arbuf.programs.random_order import check_random_order
 from pyro_arbuf.programs.reports import (
     STILL_RISING,
     rise_at_the_end,
@@ -37,13 +37,13 @@ from pyro_arbuf.programs.scales import (
     rounded_all,
 )
 from pyro_arbuf.random_state import seeded
-from pyro_arbuf.training.sources import PriorSource
+from pyro_arbuf.training.sources import PriorSource, check_drawn
 
 PARAMETERS = ("batch_size", "num_points", "generator")
 SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "max_frequency": 32.0}
 DRAWS_FOR_SCALES, FUNCTIONS, POINTS = 64, 32, 16  # a prior may share something within a draw
 FUNCTIONS_FOR_RANGES, POINTS_FOR_RANGES = 256, 8  # as of programs
-MOST_ERRORS = 6.0  # standard errors between points, of which many are compared
+MORE_POINTS, MOST_POINTS = 64, 128  # than are observed, as training asks for; of functions whose order is looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +104,13 @@ def check_no_program_arguments(**given: object) -> None:
     """Raises ValueError if arguments are given that only a program has; `None` is not given."""
     foreign = [name for name, value in given.items() if value is not None]
     if foreign:
+        others = (
+            "give the kinds of its outcomes by outcomes=..." if "outcome" in foreign else "write it as a Pyro program"
+        )
         raise ValueError(
             f"{', '.join(foreign)} must not be given for a prior as a plain function, which draws inputs and outcomes "
             f"itself and has no latents; got {', '.join(f'{name}={given[name]!r}' for name in foreign)}; leave "
-            f"{'it' if len(foreign) == 1 else 'them'} out, or write the prior as a Pyro program"
+            f"{'it' if len(foreign) == 1 else 'them'} out, or {others}"
         )
 
 
@@ -134,16 +137,28 @@ def probe(function: Callable[..., Any], num_context: tuple[int, int], **sizes: A
     if not integers or num_context[0] != 0 or num_context[1] < 1:
         raise ValueError(f"num_context must be (0, n) with n >= 1; got {num_context}")
     outcomes = sizes.pop("outcomes", ())
-    outcomes = (outcomes,) if isinstance(outcomes, str) else tuple(outcomes)
+    outcomes = (outcomes,) if isinstance(outcomes, str) else tuple(outcomes) if isinstance(outcomes, list) else outcomes
     x, y = _probe_once(function, bool(outcomes))
     dim_x, dim_y = (x.shape[-1] if x.dim() == 3 else 1), (y.shape[-1] if y.dim() == 3 else None)
     plain = ModelConfig(dim_x=dim_x, dim_y=dim_y, outcomes=outcomes)  # checks the outcomes
-    measured, notes = _measure(FunctionPrior(function), plain)
+    prior = FunctionPrior(function)
+    measured, notes = _measure(prior, plain)
     if sizes.get("architecture", "buffer") in KINDS_OF:
         sizes = {"slot_positions": "none"} | sizes
     fields = measured | SIZES | sizes
     names = {"prior": name_of_prior(function), "num_context": num_context, "num_targets": (1, num_context[1])}
-    return Probed(ModelConfig(dim_x=dim_x, dim_y=dim_y, outcomes=outcomes, **names, **fields), notes)
+    config = ModelConfig(dim_x=dim_x, dim_y=dim_y, outcomes=outcomes, **names, **fields)
+    _check_as_trained(prior, config)
+    return Probed(config, notes)
+
+
+def _check_as_trained(prior: FunctionPrior, config: ModelConfig) -> None:
+    """Raises ValueError unless functions of about as many points as training asks for have them all in random order."""
+    num_points = min(config.num_context[1] + MORE_POINTS, MOST_POINTS)
+    drawn = [prior(FUNCTIONS, num_points, generator) for generator in _generators()]
+    for pair in drawn:
+        check_drawn(pair, (FUNCTIONS, num_points), config.dim_x, config, "dim_x and dim_y")
+    check_random_order([x.double() for x, _ in drawn])
 
 
 def _probe_once(function: Callable[..., Any], discrete: bool) -> tuple[Tensor, Tensor]:
@@ -200,12 +215,10 @@ def _check_pair(drawn: object) -> None:
 
 def _measure(prior: FunctionPrior, config: ModelConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Locations, scales and ranges of inputs and outcomes, and notes on them, from many functions of a few points."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(DRAWS_FOR_SCALES)]
-    drawn = [prior(FUNCTIONS, POINTS, generator) for generator in generators]
+    drawn = [prior(FUNCTIONS, POINTS, generator) for generator in _generators()]
     x, y = (torch.cat(parts).double() for parts in zip(*drawn, strict=True))
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"x must be finite; got {x[~torch.isfinite(x)][0].item()} among its values; mend the function")
-    _check_order(x)
     notes = []
     for d, kind in enumerate(config.kinds):
         column, which = y[..., d], "y" if config.dim_y is None else f"y[..., {d}]"
@@ -239,32 +252,9 @@ def _measure(prior: FunctionPrior, config: ModelConfig) -> tuple[dict[str, Any],
     return fields, tuple(notes)
 
 
-def _check_order(x: Tensor) -> None:
-    """Raises ValueError if an input says which points `(B, T, D_x)` of a function come first.
-
-    The first points of a function are its context, so that sorted ones would train extrapolation alone. In random order
-    all points have one law. Its rank and how far that is from the middle are compared, in means over a draw of many
-    functions, as these may share an order.
-    """
-    ranks = torch.stack([_ranks(column) for column in x.unbind(-1)], -1)
-    compared = torch.stack([ranks, ranks.abs()])
-    means = (compared - compared.mean((1, 2), keepdim=True)).unflatten(1, (DRAWS_FOR_SCALES, -1)).mean(2)
-    errors = means.std(1) / math.sqrt(DRAWS_FOR_SCALES)
-    scale = compared.std((1, 2)).unsqueeze(1)  # of which a hundredth is no matter
-    differ = (means.mean(1).abs() > MOST_ERRORS * errors + 0.01 * scale).any(0)  # (T, D_x)
-    if bool(differ.any()):
-        point, column = differ.nonzero()[0].tolist()
-        raise ValueError(
-            "points of a function must come in random order, as the first ones are what a network observes; got "
-            f"other values of x[..., {column}] at point {point} than elsewhere; shuffle x and y "
-            "by torch.randperm(num_points, generator=generator)"
-        )
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from -0.5 to 0.5, those of equal values alike."""
-    _, which, counts = values.unique(return_inverse=True, return_counts=True)
-    return ((counts.cumsum(0) - counts / 2) / values.numel() - 0.5)[which]
+def _generators() -> list[torch.Generator]:
+    """One for each draw, the same every time."""
+    return [torch.Generator().manual_seed(seed) for seed in range(DRAWS_FOR_SCALES)]
 
 
 def describe_prior(probed: Probed, minutes: float | None, steps: int | None, begins_at: str) -> str:

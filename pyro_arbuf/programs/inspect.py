@@ -190,7 +190,7 @@ def _check_inputs(inputs: Inputs) -> int:
 def _check_parameters(program: Program) -> None:
     """Raises ValueError unless a program can be called with its inputs alone, as far as its signature says."""
     try:
-        signature = inspect.signature(program)
+        signature = inspect.signature(program, follow_wrapped=False)
     except (TypeError, ValueError):  # some built-in functions have none
         return
     try:
