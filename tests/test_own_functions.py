@@ -182,6 +182,8 @@ def test_options_reach_amortize_as_it_takes_them(run: Callable[..., None], monke
     run("train", "own_functions:draw", "--output", "o", "--architecture", "lbanp-buffer")
     run("train", "own_functions:draw", "--output", "o", "--outcomes", "count", "real")
     assert given[3][1]["outcomes"] == ("count", "real") and "outcomes" not in given[2][1]
+    with pytest.raises(SystemExit, match="--outcomes is for a plain function, and own_functions:program is"):
+        run("train", "own_functions:program", "--output", "o", "--outcomes", "count")
     assert given[2][1]["architecture"] == "lbanp-buffer"
     limits = {"minutes": None, "steps": None, "batch_size": 5}
     assert given[1] == ("draw", {"folder": Path("o"), "resume": False, "seed": 3, "width": 8} | limits)
