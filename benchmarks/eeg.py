@@ -164,7 +164,7 @@ def main(
     /,
     data: Path = Path("../shared/data/uci_eeg/eeg_7ch.npz"),
     independent: Path | None = None,
-    num_context: tuple[int, ...] = (8, 16, 32, 64, 128, 192),
+    num_context: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 192),
     num_targets: int = 32,
     num_orders: int = 4,
     num_trials: int | None = None,
