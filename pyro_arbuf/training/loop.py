@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_arbuf.files import remove_leftovers, sole_writer
 from pyro_arbuf.network.backbone import Block
@@ -281,11 +282,13 @@ class _Run:
     @torch.no_grad()
     def _average(self) -> None:
         """Moves the average of the weights towards the last ones; the first ones fade at once."""
-        if self.chosen["average"]:
-            decay = min(self.chosen["average"], self.state.step / (self.state.step + 10))
-            for name, weight in self.model.named_parameters():
-                held = self.state.average.get(name, weight).to(weight.device)
-                self.state.average[name] = torch.lerp(held, weight, 1 - decay)
+        if not self.chosen["average"]:
+            return
+        decay = min(self.chosen["average"], self.state.step / (self.state.step + 10))
+        last = {name: weight.detach() for name, weight in self.model.named_parameters()}
+        before = self.state.average or {name: weight.clone() for name, weight in last.items()}
+        self.state.average = {name: before[name].to(weight.device) for name, weight in last.items()}
+        get_ema_multi_avg_fn(decay)(list(self.state.average.values()), list(last.values()), self.state.step)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
