@@ -43,7 +43,8 @@ PARAMETERS = ("batch_size", "num_points", "generator")
 SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "max_frequency": 32.0}
 DRAWS_FOR_SCALES, FUNCTIONS, POINTS = 64, 32, 16  # a prior may share something within a draw
 FUNCTIONS_FOR_RANGES, POINTS_FOR_RANGES = 256, 8  # as of programs
-MORE_POINTS, MOST_POINTS = 64, 128  # than are observed, as training asks for; of functions whose order is looked at
+# Of functions whose order is looked at; points more than are observed, as training asks for them; most points.
+FUNCTIONS_FOR_ORDER, MORE_POINTS, MOST_POINTS = 16, 64, 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,9 +156,9 @@ def probe(function: Callable[..., Any], num_context: tuple[int, int], **sizes: A
 def _check_as_trained(prior: FunctionPrior, config: ModelConfig) -> None:
     """Raises ValueError unless functions of about as many points as training asks for have them all in random order."""
     num_points = min(config.num_context[1] + MORE_POINTS, MOST_POINTS)
-    drawn = [prior(FUNCTIONS, num_points, generator) for generator in _generators()]
+    drawn = [prior(FUNCTIONS_FOR_ORDER, num_points, generator) for generator in _generators()]
     for pair in drawn:
-        check_drawn(pair, (FUNCTIONS, num_points), config.dim_x, config, "dim_x and dim_y")
+        check_drawn(pair, (FUNCTIONS_FOR_ORDER, num_points), config.dim_x, config, "dim_x and dim_y")
     check_random_order([x.double() for x, _ in drawn])
 
 
