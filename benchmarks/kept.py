@@ -1,6 +1,8 @@
 """Numbers that a benchmark keeps in a file, so that it goes on where it was stopped."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,3 +17,12 @@ def read_kept(path: Path, default: Any) -> Any:
 def keep(path: Path, value: Any) -> None:
     """Writes numbers as JSON, a line each, whole or not at all."""
     write_atomically(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def kept_or_made(folder: Path, name: str, settings: list[Any], make: Callable[[], Any]) -> Any:
+    """What a run with these settings has found, which is kept in a file of its own: made if it is not there."""
+    key = json.dumps(settings)
+    path = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    if not path.exists():
+        keep(path, {"key": key, "found": make()})
+    return read_kept(path, {})["found"]

@@ -13,7 +13,7 @@ JSON line.
 
 import copy
 import dataclasses
-import hashlib
+import functools
 import json
 import math
 import time
@@ -22,11 +22,11 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from kept import kept_or_made
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_arbuf import ArBufferModel, load
-from pyro_arbuf.files import write_atomically
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.programs.sources import make_source
 from pyro_arbuf.programs.warm_start import copy_weights
@@ -190,13 +190,8 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     by_seed = {}
     for seed in seeds:
-        key = json.dumps([name, variants, minutes, seed, start])
-        path = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-        if not path.exists():
-            found = train_and_score(name, variants, seed, minutes, start)
-            text = json.dumps({"key": key, "found": found})
-            write_atomically(path, lambda file, text=text: Path(file).write_text(text))
-        by_seed[seed] = json.loads(path.read_text())["found"]
+        make = functools.partial(train_and_score, name, variants, seed, minutes, start)
+        by_seed[seed] = kept_or_made(folder, name, [name, variants, minutes, seed, start], make)
     report(name, variants, minutes, by_seed)
 
 

@@ -13,8 +13,6 @@ the same command goes on where it was stopped. Prints a table, then one JSON lin
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import time
 from contextlib import redirect_stdout
@@ -24,7 +22,7 @@ from unittest import mock
 
 import torch
 import tyro
-from kept import keep, read_kept
+from kept import kept_or_made
 from recipe import report
 from sbi import quiet
 from sbi_tasks import TASKS
@@ -125,13 +123,9 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     by_seed: dict[int, dict[str, Any]] = {seed: {} for seed in seeds}
     for seed, text in tqdm([(seed, text) for seed in seeds for text in variants], desc=task):
-        key = json.dumps([task, text, budget, minutes, seed])
-        path = folder / f"{task}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-        if not path.exists():
-            with Path(os.devnull).open("w") as silent, redirect_stdout(silent):
-                found = train_and_score(task, recipes[text], budget, minutes, seed)
-            keep(path, {"key": key} | found)
-        by_seed[seed][text] = read_kept(path, {})
+        make = functools.partial(train_and_score, task, recipes[text], budget, minutes, seed)
+        with Path(os.devnull).open("w") as silent, redirect_stdout(silent):
+            by_seed[seed][text] = kept_or_made(folder, task, [task, text, budget, minutes, seed], make)
     report(f"{task}, {budget or 'new'} simulations", variants, minutes, by_seed, "nats per data set")
 
 
