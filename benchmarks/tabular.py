@@ -9,8 +9,7 @@ order and the 32 that follow, predicted in that order, the number of the row as 
 the 32 outcomes in nats per target, in units standardised by the N rows: of the network with a buffer of 32 and of 4, by
 exact autoregression (re-encoding after every target), and independent; of a Gaussian process and Bayesian ridge
 regression (their exact joint) and of a random forest (independent), see tabular_rivals.py. All see the same splits;
-differences are paired.
-With 1,024 and 2,048 rows, beyond the 512 of training, only what is quick is scored.
+differences are paired. With 1,024 and 2,048 rows, beyond the 512 of training, only what is quick is scored.
 
 The tables come from the UCI repository and StatLib, and are not distributed here. `--data` is a folder with
 NAME/NAME.npz for each of gas_turbine (UCI 551), bike_sharing (275), california_housing, household_power (235, the first
@@ -45,15 +44,8 @@ NUM_TARGETS = 32
 NUM_ROWS, BEYOND = (16, 64, 256, 512), (1024, 2048)
 CHUNK_CELLS = 2**18  # of contexts that are encoded together
 # Splits of what is slow, by N: those of others are as many as are asked for.
-FEWER = {
-    "buffer K=32": {1024: 20, 2048: 10},
-    "buffer K=4": {1024: 0, 2048: 0},
-    "exact AR": {1024: 0, 2048: 0},
-    "independent": {1024: 20, 2048: 10},
-    "GP": {1024: 0, 2048: 0},
-    "ridge": {1024: 20, 2048: 10},
-    "forest": {1024: 0, 2048: 0},
-}
+FEWER = {name: {1024: 20, 2048: 10} for name in ("buffer K=32", "independent", "ridge")}
+FEWER |= {name: dict.fromkeys(BEYOND, 0) for name in ("buffer K=4", "exact AR", "GP", "forest")}
 BUFFERS = {"buffer K=32": 32, "buffer K=4": 4, "exact AR": 1, "independent": None}
 METHODS = [*BUFFERS, *RIVALS]
 Scores = dict[str, list[float]]  # of each method, nats per target, of the first splits

@@ -185,11 +185,12 @@ def _amortize_prior(
 
 def _check_folder(folder: str | Path | None, resume: bool) -> None:
     """Raises ValueError if there is no folder to resume from, or a new run would replace the network in it."""
-    if resume and folder is None:
-        raise ValueError("resume=True needs the folder of the run; got folder=None")
-    if folder is not None:
-        check_is_folder(Path(folder))
-    if folder is not None and not resume and (Path(folder) / CONFIG).exists():
+    if folder is None:
+        if resume:
+            raise ValueError("resume=True needs the folder of the run; got folder=None")
+        return
+    check_is_folder(Path(folder))
+    if not resume and (Path(folder) / CONFIG).exists():
         raise ValueError(
             f"folder must hold no network yet, which a new run would replace; got {folder}; use resume=True to go on "
             "with the run in it, or another folder"

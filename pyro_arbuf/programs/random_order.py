@@ -20,16 +20,15 @@ def check_random_order(draws: Sequence[Tensor]) -> None:
     Args:
         draws: x `(B, T, D_x)` of each draw.
     """
-    x = torch.stack(list(draws))  # (draws, B, T, D)
-    pooled = torch.stack([_ranks(column) for column in x.unbind(-1)], -1)
-    within = torch.stack([_ranks_within(each) for each in x])
+    x = torch.stack([draw.movedim(-1, 0) for draw in draws], 1)  # (D, draws, B, T)
+    pooled, within = _ranks(x.flatten(1)).view(x.shape), _ranks(x)
     compared = torch.stack([pooled, pooled.abs(), within, within.abs()])
-    means = (compared - compared.mean((1, 2, 3), keepdim=True)).mean(2)  # (4, draws, T, D)
-    errors = (means.var(1).mean(1, keepdim=True) / len(x)).sqrt()  # of all points, as they have one law
-    differ = means.mean(1).abs() > MOST_ERRORS * errors + LEAST_SHIFT  # (4, T, D)
-    steps = within.diff(dim=2).abs().mean((1, 2)) - _mean_distance(within).mean(1)  # (draws, D)
-    near = steps.mean(0).abs() > MOST_ERRORS * steps.std(0) / math.sqrt(len(x)) + LEAST_SHIFT
-    columns = (differ.any(0).any(0) | near).nonzero().flatten().tolist()
+    means = (compared - compared.mean((2, 3, 4), keepdim=True)).mean(3)  # (4, D, draws, T)
+    errors = (means.var(2).mean(-1, keepdim=True) / len(draws)).sqrt()  # of all points, as they have one law
+    differ = means.mean(2).abs() > MOST_ERRORS * errors + LEAST_SHIFT  # (4, D, T)
+    steps = within.diff().abs().mean((2, 3)) - _mean_distance(within).mean(2)  # (D, draws)
+    near = steps.mean(1).abs() > MOST_ERRORS * steps.std(1) / math.sqrt(len(draws)) + LEAST_SHIFT
+    columns = (differ.any(-1).any(0) | near).nonzero().flatten().tolist()
     if columns:
         raise ValueError(
             "points of a function must come in random order, as the first ones are what a network observes; got "
@@ -39,19 +38,14 @@ def check_random_order(draws: Sequence[Tensor]) -> None:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Ranks from -0.5 to 0.5, those of equal values alike."""
-    _, which, counts = values.unique(return_inverse=True, return_counts=True)
-    return ((counts.cumsum(0) - counts / 2) / values.numel() - 0.5)[which]
-
-
-def _ranks_within(x: Tensor) -> Tensor:
-    """The same of each column of each function alone, of x `(B, T, D)`."""
-    one, other = x.unsqueeze(2), x.unsqueeze(1)
-    return ((other < one).sum(2) + (other == one).sum(2) / 2) / x.shape[1] - 0.5
+    """Ranks along the last dimension, from -0.5 to 0.5, those of equal values alike."""
+    ordered = values.sort(-1).values
+    below, up_to = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    return (below + up_to) / (2 * values.shape[-1]) - 0.5
 
 
 def _mean_distance(values: Tensor) -> Tensor:
-    """Mean distance of two different points, `(draws, B, D)`, of values `(draws, B, T, D)`."""
-    number = values.shape[2]
+    """Mean distance of two different ones of the values along the last dimension."""
+    number = values.shape[-1]
     weights = 2 * torch.arange(number, dtype=values.dtype) - number + 1  # of the sorted values
-    return 2 * (values.sort(2).values * weights.unsqueeze(-1)).sum(2) / (number * (number - 1))
+    return 2 * (values.sort(-1).values * weights).sum(-1) / (number * (number - 1))
