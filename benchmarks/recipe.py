@@ -72,24 +72,32 @@ class Recipe:
 
 
 def read_recipe(text: str) -> Recipe:
-    """The recipe that a variant names.
-
-    Raises:
-        ValueError: If a setting is unknown or has no value.
-    """
-    if text == "base":
-        return Recipe()
-    known: dict[str, Any] = {"learning_rate": float, "warmup": float, "final_decay": float, "ema": float}
-    known["start"] = str
-    known |= dict.fromkeys(("batch_size", "late_batch_size", "num_targets", *SIZES), int)
-    found = {}
-    for setting in text.split(","):
-        name, _, value = setting.partition("=")
-        if name not in known or not value:
-            raise ValueError(f"a variant must be 'base' or name=value of {[*known]}; got {setting!r} in {text!r}")
-        found[name] = known[name](value)
+    """The recipe that a variant names."""
+    kinds: dict[str, Any] = dict.fromkeys(("learning_rate", "warmup", "final_decay", "ema"), float)
+    kinds |= {"start": str} | dict.fromkeys(("batch_size", "late_batch_size", "num_targets", *SIZES), int)
+    found = read_settings(text, kinds)
     sizes = tuple((name, found.pop(name)) for name in SIZES if name in found)
     return Recipe(**found, sizes=sizes)
+
+
+def read_settings(text: str, kinds: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a variant, each of its kind; none for `base`.
+
+    Raises:
+        ValueError: If a setting is unknown, or its value is missing or of another kind.
+    """
+    found = {}
+    for setting in [] if text == "base" else text.split(","):
+        name, _, value = setting.partition("=")
+        try:
+            if not value:
+                raise ValueError
+            found[name] = kinds[name](value)
+        except (KeyError, ValueError):
+            expected = ", ".join(f"{known}={kind.__name__}" for known, kind in kinds.items())
+            message = f"a variant must be 'base' or settings of {expected}; got {setting!r} in {text!r}"
+            raise ValueError(message) from None
+    return found
 
 
 class Run:

@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 import tyro
 from kept import kept_or_made
-from recipe import report
+from recipe import read_settings, report
 from sbi import quiet
 from sbi_tasks import TASKS
 from tqdm import tqdm
@@ -59,23 +59,9 @@ class Recipe:
 
 
 def read_recipe(text: str) -> Recipe:
-    """The recipe that a variant names.
-
-    Raises:
-        ValueError: If a setting is unknown or has no number as value.
-    """
-    if text == "base":
-        return Recipe()
+    """The recipe that a variant names."""
     kinds = {"average": float, "num_y_frequencies": int} | dict.fromkeys(("cooled", "further", "ordered"), int)
-    found = {}
-    for setting in text.split(","):
-        name, _, value = setting.partition("=")
-        try:
-            found[name] = kinds[name](value)
-        except (KeyError, ValueError):
-            message = f"a variant must be 'base' or name=number of {[*kinds]}; got {setting!r} in {text!r}"
-            raise ValueError(message) from None
-    return Recipe(**found)
+    return Recipe(**read_settings(text, kinds))
 
 
 def train_and_score(task: str, recipe: Recipe, budget: int, minutes: float, seed: int) -> dict[str, Any]:

@@ -223,10 +223,14 @@ def test_recipes_of_fixed_simulations_are_compared_over_seeds_and_kept(benchmark
     assert {path: path.read_text() for path in tmp_path.iterdir()} == kept
 
 
-@pytest.mark.parametrize("text", ["averge=0", "average", "cooled=no", "average=0,"])
-def test_a_recipe_of_fixed_simulations_that_is_unknown_is_named(benchmark, text):
-    with pytest.raises(ValueError, match="a variant must be 'base' or name=number") as caught:
-        benchmark("recipe_simulations").read_recipe(text)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("recipe", "start="), ("recipe", "width=wide")]
+    + [("recipe_simulations", text) for text in ("averge=0", "average", "cooled=no", "average=0,")],
+)
+def test_a_recipe_that_is_unknown_is_named(benchmark, name, text):
+    with pytest.raises(ValueError, match="a variant must be 'base' or settings of") as caught:
+        benchmark(name).read_recipe(text)
     assert text.split(",")[-1] in str(caught.value)
 
 
