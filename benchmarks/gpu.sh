@@ -20,7 +20,7 @@ python -m pytest -q -m gpu tests
 python benchmarks/speed.py --device cuda | tee "$output/speed-gpu.txt"
 for model in "${models[@]}"; do
   start=() # of a model that is not shipped yet there are no weights to start from
-  [ ! -d "models/$model" ] || start=(--from "models/$model")
+  [ ! -d "models/$model" ] || start=(--from "models/$model" --learning-rate 3e-3) # at 6e-3 it would first lose what it has learned
   python -m pyro_arbuf.cli train "$model" --output "$output/$model" "${start[@]}" --runs "$output/runs" \
     --batch-size 512 --minutes "$minutes" --auto-resume
 done
