@@ -1,6 +1,7 @@
 """Folders with config.json and model.safetensors (the Hugging Face Hub layout): save and load, nothing pickled."""
 
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from pyro_arbuf.files import write_atomically
 from pyro_arbuf.hub import fetch
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.network import own_parts
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 LARGEST_CONFIG = 2**23  # bytes
 FLOATING = ("F64", "F32", "F16", "BF16")
 HUB = "hf:"
+OWN_PARTS = "own_parts"  # of the metadata of the weights: modules that the configuration does not describe
 RENAMED = {"embedder.slot": "embedder.positions.slot"}  # weights of files written before they had their present name
 
 
@@ -41,7 +44,8 @@ def save(net: ArBufferModel, folder: str | Path, weights: dict[str, Tensor] | No
     """Writes a network's config.json and model.safetensors, each replaced atomically; `load` reads them.
 
     Args:
-        net: The network; one amortised from a program is saved without the program.
+        net: The network; one amortised from a program is saved without the program, and one of parts of your own
+            without their code, so that `load` refuses it.
         folder: Created if missing; a network in it is replaced.
         weights: Weights to write, of the names and shapes of the network's; `None` = its own.
 
@@ -60,6 +64,8 @@ def save(net: ArBufferModel, folder: str | Path, weights: dict[str, Tensor] | No
     check_is_folder(path)
     shapes = {name: value.shape for name, value in net.state_dict().items()}
     weights = net.state_dict() if weights is None else weights
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"weights must be a dict of tensors, as net.state_dict(); got {type(weights).__name__}")
     wrong = _differing(shapes, {name: value.shape for name, value in weights.items()})
     if wrong:
         raise ValueError(
@@ -72,7 +78,8 @@ def save(net: ArBufferModel, folder: str | Path, weights: dict[str, Tensor] | No
                 "or train with a lower learning rate"
             )
     stored = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
-    write_atomically(path / WEIGHTS, lambda file: save_file(stored, file))
+    own = ", ".join(f"{name or 'the network'}: {kind}" for name, kind in own_parts(net, _described(net.config)).items())
+    write_atomically(path / WEIGHTS, lambda file: save_file(stored, file, {OWN_PARTS: own} if own else None))
     write_atomically(path / CONFIG, lambda file: file.write_text(net.config.to_json() + "\n"))
 
 
@@ -89,8 +96,11 @@ def load(name: str | Path, trainable: bool = False) -> ArBufferModel:
 
     Raises:
         ValueError: If the name is unknown (lists those known) or names two networks, or the Hub does not give it, or
-            its files are missing, unreadable, damaged or do not fit each other.
+            its files are missing, unreadable, damaged or do not fit each other, or it was saved with parts of its
+            owner's, which no configuration describes.
     """
+    if not isinstance(trainable, bool):
+        raise ValueError(f"trainable must be True or False; got {trainable!r}")
     folder = find_model(name)
     try:
         config = read_config(folder)
@@ -188,11 +198,17 @@ def _check_weights(path: Path, config: ModelConfig) -> None:
             header = {str(RENAMED.get(n, n)): file.get_slice(n) for n in file.keys()}  # noqa: SIM118
             shapes = {name: Size(part.get_shape()) for name, part in header.items()}
             types = {name: part.get_dtype() for name, part in header.items()}
+            own = (file.metadata() or {}).get(OWN_PARTS)
     except SafetensorError as error:
         raise ValueError(f"{path} is corrupt, truncated or no safetensors file: {error}") from error
     for name, dtype in types.items():
         if dtype not in FLOATING:
             raise ValueError(f"{path}: tensor {name!r} must hold floating numbers, of {FLOATING}; got {dtype}")
+    if own:
+        raise ValueError(
+            f"load builds networks of this package's parts, and {path.parent} holds one of its owner's ({own}); build "
+            f"it as before, and call net.load_state_dict(safetensors.torch.load_file({str(path)!r}))"
+        )
     # Before a layer is built: a damaged number of layers would take all the memory, on the meta device too.
     num_layers = len({name.split(".")[2] for name in shapes if name.startswith("backbone.blocks.")})
     if num_layers != config.num_layers:
@@ -200,14 +216,19 @@ def _check_weights(path: Path, config: ModelConfig) -> None:
             f"{path} does not fit {CONFIG} beside it: it holds {num_layers} layers, num_layers is {config.num_layers}; "
             "take both files from one source"
         )
-    with torch.device("meta"):
-        expected = {name: value.shape for name, value in make_model(config).state_dict().items()}
+    expected = {name: value.shape for name, value in _described(config).state_dict().items()}
     wrong = _differing(expected, shapes)
     if wrong:
         raise ValueError(
             f"{path} does not fit {CONFIG} beside it: {len(wrong)} tensors are missing, foreign or of another shape, "
             f"e.g. {wrong[0]!r}; take both files from one source"
         )
+
+
+def _described(config: ModelConfig) -> ArBufferModel:
+    """The network that a configuration describes, of which no weight is allocated."""
+    with torch.device("meta"):
+        return make_model(config)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import tiny
 import torch
 from added_buffers import KINDS, changed
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributions import Independent, Normal
 from torch.testing import assert_close
@@ -17,7 +18,12 @@ import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferMarginals, ArBufferModel, add_buffer, cli
 from pyro_arbuf.baselines import make_model, matched_config
 from pyro_arbuf.baselines.added_buffer import TNPDBuffer
+from pyro_arbuf.baselines.tnp_d import TNPD
+from pyro_arbuf.network.backbone import Backbone, Block
 from pyro_arbuf.network.cache import BufferCache
+from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.embedding import Embedder
+from pyro_arbuf.network.heads import make_head
 from pyro_arbuf.network.visibility import chain_prefix_len
 from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.training.loop import fit
@@ -265,3 +271,124 @@ def test_command_adds_a_buffer_to_a_set_model(tmp_path: Path, monkeypatch: pytes
     ):
         with pytest.raises(SystemExit, match=message):
             run(*arguments)
+
+
+SET_CONFIG = dataclasses.replace(tiny.CONFIG, architecture="tnp-d")
+SIZES = (tiny.CONFIG.width, tiny.CONFIG.num_layers, tiny.CONFIG.num_heads, tiny.CONFIG.mlp_width)
+
+
+class SmoothBlock(Block):
+    """A block of the same weights and of another function."""
+
+    def update(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        tokens = tokens + self.out(attended.transpose(-2, -3).flatten(-2))
+        return tokens + self.down(torch.tanh(self.up(self.norm_mlp(tokens))))
+
+
+class FinalNorm(Backbone):
+    def __init__(self, *sizes: int):
+        super().__init__(*sizes)
+        self.final = torch.nn.LayerNorm(sizes[0])
+
+    def read(self, *args: object, **options: object) -> tuple:
+        tokens, buffer = super().read(*args, **options)
+        return self.final(tokens), buffer
+
+
+class Squashed(Embedder):
+    def context(self, embedded_x: Tensor, y: Tensor, told: Tensor | None = None) -> Tensor:
+        return torch.tanh(super().context(embedded_x, y, told))
+
+
+class NormHead(torch.nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.norm, self.head = torch.nn.LayerNorm(config.width), make_head(config)
+
+    def forward(self, features: Tensor) -> object:
+        return self.head(self.norm(features))
+
+
+class Own(TNPD):
+    def encode(self, x: Tensor, y: Tensor, context_len: Tensor | None = None) -> object:
+        return super().encode(x, 2 * y, context_len)
+
+
+def of_blocks(*kinds: type) -> Backbone:
+    backbone = Backbone(*SIZES)
+    backbone.blocks = torch.nn.ModuleList(kind(SIZES[0], *SIZES[2:]) for kind in kinds)
+    return backbone
+
+
+def built(**parts: object) -> TNPD:
+    torch.manual_seed(1)
+    net = TNPD(SET_CONFIG, **parts).double().eval().requires_grad_(False)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return net
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"head": NormHead(SET_CONFIG)},
+        {"backbone": of_blocks(SmoothBlock, SmoothBlock)},
+        {"backbone": Backbone(*SIZES, scaled=True)},
+    ],
+    ids=["head", "blocks", "scaled"],
+)
+def test_blocks_and_head_of_ones_own_are_kept(parts, pairs, x_new):
+    base, values = built(**parts), torch.randn(3, dtype=torch.float64)
+    new = changed(add_buffer(base))
+    for own, kept in zip(*(predicted(net, *pairs, x_new, values) for net in (base, new)), strict=True):
+        assert torch.equal(own, kept)
+    assert next(new.head.parameters()) is not next(base.head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("net", "named"),
+    [
+        (lambda: built(backbone=FinalNorm(*SIZES)), "backbone: FinalNorm"),
+        (lambda: built(embedder=Squashed(SET_CONFIG)), "embedder: Squashed"),
+        (lambda: Own(SET_CONFIG), "net: Own"),
+    ],
+)
+def test_parts_that_would_be_left_behind_are_refused(net, named):
+    with pytest.raises(ValueError, match="no parts of your own but blocks and a head") as caught:
+        add_buffer(net())
+    assert named in str(caught.value)
+
+
+def test_a_block_without_the_maps_that_adapters_change_is_refused():
+    backbone = of_blocks(Block, Block)
+    backbone.blocks[1].query = torch.nn.Sequential(backbone.blocks[1].query)
+    with pytest.raises(ValueError, match="query, key, value, out, which adapters change; block 1, a Block, has not"):
+        add_buffer(built(backbone=backbone))
+
+
+def test_a_backbone_of_other_blocks_or_of_another_number_is_refused(pairs):
+    with pytest.raises(ValueError, match="num_layers = 2 blocks; got 1"):
+        built(backbone=of_blocks(Block))
+    net = built()
+    net.backbone.blocks[1] = torch.nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"must all be of subclasses of .*Block; got \['Block', 'Linear'\]"):
+        net.condition(*pairs)
+
+
+@pytest.mark.parametrize(
+    ("net", "named"),
+    [
+        (lambda: built(backbone=of_blocks(SmoothBlock, SmoothBlock)), "backbone.blocks.0: SmoothBlock"),
+        (lambda: add_buffer(built(backbone=of_blocks(Block, SmoothBlock))), "backbone.blocks.1: SmoothBlock"),
+        (lambda: built(embedder=Squashed(SET_CONFIG)), "embedder: Squashed"),
+        (lambda: Own(SET_CONFIG), "the network: Own"),
+    ],
+)
+def test_a_network_of_ones_own_parts_is_not_loaded_as_another_one(net, named, tmp_path):
+    own = net()
+    pyro_arbuf.save(own, tmp_path)
+    with pytest.raises(ValueError, match="load builds networks of this package's parts") as caught:
+        pyro_arbuf.load(tmp_path)
+    assert named in str(caught.value)
+    own.load_state_dict(load_file(tmp_path / "model.safetensors"))  # as the message says

@@ -66,6 +66,13 @@ def test_loaded_model_is_frozen_in_eval_mode_and_single_precision(folder: Path) 
     assert {(p.requires_grad, p.dtype, p.device.type) for p in loaded.parameters()} == {(False, torch.float32, "cpu")}
 
 
+def test_what_is_no_table_of_weights_or_no_truth_value_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="trainable must be True or False; got 'yes'"):
+        load(folder, trainable="yes")
+    with pytest.raises(ValueError, match="weights must be a dict of tensors"):
+        save(load(folder), tmp_path / "other", [torch.zeros(1)])
+
+
 def test_trainable_model_requires_gradients(folder: Path) -> None:
     loaded = load(folder, trainable=True)
     assert all(p.requires_grad for p in loaded.parameters()) and not loaded.training

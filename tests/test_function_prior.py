@@ -10,10 +10,11 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from torch import Generator, Tensor
 
-from pyro_arbuf import ArBufferJoint, amortize, load
+from pyro_arbuf import ArBufferJoint, add_buffer, amortize, load
 from pyro_arbuf.baselines.latent_bottleneck import LBANPBuffer
 from pyro_arbuf.programs import training_rounds
 from pyro_arbuf.programs.function_prior import FunctionPrior, is_function_prior, probe
+from pyro_arbuf.training.loop import fit
 from pyro_arbuf.training.sources import PriorSource
 
 SIZES = {"width": 12, "num_layers": 1, "num_heads": 2, "mlp_width": 14, "embedding_width": 10, "num_frequencies": 3}
@@ -310,6 +311,16 @@ def test_a_latent_bottleneck_is_a_choice(tmp_path: Path) -> None:
 
 def test_architectures_that_are_trained_on_chains_are_refused() -> None:
     refuses("architecture must not be 'tnp-a' here, which is trained on chains", architecture="tnp-a")
+
+
+def test_a_buffer_is_added_to_trained_weights_alone() -> None:
+    refuses("'tnp-d-buffer' here, which adds a buffer to trained weights", architecture="tnp-d-buffer")
+
+
+def test_a_buffer_is_added_to_a_set_model_of_a_function(tmp_path: Path) -> None:
+    with_buffer = add_buffer(tiny(architecture="tnp-d"))
+    state = fit(with_buffer, PriorSource(waves, with_buffer.config), str(tmp_path / "state.safetensors"), steps=1)
+    assert state.step == 1
 
 
 def test_training_draws_from_a_prior_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1007,3 +1007,9 @@ def test_record_with_other_fields_is_no_state(tmp_path: Path) -> None:
     save_file({}, path, metadata={"record": json.dumps({"step": 1})})
     with pytest.raises(ValueError, match="is no state of a run, or of an older version"):
         RunState.read(path)
+
+
+def test_frozen_weights_are_refused(tmp_path: Path) -> None:
+    net = tiny.tiny_model().requires_grad_(False)
+    with pytest.raises(ValueError, match="all are frozen; use load"):
+        training.fit(net, tiny.line_source(), tmp_path / "state.safetensors", steps=1)

@@ -7,12 +7,13 @@ model, bit for bit. Paper, section 6: parameter-efficient fine-tuning that adds 
 
 import copy
 import dataclasses
-from collections.abc import Iterable
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
-from pyro_arbuf.baselines.adapters import AdaptedBlock
+from pyro_arbuf.baselines.adapters import ATTENTION, AdaptedBlock
+from pyro_arbuf.baselines.tnp_d import TNPD
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.attention import attend
 from pyro_arbuf.network.backbone import Backbone, Block, most_draws
@@ -20,7 +21,9 @@ from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.cache import Buffer, ContextCache, KeysValues
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.embedding import Embedder
+from pyro_arbuf.network.heads import Head
 from pyro_arbuf.network.lags import Turn, joined_turns
+from pyro_arbuf.network.network import own_parts
 from pyro_arbuf.network.parts import RANKS
 from pyro_arbuf.network.visibility import buffer_prefix_len
 
@@ -48,16 +51,14 @@ class AdaptedBackbone(Backbone):
     Args:
         config: Sizes, and what is added.
         frequencies: Of the angles of a series, see `Block`.
-        blocks: The frozen blocks; `None` = those that the configuration describes, of random weights.
+        frozen: The backbone whose blocks are taken; `None` = those that the configuration describes, of random weights.
     """
 
-    def __init__(
-        self, config: ModelConfig, frequencies: Tensor | None = None, blocks: Iterable[nn.Module] | None = None
-    ):
+    def __init__(self, config: ModelConfig, frequencies: Tensor | None = None, frozen: Backbone | None = None):
         sizes = (config.width, config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries)
         super().__init__(*sizes, frequencies)
-        if blocks is not None:
-            self.blocks = nn.ModuleList(blocks)
+        if frozen is not None:
+            self.blocks, self.scaled = frozen.blocks, frozen.scaled
         self.one_query = False
         added, last = (config.adapter_rank, config.gated_read), self._layers[-1]
         self.adapted = nn.ModuleList(AdaptedBlock(block, *added, block is last) for block in self._layers)
@@ -122,15 +123,16 @@ class TNPDBuffer(ArBufferModel):
 
     Args:
         config: Sizes, and what is added.
-        blocks: The frozen blocks; `None` = those that the configuration describes, of random weights.
+        frozen: The backbone whose blocks are taken; `None` = those that the configuration describes, of random weights.
+        head: The frozen head; likewise.
     """
 
     architecture = "tnp-d-buffer"
 
-    def __init__(self, config: ModelConfig, blocks: Iterable[nn.Module] | None = None):
+    def __init__(self, config: ModelConfig, frozen: Backbone | None = None, head: Head | None = None):
         embedder = PairEmbedder(config)
         frequencies = None if config.lag_column is None else embedder.turn_frequencies
-        super().__init__(config, embedder, AdaptedBackbone(config, frequencies, blocks))
+        super().__init__(config, embedder, AdaptedBackbone(config, frequencies, frozen), head)
         self.requires_grad_(True)
 
     @property
@@ -161,7 +163,8 @@ def add_buffer(net: ArBufferModel, rank: int | None = 8, gated_read: bool = Fals
     weights of both into one folder, and `load` gives the network back.
 
     Args:
-        net: A network of architecture "tnp-d", which is left as it is; its blocks may be of a class of your own.
+        net: A network of architecture "tnp-d", which is left as it is; its blocks and its head may be of classes of
+            your own.
         rank: Rank of the changes to the four attention matrices of every block, 2 to 16, by which tokens of the buffer
             differ from those of a context, and targets read them; `None` = the matrices stay as they are.
         gated_read: Whether targets learn besides, in every head, how much of their attention the buffer gets.
@@ -171,8 +174,8 @@ def add_buffer(net: ArBufferModel, rank: int | None = 8, gated_read: bool = Fals
         its pairs are read as if they had been appended to the context without encoding this anew.
 
     Raises:
-        ValueError: If `net` has a buffer or is of another architecture, or `rank` is not in 2..16, or is None without a
-            gated read.
+        ValueError: If `net` has a buffer, is of another architecture, or has parts of your own other than blocks and
+            head, or `rank` is not in 2..16, or is None without a gated read.
 
     Source:
         Hu et al. (2022), "LoRA"; gates over what is remembered: Wu et al. (2022), "Memorizing transformers".
@@ -190,6 +193,7 @@ def add_buffer(net: ArBufferModel, rank: int | None = 8, gated_read: bool = Fals
             f"net must be a set model without a buffer, of architecture 'tnp-d'; got {net.config.architecture!r}"
             + ("; it has a buffer, which fit trains" if "buffer" in net.config.architecture else "")
         )
+    _check_parts(net)
     low, high = RANKS
     if isinstance(rank, bool) or not (rank is None or (isinstance(rank, int) and low <= rank <= high)):
         raise ValueError(f"rank must be an integer in {low}..{high}, or None; got {rank!r}")
@@ -198,7 +202,29 @@ def add_buffer(net: ArBufferModel, rank: int | None = 8, gated_read: bool = Fals
     added = {"architecture": "tnp-d-buffer", "adapter_rank": rank or 0, "gated_read": gated_read}
     like = next(net.parameters())
     config = dataclasses.replace(net.config, **added, evidence_rmse=None, evidence_trials=None)
-    new = TNPDBuffer(config, copy.deepcopy(net.backbone.blocks)).to(like.device, like.dtype).eval()
+    new = TNPDBuffer(config, *copy.deepcopy((net.backbone, net.head))).to(like.device, like.dtype).eval()
     slots = "embedder.positions.slot"  # never trained without a buffer
     new.load_state_dict({n: value for n, value in net.state_dict().items() if n != slots}, strict=False)
     return new
+
+
+def _check_parts(net: ArBufferModel) -> None:
+    """Raises ValueError if a network has parts that a buffer cannot be added to, or that would be left behind."""
+    with torch.device("meta"):
+        own = own_parts(net, TNPD(net.config))
+    methods = [name for name in vars(Backbone) if not name.startswith("__")]
+    if all(getattr(type(net.backbone), name) is getattr(Backbone, name) for name in methods):
+        own.pop("backbone", None)  # it only makes its blocks in another way
+    kept = ("backbone.blocks.", "head")
+    foreign = [f"{name or 'net'}: {kind}" for name, kind in own.items() if not name.startswith(kept)]
+    if foreign:
+        raise ValueError(
+            f"net may have no parts of your own but blocks and a head, or its predictions would change; got {foreign}; "
+            "move what they compute into a block or the head"
+        )
+    for number, block in enumerate(net.backbone.blocks):
+        if not all(isinstance(getattr(block, name, None), nn.Linear) for name in ATTENTION):
+            raise ValueError(
+                f"every block must have the linear maps {', '.join(ATTENTION)}, which adapters change; block {number}, "
+                f"a {type(block).__name__}, has not"
+            )

@@ -138,7 +138,14 @@ class Backbone(nn.Module):
 
     @property
     def _layers(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
+        layers = [block for block in self.blocks if isinstance(block, Block)]
+        if len(layers) < len(self.blocks):
+            kinds = [type(block).__name__ for block in self.blocks]
+            raise ValueError(
+                f"backbone.blocks must all be of subclasses of pyro_arbuf.network.backbone.Block; got {kinds}; derive "
+                "the class from Block, and keep what it wraps as an attribute"
+            )
+        return layers
 
     def encode_context(
         self, tokens: Tensor, context_len: Tensor | None = None, turn: Turn | None = None

@@ -35,8 +35,8 @@ class Network(nn.Module):
         head: Features `(*batch, M, d)` to a `Predictive` of batch shape `(*batch, M, D_y)`, in standardised units.
 
     Raises:
-        ValueError: If a location is so large that its scale is lost beside it, or the configuration is of another
-            architecture.
+        ValueError: If a location is so large that its scale is lost beside it, the configuration is of another
+            architecture, or a backbone has another number of blocks than it.
 
     Source:
         Hassan et al. (2026), section 3.
@@ -64,6 +64,8 @@ class Network(nn.Module):
         frequencies = None if config.lag_column is None else self.embedder.turn_frequencies
         layers = (config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries, frequencies)
         relative = relative_positions(config.slot_positions, config.width, config.num_heads)
+        if backbone is not None:
+            check_backbone(backbone, config)
         self.backbone = backbone or Backbone(config.width, *layers, relative)
         self.head: Head = head or make_head(config)
         # A share of the number just before, exact where it is large: layer norms keep the direction of a token only.
@@ -221,6 +223,33 @@ class Network(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """The loss, under the name that wrappers for mixed precision and for several processes call."""
         return self.loss(batch)
+
+
+def check_backbone(backbone: Backbone, config: ModelConfig) -> None:
+    """Raises ValueError if a backbone has another number of blocks than the configuration."""
+    if len(backbone.blocks) != config.num_layers:
+        raise ValueError(
+            f"backbone must have config.num_layers = {config.num_layers} blocks; got {len(backbone.blocks)}; give the "
+            "configuration that number"
+        )
+
+
+def own_parts(net: Network, like: Network) -> dict[str, str]:
+    """Which modules of a network are of another class than those that its configuration describes.
+
+    Args:
+        net: The network.
+        like: The one that its configuration describes; it may be on the meta device.
+
+    Returns:
+        Class by name of the module, "" for the network itself; of nested ones the outermost.
+    """
+    expected, found = {name: type(module) for name, module in like.named_modules()}, {}
+    for name, module in net.named_modules():
+        parents = {".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)}
+        if expected.get(name) is not type(module) and not parents & found.keys():
+            found[name] = type(module).__name__
+    return found
 
 
 def check_resolution(config: ModelConfig, dtype: torch.dtype) -> None:

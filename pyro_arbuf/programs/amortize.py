@@ -245,5 +245,10 @@ def _check_arguments(
             f"architecture must not be {name!r} here, which is trained on chains of targets; use 'buffer', or "
             f"'lbanp-buffer' for contexts of thousands; of a shipped prior, pyro-arbuf train trains {name!r}"
         )
+    if sizes.get("architecture") == "tnp-d-buffer":
+        raise ValueError(
+            "architecture must not be 'tnp-d-buffer' here, which adds a buffer to trained weights and leaves them as "
+            "they are; train a 'tnp-d', give it to pyro_arbuf.add_buffer, and train what was added by fit"
+        )
     if not set(sizes) <= free:
         raise ValueError(f"sizes must be among {sorted(free)}; got {sorted(set(sizes) - free)}")

@@ -49,7 +49,9 @@ def learning_rate_factor(progress: float) -> float:
 def make_optimizers(
     model: Network, muon_learning_rate: float = 6e-3, adamw_learning_rate: float = 6e-3, weight_decay: float = 0.0
 ) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the backbone and of other blocks, AdamW on everything else."""
+    """Muon on the matrices of the backbone and of other blocks, AdamW on the rest; ValueError if all are frozen."""
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError("model must have weights to train, and all are frozen; use load(name, trainable=True)")
     stacks = [model.backbone, *(part for part in model.embedder.modules() if isinstance(part, Block))]
     matrices = [p for stack in stacks for p in stack.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
@@ -63,7 +65,7 @@ def make_optimizers(
 def fit(
     model: Network,
     source: TaskSource,
-    state_path: Path,
+    state_path: str | Path,
     minutes: float | None = None,
     steps: int | None = None,
     learning_rate: float = LEARNING_RATE,
@@ -114,12 +116,13 @@ def fit(
         The state at the end: best weights, their score, history.
 
     Raises:
-        ValueError: If neither limit is given, a limit or size is not positive, `state_path` belongs to another run, is
-            damaged or cannot be written, or the source draws NaN or infinite values.
+        ValueError: If neither limit is given, all weights are frozen, a limit or size is not positive, `state_path`
+            belongs to another run, is damaged or cannot be written, or the source draws NaN or infinite values.
         RuntimeError: If the loss is no longer finite although the data is.
     """
     if minutes is None and steps is None:
         raise ValueError("fit needs minutes= or steps= (or both: whichever ends first); got neither")
+    state_path = Path(state_path)
     check_positive(minutes=minutes, steps=steps, validate_every=validate_every, patience=patience)
     if resume and not state_path.exists():
         raise ValueError(f"resume=True needs the state of a run; there is none at {state_path}; start without resume")

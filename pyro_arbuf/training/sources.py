@@ -107,7 +107,8 @@ class PriorSource:
         return batches
 
     def _draw(self, batch_size: int, num_points: int, generator: torch.Generator) -> Pairs:
-        drawn = self.prior(batch_size, num_points, generator)
+        x, y = self.prior(batch_size, num_points, generator)
+        drawn = x.unsqueeze(-1) if x.dim() == 2 else x, y.unsqueeze(-1) if y.dim() == 2 else y
         check_drawn(drawn, (batch_size, num_points), self.config.dim_x, self.config, "dim_x and dim_y")
         return drawn
 
