@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import operator
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pyro.util
 import torch
 from torch.overrides import TorchFunctionMode
 
+SEEDS = 2**32  # as many NumPy has
 DRAWING = {"bernoulli", "binomial", "multinomial", "normal", "poisson", "rand", "randint", "randn", "randperm"}
 DRAWING |= {"rand_like", "randint_like", "randn_like", "_sample_dirichlet", "_standard_gamma"}
 DRAWING |= {"bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"}
@@ -31,7 +33,14 @@ def restored_random_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draws from a seed and gives the random states back; `None` = draws from the global states."""
+    """Draws from a seed and gives the random states back; `None` = draws from the global states.
+
+    Raises:
+        ValueError: If the seed is no integer that NumPy's generator takes, too.
+    """
+    whole = hasattr(seed, "__index__") and not isinstance(seed, bool)
+    if seed is not None and not (whole and 0 <= operator.index(seed) < SEEDS):
+        raise ValueError(f"seed must be an integer in 0..2**32 - 1, or None for the global generator; got {seed!r}")
     with contextlib.nullcontext() if seed is None else restored_random_state():
         if seed is not None:
             pyro.set_rng_seed(seed)

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,13 +13,13 @@ import torch
 from latent_nets import LATENTS
 from matplotlib.figure import Figure
 from sum_of_two import FIELDS, SPOILED, X, Y, exact, independent, shifted
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, calibrate, check_observation, local_c2st, posterior_sbc, tarp
 from pyro_arbuf.priors.ar1 import ar1
 from pyro_arbuf.programs import local_c2st as local_module
-from pyro_arbuf.programs.ranks import LEVELS
+from pyro_arbuf.programs.ranks import LEVELS, plot_ranks
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.tarp import prior_scales
 
@@ -291,6 +292,106 @@ def test_own_arguments_are_refused_before_any_compute(net):
 def test_posterior_of_another_batch_is_refused(net):
     with pytest.raises(ValueError, match=r"\(draws, data sets, latent numbers\) = \(19, 20, 2\); got \(19, 2\)"):
         tarp(net, 20, 19, posterior=lambda context: MultivariateNormal(torch.zeros(2), torch.eye(2)))
+
+
+def with_nan(context):
+    """The exact posterior, of which a few draws have failed."""
+    law = exact(context)
+
+    class Failing:
+        def sample(self, shape):
+            draws = law.sample(shape)
+            draws[:3] = torch.nan
+            return draws
+
+        def log_prob(self, value):
+            return law.log_prob(value.nan_to_num())
+
+    return Failing()
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("law", "message"),
+    [
+        (with_nan, r"draws of posterior\(context\) must be finite; got \d+ of \d+ with NaN"),
+        (lambda context: None, r"posterior\(context\) must return a distribution with sample and log_prob; got None"),
+    ],
+    ids=["NaN", "None"],
+)
+def test_a_posterior_that_draws_no_numbers_is_refused(net, check, law, message):
+    with pytest.raises(ValueError, match=message):
+        CHECKS[check](net, law)
+
+
+@pytest.mark.parametrize("check", ["calibrate", "posterior_sbc", "local_c2st"])
+def test_a_density_of_each_number_for_that_of_the_joint_is_refused(net, check):
+    with pytest.raises(ValueError, match=r"log_prob must give one number .* call .to_event\(1\) on the distribution"):
+        CHECKS[check](net, lambda context: Normal(exact(context).mean, 1.0))
+
+
+def test_a_density_that_is_nan_is_refused(net):
+    def law(context):
+        found = exact(context)
+        found.log_prob = lambda value: torch.full(value.shape[:-1], torch.nan)
+        return found
+
+    with pytest.raises(ValueError, match="log_prob must be a number wherever the posterior draws; got NaN"):
+        calibrate(net, 20, 19, 4, posterior=law)
+
+
+@pytest.mark.parametrize("check", [posterior_sbc, local_c2st])
+def test_no_data_are_refused(net, check):
+    with pytest.raises(ValueError, match="x must hold at least 1 trial"):
+        check(net, torch.zeros(0, 1), torch.zeros(0), 20, 19)
+
+
+def test_gains_of_numbers_are_those_of_the_network_alone(net):
+    found = calibrate(net, 20, 19, 4, posterior=exact)
+    assert found.marginal_gain.isnan().all() and found.gain.isfinite().all()
+    assert "nan" not in str(found) and "nan" not in found._repr_html_()
+
+
+@pytest.mark.parametrize(("num_datasets", "num_draws"), [(30, 18), (10, 19)])
+def test_no_contraction_is_told_of_few_draws_or_data_sets(net, num_datasets, num_draws):
+    found = calibrate(net, num_datasets, num_draws, 4, posterior=exact)
+    assert found.contraction.isnan().all() and "nan" not in str(found)
+    assert calibrate(net, 19, 19, 4, posterior=exact).contraction.isfinite().all()
+
+
+@pytest.mark.parametrize("num_draws", [9, 19, 30, 99])
+def test_bars_of_uniform_ranks_are_level_for_any_number_of_draws(num_draws):
+    ax = plt.figure().subplots()
+    plot_ranks(ax, torch.arange(num_draws + 1).repeat(7), num_draws, "uniform")
+    band, bars = (patch.get_data() for patch in ax.patches)
+    torch.testing.assert_close(torch.tensor(bars.values), torch.full((len(bars.values),), 7.0, dtype=torch.float64))
+    assert (bars.edges[0], bars.edges[-1]) == (-0.5, num_draws + 0.5)
+    assert (band.baseline < 7).all() and (band.values > 7).all()
+
+
+def test_a_figure_in_one_axes_is_refused(net):
+    found, ax = tarp(net, 20, 19, 4), plt.figure().subplots()
+    with pytest.raises(ValueError, match=r"axes must be 2, one of ranks and one of coverage; got 1"):
+        found.plot(ax)
+
+
+def test_a_classifier_without_probabilities_is_refused_and_a_sure_one_drawn(net):
+    class Blind:
+        def fit(self, rows, labels):
+            return self
+
+    class Sure(Blind):
+        def predict_proba(self, rows):
+            return np.tile([0.0, 1.0], (len(rows), 1))
+
+    with pytest.raises(ValueError, match="classifier must make one with predict_proba; got Blind"):
+        local_c2st(net, X, Y, 20, 19, 2, posterior=exact, classifier=Blind)
+    axes = local_c2st(net, X, Y, 20, 19, 2, posterior=exact, classifier=Sure).plot()
+    assert all(np.isfinite(patch.get_xy()).all() for ax in axes for patch in ax.patches if hasattr(patch, "get_xy"))
+
+
+def test_numbers_of_numpy_are_integers(net):
+    assert torch.equal(tarp(net, np.int64(20), np.int64(19), 4).ranks, tarp(net, 20, 19, 4).ranks)
 
 
 def test_network_without_latents_or_program_is_refused(scalar_model, build_model):

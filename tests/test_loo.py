@@ -228,3 +228,12 @@ def test_conditionals_of_arrays_and_series_are_those_of_tensors(as_given, scalar
     draws = {"level": torch.linspace(-1, 1, S, dtype=y.dtype)}
     given, tensors = (loo_conditionals(program, draws, each) for each in (as_given(y.numpy()), y))
     torch.testing.assert_close(given, tensors)
+
+
+def test_what_is_no_cross_validation_is_refused(scalar_model):
+    with pytest.raises(ValueError, match="loo must be what exact_loo returns; got int"):
+        to_elpd_data(3)
+    with pytest.raises(ValueError, match="x must hold at least 2 pairs per context to leave one out; got None"):
+        exact_loo(scalar_model, None, None)
+    with pytest.raises(ValueError, match="num_ratio_draws must be an integer of at least 0; got 'a'"):
+        loo_conditionals(lambda: None, {"a": torch.zeros(3)}, num_ratio_draws="a")

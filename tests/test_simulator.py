@@ -386,12 +386,12 @@ def test_one_scalar_observation():
 @pytest.mark.parametrize(
     ("program", "sizes", "message"),
     [
-        (one_vector, (3, 2), "draw needs num_datasets >= 1 and num_trials = 1, as the program has one observation"),
-        (line, (3, 0), "draw needs num_datasets >= 1 and num_trials >= 1; got 3 and 0"),
-        (line, (0, 3), "draw needs num_datasets >= 1 and num_trials >= 1; got 0 and 3"),
-        (line, (2.0, 3), r"num_datasets must be an integer; got 2.0; use int\(...\)"),
-        (line, (2, torch.tensor(3)), r"num_trials must be an integer; got tensor\(3\)"),
-        (line, (True, 3), "num_datasets must be an integer; got True"),
+        (one_vector, (3, 2), "num_trials must be 1, as the program has one observation; got 2"),
+        (line, (3, 0), "num_trials must be an integer of at least 1; got 0"),
+        (line, (0, 3), "num_datasets must be an integer of at least 1; got 0"),
+        (line, (2.0, 3), "num_datasets must be an integer of at least 1; got 2.0"),
+        (line, (2, torch.tensor(3.0)), r"num_trials must be an integer of at least 1; got tensor\(3.\)"),
+        (line, (True, 3), "num_datasets must be an integer of at least 1; got True"),
     ],
 )
 def test_wrong_sizes_are_explained(program, sizes, message):

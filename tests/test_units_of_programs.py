@@ -73,7 +73,7 @@ def test_comparison_by_networks_and_programs_is_in_the_users_units(nets) -> None
 
 
 def test_calibration_is_that_of_the_network_without_units(nets) -> None:
-    plain, units = (calibrate(net, 4, 19, 3, seed=2) for net in nets)
+    plain, units = (calibrate(net, 20, 19, 3, seed=2) for net in nets)
     for name in ("ranks", "gain", "contraction", "marginal_gain"):
         assert_close(getattr(units, name), getattr(plain, name), rtol=0, atol=0)
 

@@ -64,8 +64,16 @@ class SubsetGap(NamedTuple):
     reordered: float
 
 
-def one_data_set(x: object, y: object, net: ArBufferModel, index: str = "") -> tuple[Tensor, Tensor]:
-    """The inputs and outcomes of one data set as tensors; `index` is that of the data set in a list of them."""
+def one_data_set(x: object, y: object, net: ArBufferModel, index: str = "", least: int = 0) -> tuple[Tensor, Tensor]:
+    """The inputs and outcomes of one data set as tensors, of at least so many trials.
+
+    Args:
+        x: Inputs.
+        y: Outcomes.
+        net: Whose they are.
+        index: Of the data set in a list of them, as messages write it.
+        least: Fewest trials.
+    """
     (x, y), dim_y = to_tensors(x, y, net), net.config.dim_y
     if not isinstance(x, Tensor) or x.dim() != 2:
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -78,6 +86,8 @@ def one_data_set(x: object, y: object, net: ArBufferModel, index: str = "") -> t
         raise ValueError(
             f"y{index} must be the outcomes {shape} of one data set, a tensor; got {got}; take one at a time"
         )
+    if len(x) < least:
+        raise ValueError(f"x{index} must hold at least {least} trial, as nothing can be checked without data; got none")
     return x, y
 
 

@@ -121,7 +121,7 @@ def known_posteriors(
         what: Of the progress bar.
 
     Raises:
-        ValueError: If the posterior's draws are not `(S, B, P)`.
+        ValueError: If the posterior's draws are not `(S, B, P)` or not finite.
     """
     device = next(net.parameters()).device
     for start in progress_bar(range(0, num_datasets, BATCH), desc=what, leave=False):
@@ -136,12 +136,40 @@ def checked_draws(law: Law, num_draws: int, shape: torch.Size) -> Tensor:
     """Draws `(S, B, P)` of a posterior.
 
     Raises:
-        ValueError: If they have another shape.
+        ValueError: If it is no distribution, or they are no tensor of that shape, or not finite.
     """
+    if not callable(getattr(law, "sample", None)):
+        raise ValueError(f"posterior(context) must return a distribution with sample and log_prob; got {law!r}")
     draws = law.sample(torch.Size([num_draws]))
-    if draws.shape != (num_draws, *shape):
+    expected = (num_draws, *shape)
+    if not isinstance(draws, Tensor) or draws.shape != expected:
+        got = tuple(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__
         raise ValueError(
-            f"posterior(context).sample({(num_draws,)}) must have the shape (draws, data sets, latent numbers) = "
-            f"{(num_draws, *shape)}; got {tuple(draws.shape)}; its batch must be that of the context"
+            f"posterior(context).sample({(num_draws,)}) must be a tensor of shape (draws, data sets, latent numbers) = "
+            f"{expected}; got {got}; its batch must be that of the context"
+        )
+    wrong = int((~draws.isfinite()).any(-1).sum())
+    if wrong:
+        raise ValueError(
+            f"draws of posterior(context) must be finite; got {wrong} of {draws[..., 0].numel()} with NaN or infinite "
+            "numbers; mend the posterior, or leave out its failed draws"
         )
     return draws
+
+
+def checked_log_prob(law: Law, value: Tensor) -> Tensor:
+    """Log densities of values `(*S, B, P)` by a posterior, `(*S, B)`.
+
+    Raises:
+        ValueError: If they have another shape, or are NaN.
+    """
+    density = law.log_prob(value)
+    if density.shape != value.shape[:-1]:
+        remedy = "; call .to_event(1) on the distribution" if density.shape == value.shape else ""
+        raise ValueError(
+            "posterior(context).log_prob must give one number for the latents of a data set together, here of shape "
+            f"{tuple(value.shape[:-1])}; got {tuple(density.shape)}{remedy}"
+        )
+    if bool(density.isnan().any()):
+        raise ValueError("posterior(context).log_prob must be a number wherever the posterior draws; got NaN; mend it")
+    return density

@@ -19,6 +19,7 @@ from pyro_arbuf.programs.known_truth import (
     Posterior,
     check_sizes,
     checked_draws,
+    checked_log_prob,
     in_program_units,
     known_posteriors,
     simulating,
@@ -79,7 +80,9 @@ class LocalC2ST(NamedTuple):
         """
         import matplotlib.pyplot as plt  # slow, and only figures need it
 
-        weights = (self.probability / (1 - self.probability)).numpy()
+        sure = 1e-6  # of a classifier that says 0 or 1
+        share = self.probability.clamp(sure, 1 - sure)
+        weights = (share / (1 - share)).numpy()
         with plt.style.context("pyro_arbuf.house"):
             axes = panels(axes, len(self.names) + 1, "one for each latent and one of the statistic")
             for ax, name, draws in zip(axes, self.names, self.draws.T.numpy(), strict=False):
@@ -151,7 +154,7 @@ def local_c2st(
         Linhart, Gramfort and Rodrigues (2023), "L-C2ST: local diagnostics for posterior approximations in
         simulation-based inference".
     """
-    x, y = one_data_set(x, y, net)
+    x, y = one_data_set(x, y, net, least=1)
     check_sizes(seed, posterior, num_datasets=num_datasets, num_draws=num_draws, num_null=num_null)
     make = _trees() if classifier is None else classifier
     if not callable(make):
@@ -201,7 +204,7 @@ def _features(law: Law, some: Tensor, asked: Tensor) -> Tensor:
     mean, scale = some.mean(0), some.std(0)
     scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
     data = torch.cat([mean, scale.log()], -1).expand(*asked.shape[:-1], -1)
-    return torch.cat([(asked - mean) / scale, law.log_prob(asked).unsqueeze(-1).to(asked), data], -1)
+    return torch.cat([(asked - mean) / scale, checked_log_prob(law, asked).unsqueeze(-1).to(asked), data], -1)
 
 
 def _compare(make: Classifier, pairs: Tensor, asked: Tensor, num_null: int) -> tuple[float, Tensor, Tensor]:
@@ -219,6 +222,11 @@ def _compare(make: Classifier, pairs: Tensor, asked: Tensor, num_null: int) -> t
         """Probabilities `(S,)` by a classifier that takes the pairs `(D,)` that are swapped the other way round."""
         labels = torch.stack([swapped, ~swapped]).flatten().long().numpy()
         fitted = make().fit(rows, labels)
+        if not callable(getattr(fitted, "predict_proba", None)):
+            raise ValueError(
+                f"classifier must make one with predict_proba; got {type(fitted).__name__}; of support vector "
+                "machines SVC(probability=True) does"
+            )
         return torch.as_tensor(fitted.predict_proba(about)[:, 1])
 
     def measure(probability: Tensor) -> float:

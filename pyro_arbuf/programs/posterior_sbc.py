@@ -64,7 +64,7 @@ def posterior_sbc(
     Source:
         Saeilynoja et al. (2025), "Posterior SBC: simulation-based calibration checking conditional on data".
     """
-    x, y = one_data_set(x, y, net)
+    x, y = one_data_set(x, y, net, least=1)
     num_new = _num_new_trials(net.config, len(x)) if num_trials is None else check_count("num_trials", num_trials)
     check_sizes(seed, posterior, num_datasets=num_datasets, num_draws=num_draws)
     if num_new > len(x):

@@ -12,13 +12,18 @@ NUM_BINS = 20
 
 def rank_p_values(ranks: Tensor, num_draws: int) -> Tensor:
     """p-values `(Q,)` of the chi-squared test of uniform ranks `(D, Q)` on 0..num_draws."""
-    num_bins = min(NUM_BINS, num_draws + 1)
-    edge = torch.arange(num_draws + 1) * num_bins // (num_draws + 1)  # bin of each rank
-    share = torch.bincount(edge, minlength=num_bins).double() / (num_draws + 1)
+    edge, share = _bins(num_draws)
     expected = len(ranks) * share
-    counts = torch.stack([torch.bincount(edge[column], minlength=num_bins) for column in ranks.T])
+    counts = torch.stack([torch.bincount(edge[column], minlength=len(share)) for column in ranks.T])
     statistic = ((counts - expected) ** 2 / expected).sum(-1)
-    return torch.special.gammaincc(torch.tensor((num_bins - 1) / 2, dtype=torch.float64), statistic / 2)
+    return torch.special.gammaincc(torch.tensor((len(share) - 1) / 2, dtype=torch.float64), statistic / 2)
+
+
+def _bins(num_draws: int) -> tuple[Tensor, Tensor]:
+    """The bin of each rank in 0..S, at most 20 of them, and the share `(bins,)` of uniform ranks in each."""
+    num_bins = min(NUM_BINS, num_draws + 1)
+    edge = torch.arange(num_draws + 1) * num_bins // (num_draws + 1)
+    return edge, torch.bincount(edge, minlength=num_bins).double() / (num_draws + 1)
 
 
 def smallest_p_value(p_values: Tensor) -> float:
@@ -61,17 +66,21 @@ def panels(axes: Any, count: int, what: str) -> Any:
 
     if axes is None:
         return plt.subplots(1, count, figsize=(2.6 * count, 2.6))[1]
-    if len(axes) != count:
-        raise ValueError(f"axes must be {count}, {what}; got {len(axes)}")
+    got = len(axes) if hasattr(axes, "__len__") else 1
+    if got != count:
+        raise ValueError(f"axes must be {count}, {what}; got {got}; use plt.subplots(1, {count})[1]")
     return axes
 
 
 def plot_ranks(ax: Any, ranks: Tensor, num_draws: int, title: str) -> None:
-    """Draws a histogram of ranks `(D,)` with a 99 % band of a uniform one."""
-    expected = len(ranks) / NUM_BINS
-    half = 2.58 * (expected * (1 - 1 / NUM_BINS)) ** 0.5
-    ax.axhspan(expected - half, expected + half, color="0.85")
-    ax.hist(ranks.numpy(), NUM_BINS, range=(-0.5, num_draws + 0.5), color="C0")
+    """Draws a histogram of ranks `(D,)` with a 99 % band of a uniform one, in the bins of `rank_p_values`."""
+    edge, share = _bins(num_draws)
+    per_rank = share * (num_draws + 1)  # bins differ in width where S + 1 is no multiple of their number
+    expected = len(ranks) / (num_draws + 1)
+    half = 2.58 * (len(ranks) * share * (1 - share)).sqrt() / per_rank
+    edges = torch.cat([torch.zeros(1), per_rank.cumsum(0)]).numpy() - 0.5
+    ax.stairs((expected + half).numpy(), edges, baseline=(expected - half).numpy(), fill=True, color="0.85")
+    ax.stairs((torch.bincount(edge[ranks], minlength=len(share)) / per_rank).numpy(), edges, fill=True, color="C0")
     ax.set(title=title, xlabel="rank", yticks=[])
 
 

@@ -12,6 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_arbuf.inference.outcome_sites import stack_sites
+from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.network.latents import Latent, constrained
 from pyro_arbuf.programs.inspect import inspect_program, to_have_a_density
 from pyro_arbuf.programs.notes import growing_columns
@@ -163,12 +164,9 @@ class Simulator:
             ValueError: If a number is no positive integer, a program of one observation is asked for more, or more than
                 1 % of the data sets have failed so far, and more than 100.
         """
-        for name, value in {"num_datasets": num_datasets, "num_trials": num_trials}.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"{name} must be an integer; got {value!r}; use int(...) to make it one")
-        if num_datasets < 1 or num_trials < 1 or (self.single and num_trials > 1):
-            rule = "num_trials = 1, as the program has one observation" if self.single else "num_trials >= 1"
-            raise ValueError(f"draw needs num_datasets >= 1 and {rule}; got {num_datasets} and {num_trials}")
+        num_datasets, num_trials = check_count("num_datasets", num_datasets), check_count("num_trials", num_trials)
+        if self.single and num_trials > 1:
+            raise ValueError(f"num_trials must be 1, as the program has one observation; got {num_trials}")
         if self.stored is not None:
             return self.stored.draw(num_datasets, num_trials)
         return self._simulate(self._runs.draw_inputs(num_datasets, num_trials, self.mode))

@@ -19,7 +19,7 @@ from pyro_arbuf.inference.chain import check_exchangeable, leave_one_out
 from pyro_arbuf.inference.conditioning import check_pairs, make_context
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.tables import Maps, fit_map, warn_equal_outcomes
-from pyro_arbuf.inference.validation import inference_scope
+from pyro_arbuf.inference.validation import check_count, inference_scope
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.workflow.trace_sites import (
@@ -89,6 +89,8 @@ def exact_loo(net: ArBufferModel, x: Any, y: Any) -> Any:
     import xarray
 
     check_exchangeable(net)
+    if x is None:
+        raise ValueError("x must hold at least 2 pairs per context to leave one out; got None")
     subjects = x if isinstance(x, list | tuple) else [x]
     for subject in subjects:
         shape = tuple(getattr(subject, "shape", ()))
@@ -144,8 +146,11 @@ def to_elpd_data(loo: Any) -> Any:
         Without k-hat and with 0 posterior samples: the densities are exact.
 
     Raises:
+        ValueError: If it is something else.
         RuntimeError: If neither is installed.
     """
+    if not all(hasattr(loo, name) for name in ("elpd", "se", "n", "elpd_i")):
+        raise ValueError(f"loo must be what exact_loo returns; got {type(loo).__name__}")
     elpd, se, p_loo = float(loo.elpd), float(loo.se), np.nan  # a network has no effective number of parameters
     common = {"n_samples": 0, "n_data_points": int(loo.n), "warning": False, "scale": "log", "good_k": np.nan}
     line = arviz_line()
@@ -204,9 +209,7 @@ def loo_conditionals(
         torch.Size([4, 3])
     """
     num_draws = check_draws("posterior", posterior)
-    count = min(num_ratio_draws, num_draws)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ValueError(f"num_ratio_draws must be an integer, at least 0; got {num_ratio_draws!r}")
+    count = min(check_count("num_ratio_draws", num_ratio_draws, 0), num_draws)
     at = set(torch.linspace(0, num_draws - 1, count).long().tolist())
     conditionals: dict[str, list[Tensor]] = {}
     gaps: dict[str, list[Tensor]] = {}

@@ -128,6 +128,9 @@ def predictive_resampling(
     """
     _check_context(context)
     num_rows, num_draws = check_count("num_rows", num_rows, 2), check_count("num_draws", num_draws, 2)
+    for name, given in (("x_sampler", x_sampler), ("functional", functional)):
+        if not callable(given):
+            raise ValueError(f"{name} must be a function; got {given!r}")
     with seeded(seed):
         joint = _roller(context, x_sampler, Size([num_draws, *context.batch_shape, num_rows]), buffer_size)
         y = joint.sample()
