@@ -575,3 +575,78 @@ def test_arrays_and_series_are_observed_as_tensors_are(
             warnings.simplefilter("ignore", ModelCheckWarning)
             given, tensors = (check_model(program, each, context) for each in (as_given(Y.numpy()), Y))
         assert given == tensors and len(given) <= number
+
+
+# Latents that are broadcast against another dimension than their own
+
+
+def level(right: bool) -> Callable[[Context], Callable[[], None]]:
+    """A level that all targets share, beside a plate of other data."""
+
+    def of(context: Context) -> Callable[[], None]:
+        def model() -> None:
+            a = pyro.sample("a", STANDARD)
+            shift = AffineTransform(a[..., None] if right else a, 1.0)
+            pyro.sample("y", dist.TransformedDistribution(ArBufferJoint(context, X), shift), obs=Y)
+            with pyro.plate("others", 4):
+                pyro.sample("z", dist.Normal(a, 1.0), obs=torch.zeros(4).double())
+
+        return model
+
+    return of
+
+
+def places(right: bool) -> Callable[[Context], Callable[[], None]]:
+    """Inputs that are known up to an error each."""
+
+    def of(context: Context) -> Callable[[], None]:
+        def model() -> None:
+            if right:
+                error = pyro.sample("error", STANDARD.expand([M]).to_event(1))
+            else:
+                with pyro.plate("points", M):
+                    error = pyro.sample("error", STANDARD)
+            x = torch.stack([X[:, 0] + error, X[:, 1] + 0 * error], -1)
+            pyro.sample("y", ArBufferJoint(context, x), obs=Y)
+
+        return model
+
+    return of
+
+
+@pytest.mark.parametrize("make", [level, places])
+def test_draws_that_would_be_broadcast_against_each_other_are_found(context: Context, make: Callable) -> None:
+    assert_clean(make(True)(context))
+    assert_found(make(False)(context), "draws of latents in batch dimension -1, and those of vectorised particles")
+
+
+def groups(right: bool, scaled: bool, context: Context) -> Callable[[], None]:
+    """A shift, which sums to 0, or a scale of each of three groups."""
+
+    def model() -> None:
+        with pyro.plate("groups", 3):
+            s = pyro.sample("s", dist.LogNormal(STANDARD.loc, 1.0))
+            own = s if scaled else s - s.mean(-1, True)
+            own = own[..., None] if right else own
+            moved = AffineTransform(0.0, own) if scaled else AffineTransform(own, 1.0)
+            fn = ArBufferJoint(context, X[:3]).expand([3])
+            pyro.sample("y", dist.TransformedDistribution(fn, moved), obs=draw(3, 3, seed=5))
+
+    return model
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_latent_per_group_that_goes_to_a_target_of_each_is_found(context: Context, scaled: bool) -> None:
+    assert_clean(groups(True, scaled, context))
+    assert_found(groups(False, scaled, context), "latent 's' of 3 members shifts or scales 3 targets")
+
+
+def test_offsets_of_targets_in_a_plate_of_as_many_groups_are_no_mistake(context: Context) -> None:
+    def model() -> None:
+        offset = pyro.sample("offset", STANDARD.expand([3]).to_event(1))
+        with pyro.plate("groups", 3):
+            fn = ArBufferJoint(context, X[:3]).expand([3])
+            fn = dist.TransformedDistribution(fn, AffineTransform(offset, 1.0))
+            pyro.sample("y", fn, obs=draw(3, 3, seed=5))
+
+    assert_clean(model)

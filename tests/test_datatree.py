@@ -181,6 +181,20 @@ def test_log_prior_leaves_out_what_has_none(scalar_model, task, draws):
     assert (density[1:, 1] == 0).all() and np.isneginf(density[0]).all() and np.isfinite(density[1:]).all()
 
 
+def test_what_a_mask_hides_is_no_data(scalar_model, task, draws):
+    def model(y):
+        pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("subject", 2):
+            joint = ArBufferJoint(scalar_model.condition(), task.x_target[0])
+            pyro.sample("y", joint, obs=y, obs_mask=torch.tensor([True, False]))
+
+    y = torch.ones(2, M, dtype=torch.float64)
+    tree = to_datatree(draws | {"y_unobserved": torch.zeros(S, 2, M)}, model, y)
+    seen = tree["observed_data/y_observed"]
+    assert (seen[0] == 1).all() and seen[1].isnull().all() and seen.dims == ("subject", "target")
+    assert tree["posterior/y"].dims == ("chain", "draw", "subject", "target")
+
+
 def test_log_prior_under_a_broad_mask_counts_every_element(draws):
     with poutine.mask(mask=torch.tensor([True, True, False, False])):
         tree = to_datatree(draws, rows, torch.arange(4.0), posterior_predictive={})

@@ -237,6 +237,8 @@ def test_joint_says_how_to_estimate_what_has_no_closed_form(joint: ArBufferJoint
         (joint.entropy, r"-d\.log_prob\(d\.sample\(\(1000,\)\)\)\.mean\(0\)"),
         (lambda: joint.cdf(joint.sample()), r"ArBufferMarginals\(ctx, x\)\.cdf\(y\)"),
         (lambda: joint.icdf(0.5), r"d\.sample\(\(1000,\)\)\.quantile\(p, 0\)"),
+        (joint.enumerate_support, "let a guide draw them, or enumerate a latent that the joint depends on"),
+        (joint.marginals().rsample, r"ArBufferJoint\(ctx, x\[:, None\], rsample=True\) draws every target with them"),
     ):
         with pytest.raises(NotImplementedError, match=remedy):
             call()
@@ -629,3 +631,7 @@ def test_icdf_wants_probabilities_of_the_event_shape(value) -> None:
     with pytest.raises(ValueError, match="value must"):
         marginals.icdf(value)
     assert marginals.expand([4]).icdf(0.5).shape == (4, 6)
+
+
+def test_a_support_says_what_it_is(joint: ArBufferJoint) -> None:
+    assert repr(joint.support).startswith("RealEvent(Real(), ")

@@ -52,6 +52,19 @@ def test_icdf_inverts_cdf(mixture):
     assert_close(mixture.icdf(mixture.cdf(y)), y, rtol=1e-7, atol=1e-7)
 
 
+def test_quantiles_have_the_derivatives_of_the_inverse_function():
+    logits, means, sds = (part.requires_grad_() for part in _parameters(*BATCH, C))
+    p = torch.rand(*BATCH, dtype=torch.float64).clamp(0.02, 0.98).requires_grad_()
+
+    def quantile(logits, means, sds, p):
+        return GaussianMixture(logits, means, sds).icdf(p)
+
+    assert torch.autograd.gradcheck(quantile, (logits, means, sds, p), atol=1e-4, rtol=1e-3)
+    with torch.no_grad():
+        plain = quantile(logits, means, sds, p)
+    assert torch.equal(plain, quantile(logits, means, sds, p)) and not plain.requires_grad
+
+
 def test_icdf_takes_a_scalar(mixture):
     median = mixture.icdf(torch.tensor(0.5))
     assert median.shape == BATCH

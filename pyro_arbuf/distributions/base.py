@@ -40,6 +40,9 @@ class PlateOverTargetsWarning(UserWarning):
 class SameEvent(constraints.independent):
     """`independent(base, n)` that checks empty tensors (0 draws) too: events whose values are all of one kind."""
 
+    def __repr__(self) -> str:  # torch's leaves out the first letter of a class, "_" of its own ones
+        return f"{type(self).__name__}({self.base_constraint!r}, {self.reinterpreted_batch_ndims})"
+
     def check(self, value: Tensor) -> Tensor:
         """Whether each event lies in the support, `(*batch,)` bool."""
         if value.numel():
@@ -229,6 +232,13 @@ class ArBufferDistribution(TorchDistribution):
     def entropy(self) -> Tensor:
         """Raises NotImplementedError that says how to estimate it: there is no closed form."""
         raise NotImplementedError(ENTROPY)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Raises NotImplementedError that says what to enumerate: a joint has too many outcomes."""
+        raise NotImplementedError(
+            "the outcomes of several targets are too many to be enumerated, or real numbers; let a guide draw them, or "
+            "enumerate a latent that the joint depends on"
+        )
 
     @property
     def _num_targets(self) -> int:

@@ -123,6 +123,13 @@ class ArBufferMarginals(ArBufferDistribution):
                 draws_flat[part] = mixture.expand(u.shape).draw(u, n)
         return self._as_outcome(draws).detach()  # a trace forgets no_grad
 
+    def rsample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
+        """Raises NotImplementedError that says how to draw with gradients."""
+        raise NotImplementedError(
+            "marginals draw without gradients; of one context ArBufferJoint(ctx, x[:, None], rsample=True) draws every "
+            "target with them, as an event of its own"
+        )
+
     @property
     def probs(self) -> Tensor:
         """Probabilities of the categories, `(*batch, M, n)`, of a vector outcome those of its first dimension.

@@ -201,7 +201,8 @@ def _pad(model: Network, x: object, y: object, nan: Literal["raise", "drop"]) ->
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[0]:
             shapes = f"{tuple(x[i].shape)} and {tuple(y[i].shape)}"
             raise ValueError(
-                f"x[{i}] and y[{i}] must have shapes (N, D_x) and (N[, D_y]) with the same N; got {shapes}"
+                f"x[{i}] and y[{i}] must have shapes (N, D_x) and (N[, D_y]) with the same N; got {shapes}; of several "
+                "draws of y make tensors, x padded by 0 and y by NaN, and condition(x, y, nan='drop') on them"
             )
     numbers = [a.shape[1] for a, _ in checked]
     if len(set(numbers)) > 1:  # only of tables can they differ

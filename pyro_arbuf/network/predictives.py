@@ -143,17 +143,25 @@ class GaussianMixture(Distribution):
         return ((self.log_weights + power * self.means + 0.5 * power**2 * self.sds.square()).exp() * mass).sum(-1)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles `(*batch,)` of probabilities in (0, 1), by bisection to the precision of the dtype; no gradient."""
+        """Quantiles `(*batch,)` of probabilities in (0, 1), by bisection to the precision of the dtype.
+
+        Their derivative is that of the inverse function, as for `implicit_draw`.
+        """
+        value = torch.as_tensor(value, dtype=self.means.dtype, device=self.means.device)
+        value, _ = torch.broadcast_tensors(value, self.means[..., 0])
         with torch.no_grad():
-            value = torch.as_tensor(value, dtype=self.means.dtype, device=self.means.device)
-            value, _ = torch.broadcast_tensors(value, self.means[..., 0])
             component = self.means + self.sds * torch.special.ndtri(value).unsqueeze(-1)
             low, high = component.amin(-1), component.amax(-1)  # the mixture's quantile lies between its components'
             for _ in range(60):
                 middle = 0.5 * (low + high)
                 below = self.cdf(middle) < value
                 low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-            return 0.5 * (low + high).detach()  # a trace forgets no_grad
+        quantile = 0.5 * (low + high).detach()  # a trace forgets no_grad
+        depends = any(tensor.requires_grad for tensor in (value, self.means, self.sds, self.log_weights))
+        if not (depends and torch.is_grad_enabled()):
+            return quantile
+        below = self.cdf(quantile) - value
+        return quantile - (below - below.detach()) / self.log_prob(quantile).detach().exp()
 
     @property
     def mean(self) -> Tensor:

@@ -83,8 +83,7 @@ def run_at_once(
     if size == 1:
         trace = run_alone(model, draws, 0, args, kwargs)
         return {name: _value_alone(trace, name, shape)[None] for name, shape in shapes.items()}
-    stacks = [site["cond_indep_stack"] for site in nodes(one).values() if site["type"] == "sample"]
-    dim = min((frame.dim for stack in stacks for frame in stack if frame.vectorized), default=0) - 1
+    dim = draws_dim(one)
     trace = _run_in_plate(model, draws, dim, args, kwargs)
     values = {name: _values_at_once(trace, name, nodes(one)[name]["value"], size) for name in shapes}
     draw = _telling_draw(draws, size)
@@ -105,6 +104,12 @@ def run_at_once(
             else:
                 _compare_laws(together, nodes(few)[name], single, draw)
     return values
+
+
+def draws_dim(one: Trace) -> int:
+    """The batch dimension of draws, to the left of all plates of a model."""
+    stacks = [site["cond_indep_stack"] for site in nodes(one).values() if site["type"] == "sample"]
+    return min((frame.dim for stack in stacks for frame in stack if frame.vectorized), default=0) - 1
 
 
 def _run_in_plate(model: Callable, draws: Mapping[str, Tensor], dim: int, args: tuple, kwargs: Mapping) -> Trace:
@@ -232,6 +237,14 @@ def dimensions(one: Trace) -> set[int]:
     return {size for site in sample_sites(one).values() for size in site["value"].shape}
 
 
+def subsampled(plate: str, size: int, of: int) -> ValueError:
+    """The error of a plate that draws a random subsample in prediction."""
+    return ValueError(
+        f"plate {plate!r} must not subsample at random in prediction, which draws belong to whom would be lost; got "
+        f"subsample_size={size} of {of}; predict with subsample_size=None"
+    )
+
+
 class PosteriorMessenger(UnconditionMessenger):
     """Puts posterior draws in at their sites, and has all other observed sites drawn anew."""
 
@@ -248,6 +261,9 @@ class PosteriorMessenger(UnconditionMessenger):
             return
         shape = msg["fn"].shape()  # with the dimensions of all plates, that of the draws included
         if not same_up_to_ones(draws.shape, shape):
+            for frame in msg["cond_indep_stack"]:
+                if frame.full_size and frame.size < frame.full_size:
+                    raise subsampled(frame.name, frame.size, frame.full_size)
             raise ValueError(
                 f"posterior[{msg['name']!r}] must have shape (S, *{tuple(shape)}); got "
                 f"(S, *{tuple(draws.shape)}); were the plates of another size in the fit?"

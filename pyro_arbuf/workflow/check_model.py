@@ -1,5 +1,6 @@
 """A linter for Pyro models: finds what Pyro accepts and is wrong nevertheless."""
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.random_state import restored_random_state
 from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.at_once import MixedDrawsError, dimensions, is_computed, run_at_once
+from pyro_arbuf.workflow.misaligned import draws_elsewhere, members_over_targets
 from pyro_arbuf.workflow.trace_sites import Site, elementwise, layers, nodes, sample_sites, unwrapped, with_tensors
 
 TOLERANCE = 1e-3  # nats, and relative: above what encoding with and without gradients differs by, below what harms HMC
@@ -64,10 +66,11 @@ def check_model(model: Callable, *args: object, **kwargs: object) -> list[str]:
     targets of one event; a mask over them; observed pairs that sit in the context as well; missing outcomes dropped
     under a transform; a transform of categories or counts; a scale whose Jacobian does not count once per target; a
     density that is not the same twice; a context encoded inside the model without need; a trainable network that Pyro
-    does not know.
+    does not know; latents of as many members of a plate as there are targets, added to the targets.
 
     A model with latents is then run for a few draws of its prior at once, and for one of them alone. Finds: sites whose
-    density or value is another one then, as where the model takes `theta.sum()` of a vector latent.
+    density or value is another one then, as where the model takes `theta.sum()` of a vector latent, and latents that
+    vectorised particles would broadcast against each other.
 
     Leaves random states and the param store as they were.
 
@@ -109,6 +112,8 @@ def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarni
     sites = {name: site for name, site in nodes(second).items() if _is_ours(site)}
     halves = {name: name.removesuffix("_observed").removesuffix("_unobserved") for name in sites}  # by obs_mask
     user_names = {name: whole if whole in second else name for name, whole in halves.items()}
+    latents = {name: nodes(second)[name] for name in second.stochastic_nodes}
+    latents = {name: site for name, site in latents.items() if not site_is_subsample(site)}
     for name, site in sites.items():
         if _drops_under_transform(site):  # where validation is on the density would raise, and say less
             yield f"site {user_names[name]!r}: {DROPPED}", ModelCheckWarning
@@ -119,12 +124,14 @@ def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarni
         density, plates = _log_prob(site)
         yield from ((f"site {user_names[name]!r}: {text}", PlateOverTargetsWarning) for text in plates)
         texts = [_mask_over_targets(site), _double_use(site), _scale_counted_once(site)]
+        texts.append(members_over_targets(site, _transforms(site), _distribution(site).event_shape[0], latents))
         if name in first:
             texts.append(_changing_density(nodes(first)[name], site, density))
         yield from ((f"site {user_names[name]!r}: {text}", ModelCheckWarning) for text in texts if text)
     parameters = {id(site["value"]) for site in nodes(second).values() if site["type"] == "param"}
-    latents = [nodes(second)[name] for name in second.stochastic_nodes if not site_is_subsample(nodes(second)[name])]
-    continuous = all(site["value"].is_floating_point() for site in latents)  # else: replayed, not differentiated
+    continuous = all(
+        site["value"].is_floating_point() for site in latents.values()
+    )  # else: replayed, not differentiated
     seen = set()  # a context or a network that several sites share is reported once
     for name, site in sites.items():
         context = _distribution(site).context
@@ -162,7 +169,8 @@ def _mixed_draws(model: Callable, first: Trace, args: tuple, kwargs: Mapping) ->
             f"{error}; until then Predictive(parallel=True) and vectorised particles are wrong, and `predictive` slow"
         )
     except FAILURES:  # sites or shapes depend on latents, or the model fails at some of them
-        return None
+        with contextlib.suppress(*FAILURES):
+            return draws_elsewhere(model, first, size, args, kwargs)
     return None
 
 

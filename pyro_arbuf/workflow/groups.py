@@ -53,6 +53,13 @@ GROUPS = (
 DENSITIES = ("log_likelihood", "joint_log_likelihood", "log_prior")
 
 
+def _seen(site: Site) -> Tensor:
+    """The value of an observed site, NaN where a mask says that nothing was observed."""
+    value = site["value"]
+    hidden = unless_masked(site, torch.zeros(site["fn"].shape(), device=value.device)).isnan()
+    return value.expand(hidden.shape).double().masked_fill(hidden, torch.nan) if bool(hidden.any()) else value
+
+
 def fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping[str, Sequence[str]]) -> Groups:
     """Groups of a fit of a Pyro model.
 
@@ -72,7 +79,7 @@ def fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping[s
     if fit.model is not None:
         first = next(replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs, bool(fit.outcomes)))
         names, targets = dimension_names(first, dims)
-        observed = {name: site["value"] for name, site in observed_sites(first).items()}
+        observed = {name: _seen(site) for name, site in observed_sites(first).items()}
         hidden = any(not s["is_observed"] and name not in fit.draws for name, s in sample_sites(first).items())
     check_names([*fit.draws, *names, *(name for values in given.values() for name in values)], names)
     _check_given(given, None if fit.model is None else set(observed), num_draws)

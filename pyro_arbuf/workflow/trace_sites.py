@@ -275,15 +275,16 @@ def dimension_names(trace: Trace, dims: Mapping[str, Sequence[str]]) -> tuple[di
     fns = {name: unwrapped(site) for name, site in sites.items()}
     events = {name: fn.event_shape for name, fn in fns.items() if isinstance(fn, ArBufferDistribution)}
     names: dict[str, Names] = {}
-    for name, site in sites.items():
+    for name in sites:
+        like = f"{name}_observed" if f"{name}_observed" in sites else name  # of obs_mask
         own = [
             axis_name if len(sizes) == 1 and axis_name not in sites else f"{name}_{axis_name}"
             for axis_name, sizes in (
                 ("target", {event[0] for event in events.values()}),
                 ("output", {event[1] for event in events.values() if len(event) == 2}),
             )
-        ][: len(events.get(name, ()))]
-        names[name] = rename_dimensions(name, _names_of_site(name, site, own), dims)
+        ][: len(events.get(like, ()))]
+        names[name] = rename_dimensions(name, _names_of_site(name, sites[like], own), dims)
         if own:
             targets.add(names[name][-len(own)])
     return names, targets
