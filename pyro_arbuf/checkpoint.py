@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Size, Tensor
 
-from pyro_arbuf.baselines.architectures import make_model
+from pyro_arbuf.baselines.architectures import described, make_model
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.hub import fetch
 from pyro_arbuf.model import ArBufferModel
@@ -78,7 +78,7 @@ def save(net: ArBufferModel, folder: str | Path, weights: dict[str, Tensor] | No
                 "or train with a lower learning rate"
             )
     stored = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
-    own = ", ".join(f"{name or 'the network'}: {kind}" for name, kind in own_parts(net, _described(net.config)).items())
+    own = ", ".join(f"{name or 'the network'}: {kind}" for name, kind in own_parts(net, described(net.config)).items())
     write_atomically(path / WEIGHTS, lambda file: save_file(stored, file, {OWN_PARTS: own} if own else None))
     write_atomically(path / CONFIG, lambda file: file.write_text(net.config.to_json() + "\n"))
 
@@ -216,19 +216,13 @@ def _check_weights(path: Path, config: ModelConfig) -> None:
             f"{path} does not fit {CONFIG} beside it: it holds {num_layers} layers, num_layers is {config.num_layers}; "
             "take both files from one source"
         )
-    expected = {name: value.shape for name, value in _described(config).state_dict().items()}
+    expected = {name: value.shape for name, value in described(config).state_dict().items()}
     wrong = _differing(expected, shapes)
     if wrong:
         raise ValueError(
             f"{path} does not fit {CONFIG} beside it: {len(wrong)} tensors are missing, foreign or of another shape, "
             f"e.g. {wrong[0]!r}; take both files from one source"
         )
-
-
-def _described(config: ModelConfig) -> ArBufferModel:
-    """The network that a configuration describes, of which no weight is allocated."""
-    with torch.device("meta"):
-        return make_model(config)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

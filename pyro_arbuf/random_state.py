@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import SupportsIndex, cast
 
 import pyro
 import pyro.util
@@ -38,13 +39,21 @@ def seeded(seed: int | None) -> Iterator[None]:
     Raises:
         ValueError: If the seed is no integer that NumPy's generator takes, too.
     """
-    whole = hasattr(seed, "__index__") and not isinstance(seed, bool)
-    if seed is not None and not (whole and 0 <= operator.index(seed) < SEEDS):
-        raise ValueError(f"seed must be an integer in 0..2**32 - 1, or None for the global generator; got {seed!r}")
-    with contextlib.nullcontext() if seed is None else restored_random_state():
-        if seed is not None:
-            pyro.set_rng_seed(seed)
+    number = None if seed is None else _checked_seed(seed)
+    with contextlib.nullcontext() if number is None else restored_random_state():
+        if number is not None:
+            pyro.set_rng_seed(number)
         yield
+
+
+def _checked_seed(seed: object) -> int:
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(cast(SupportsIndex, seed))
+    except TypeError:
+        number = -1
+    if not 0 <= number < SEEDS:
+        raise ValueError(f"seed must be an integer in 0..2**32 - 1, or None for the global generator; got {seed!r}")
+    return number
 
 
 class NoiseByLine(TorchFunctionMode):

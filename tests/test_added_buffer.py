@@ -314,6 +314,11 @@ class Own(TNPD):
         return super().encode(x, 2 * y, context_len)
 
 
+class Helpful(TNPD):
+    def describe(self) -> str:
+        return "a set model with a method more"
+
+
 def of_blocks(*kinds: type) -> Backbone:
     backbone = Backbone(*SIZES)
     backbone.blocks = torch.nn.ModuleList(kind(SIZES[0], *SIZES[2:]) for kind in kinds)
@@ -382,6 +387,7 @@ def test_a_backbone_of_other_blocks_or_of_another_number_is_refused(pairs):
         (lambda: built(backbone=of_blocks(SmoothBlock, SmoothBlock)), "backbone.blocks.0: SmoothBlock"),
         (lambda: add_buffer(built(backbone=of_blocks(Block, SmoothBlock))), "backbone.blocks.1: SmoothBlock"),
         (lambda: built(embedder=Squashed(SET_CONFIG)), "embedder: Squashed"),
+        (lambda: built(backbone=Backbone(SIZES[0], SIZES[1], 3, SIZES[3])), "backbone.blocks.0: Block"),
         (lambda: Own(SET_CONFIG), "the network: Own"),
     ],
 )
@@ -392,3 +398,28 @@ def test_a_network_of_ones_own_parts_is_not_loaded_as_another_one(net, named, tm
         pyro_arbuf.load(tmp_path)
     assert named in str(caught.value)
     own.load_state_dict(load_file(tmp_path / "model.safetensors"))  # as the message says
+
+
+def test_a_network_with_methods_more_is_loaded_without_them(tmp_path, pairs, x_new):
+    own = Helpful(SET_CONFIG).requires_grad_(False)
+    pyro_arbuf.save(own, tmp_path)
+    context, same = (net.condition(pairs[0].float(), pairs[1].float()) for net in (own, pyro_arbuf.load(tmp_path)))
+    assert torch.equal(ArBufferMarginals(context, x_new.float()).mean, ArBufferMarginals(same, x_new.float()).mean)
+    assert add_buffer(own).config.architecture == "tnp-d-buffer"
+
+
+def test_a_module_beside_the_head_is_refused():
+    net = built()
+    net.head_of_others = torch.nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="head_of_others: Linear"):
+        add_buffer(net)
+
+
+def test_a_backbone_that_has_the_methods_alone_will_do(pairs, x_new):
+    class Wrapped(torch.nn.Module):
+        def __init__(self, backbone: Backbone):
+            super().__init__()
+            self.inner, self.encode_context, self.read = backbone, backbone.encode_context, backbone.read
+
+    net = built(backbone=Wrapped(Backbone(*SIZES)))
+    assert ArBufferMarginals(net.condition(*pairs), x_new).mean.isfinite().all()

@@ -641,6 +641,60 @@ def test_a_latent_per_group_that_goes_to_a_target_of_each_is_found(context: Cont
     assert_found(groups(False, scaled, context), "latent 's' of 3 members shifts or scales 3 targets")
 
 
+@pytest.mark.parametrize("outputs", [2, 3])
+def test_a_latent_per_group_that_goes_to_a_dimension_or_a_target_is_found(
+    build_model: Callable[..., ArBufferModel], outputs: int
+) -> None:
+    context = build_model(dim_y=outputs).condition(X_CONTEXT, draw(N, outputs, seed=4))
+
+    def model(axes: int) -> Callable[[], None]:
+        def run() -> None:
+            with pyro.plate("groups", 3):
+                s = pyro.sample("s", STANDARD)
+                moved = dist.transforms.ComposeTransform([AffineTransform(s[(..., *(None,) * axes)], 1.0)])
+                fn = dist.TransformedDistribution(ArBufferJoint(context, X[:3]).expand([3]), moved)
+                pyro.sample("y", fn, obs=draw(3, 3, outputs, seed=5))
+
+        return run
+
+    assert_clean(model(2))
+    for axes in (0, 1) if outputs == 3 else (1,):
+        assert_found(model(axes), "write s[..., None, None] for all of its targets")
+
+
+def mean_of(s: Tensor) -> Tensor:
+    return s.mean(-1, True).expand(3)
+
+
+def mixed(s: Tensor) -> Tensor:
+    return torch.tensor([[1.0, 0.2, 0.5], [0.1, 1.0, 0.7], [0.4, 0.3, 1.0]], dtype=torch.float64) @ s
+
+
+@pytest.mark.parametrize("shared", [mean_of, mixed])
+def test_targets_that_depend_on_all_groups_are_no_mistake(context: Context, shared: Callable) -> None:
+    def model() -> None:
+        with pyro.plate("groups", 3):
+            s = pyro.sample("s", STANDARD)
+            fn = dist.TransformedDistribution(
+                ArBufferJoint(context, X[:3]).expand([3]), AffineTransform(shared(s), 1.0)
+            )
+            pyro.sample("y", fn, obs=draw(3, 3, seed=5))
+
+    with warnings.catch_warnings():  # of vectorised particles, for which it is not written
+        warnings.simplefilter("ignore", ModelCheckWarning)
+        assert not [text for text in check_model(model) if "members" in text or "of 3" in text]
+
+
+def test_a_plate_of_one_datum_is_no_batch_of_draws() -> None:
+    def model() -> None:
+        a = pyro.sample("a", STANDARD)
+        pyro.deterministic("both", torch.stack([a, 2 * a]))
+        with pyro.plate("p", 3):
+            pyro.sample("z", STANDARD, obs=torch.zeros(()).double())
+
+    assert_clean(model)
+
+
 def test_offsets_of_targets_in_a_plate_of_as_many_groups_are_no_mistake(context: Context) -> None:
     def model() -> None:
         offset = pyro.sample("offset", STANDARD.expand([3]).to_event(1))

@@ -195,6 +195,18 @@ def test_what_a_mask_hides_is_no_data(scalar_model, task, draws):
     assert tree["posterior/y"].dims == ("chain", "draw", "subject", "target")
 
 
+def test_names_that_end_like_those_of_obs_mask_are_of_their_own_plates(draws):
+    def model(y):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("p", 3):
+            pyro.sample("heat_observed", dist.Normal(level, 1.0), obs=y)
+        with pyro.plate("q", 2):
+            pyro.sample("heat", dist.Normal(level, 1.0))
+
+    tree = to_datatree(draws | {"heat": torch.zeros(S, 2)}, model, torch.zeros(3), posterior_predictive={})
+    assert tree["posterior/heat"].dims == ("chain", "draw", "q")
+
+
 def test_log_prior_under_a_broad_mask_counts_every_element(draws):
     with poutine.mask(mask=torch.tensor([True, True, False, False])):
         tree = to_datatree(draws, rows, torch.arange(4.0), posterior_predictive={})

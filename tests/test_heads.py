@@ -60,9 +60,16 @@ def test_quantiles_have_the_derivatives_of_the_inverse_function():
         return GaussianMixture(logits, means, sds).icdf(p)
 
     assert torch.autograd.gradcheck(quantile, (logits, means, sds, p), atol=1e-4, rtol=1e-3)
+    assert torch.autograd.gradgradcheck(quantile, (logits, means, sds, p), atol=1e-4, rtol=1e-3)
     with torch.no_grad():
         plain = quantile(logits, means, sds, p)
     assert torch.equal(plain, quantile(logits, means, sds, p)) and not plain.requires_grad
+
+
+def test_a_quantile_between_modes_far_apart_is_a_number():
+    means = torch.tensor([-50.0, 50.0], requires_grad=True)
+    median = GaussianMixture(torch.full((2,), 0.5).log(), means, torch.full((2,), 0.1)).icdf(torch.tensor(0.5))
+    assert median.isfinite() and torch.autograd.grad(median, means)[0].isfinite().all()
 
 
 def test_icdf_takes_a_scalar(mixture):

@@ -212,11 +212,8 @@ def _check_parts(net: ArBufferModel) -> None:
     """Raises ValueError if a network has parts that a buffer cannot be added to, or that would be left behind."""
     with torch.device("meta"):
         own = own_parts(net, TNPD(net.config))
-    methods = [name for name in vars(Backbone) if not name.startswith("__")]
-    if all(getattr(type(net.backbone), name) is getattr(Backbone, name) for name in methods):
-        own.pop("backbone", None)  # it only makes its blocks in another way
-    kept = ("backbone.blocks.", "head")
-    foreign = [f"{name or 'net'}: {kind}" for name, kind in own.items() if not name.startswith(kept)]
+    kept = ("backbone.blocks.", "head.")
+    foreign = [f"{name or 'net'}: {kind}" for name, kind in own.items() if not f"{name}.".startswith(kept)]
     if foreign:
         raise ValueError(
             f"net may have no parts of your own but blocks and a head, or its predictions would change; got {foreign}; "

@@ -34,10 +34,15 @@ def make_model(config: ModelConfig) -> ArBufferModel:
     return ARCHITECTURES[config.architecture](config)
 
 
-def num_parameters(config: ModelConfig) -> int:
-    """Number of a network's weights, of which none is allocated."""
+def described(config: ModelConfig) -> ArBufferModel:
+    """The network that a configuration describes, of which no weight is allocated."""
     with torch.device("meta"):
-        return sum(weight.numel() for weight in make_model(config).parameters())
+        return make_model(config)
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Number of a network's weights."""
+    return sum(weight.numel() for weight in described(config).parameters())
 
 
 def matched_config(config: ModelConfig, architecture: ArchitectureName) -> ModelConfig:

@@ -125,6 +125,8 @@ class ArBufferMarginals(ArBufferDistribution):
 
     def rsample(self, sample_shape: Sequence[int] = Size()) -> Tensor:
         """Raises NotImplementedError that says how to draw with gradients."""
+        if not (self.context.model.config.all_real or self._at_latents):
+            raise NotImplementedError("draws of categories and counts have no derivative; use sample")
         raise NotImplementedError(
             "marginals draw without gradients; of one context ArBufferJoint(ctx, x[:, None], rsample=True) draws every "
             "target with them, as an event of its own"

@@ -3,6 +3,7 @@
 Pure torch. Knows nothing of a user's arguments, of Contexts, of orders or of Pyro.
 """
 
+from inspect import getattr_static
 from typing import ClassVar
 
 import torch
@@ -60,14 +61,14 @@ class Network(nn.Module):
         check_resolution(config, torch.get_default_dtype())
         self.__dict__["config"] = config  # past the property, which cannot be set
         sizes = (config.width, config.head_width)
-        self.embedder = embedder or Embedder(config)
+        self.embedder = Embedder(config) if embedder is None else embedder
         frequencies = None if config.lag_column is None else self.embedder.turn_frequencies
         layers = (config.num_layers, config.num_heads, config.mlp_width, config.scaled_queries, frequencies)
         relative = relative_positions(config.slot_positions, config.width, config.num_heads)
         if backbone is not None:
             check_backbone(backbone, config)
-        self.backbone = backbone or Backbone(config.width, *layers, relative)
-        self.head: Head = head or make_head(config)
+        self.backbone = Backbone(config.width, *layers, relative) if backbone is None else backbone
+        self.head: Head = make_head(config) if head is None else head
         # A share of the number just before, exact where it is large: layer norms keep the direction of a token only.
         self.follow = None
         if config.num_traces and config.all_real:
@@ -227,15 +228,18 @@ class Network(nn.Module):
 
 def check_backbone(backbone: Backbone, config: ModelConfig) -> None:
     """Raises ValueError if a backbone has another number of blocks than the configuration."""
-    if len(backbone.blocks) != config.num_layers:
+    blocks = getattr(backbone, "blocks", None)  # one with the methods alone need not have any
+    if blocks is not None and len(blocks) != config.num_layers:
         raise ValueError(
-            f"backbone must have config.num_layers = {config.num_layers} blocks; got {len(backbone.blocks)}; give the "
+            f"backbone must have config.num_layers = {config.num_layers} blocks; got {len(blocks)}; give the "
             "configuration that number"
         )
 
 
 def own_parts(net: Network, like: Network) -> dict[str, str]:
-    """Which modules of a network are of another class than those that its configuration describes.
+    """Which modules of a network may compute something else than those that its configuration describes.
+
+    Those are of a class that is no subclass of theirs, or overrides a method, or of another number of heads.
 
     Args:
         net: The network.
@@ -244,12 +248,20 @@ def own_parts(net: Network, like: Network) -> dict[str, str]:
     Returns:
         Class by name of the module, "" for the network itself; of nested ones the outermost.
     """
-    expected, found = {name: type(module) for name, module in like.named_modules()}, {}
+    expected, found = dict(like.named_modules()), {}
     for name, module in net.named_modules():
         parents = {".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)}
-        if expected.get(name) is not type(module) and not parents & found.keys():
+        if not parents & found.keys() and not (name in expected and _computes_as(module, expected[name])):
             found[name] = type(module).__name__
     return found
+
+
+def _computes_as(module: nn.Module, other: nn.Module) -> bool:
+    """Whether a module is of the class of another or adds to it, overriding nothing but how it is made."""
+    kind, known = type(module), type(other)
+    methods = {name for name in dir(known) if not name.startswith("__")}
+    same = all(getattr_static(kind, name, None) is getattr_static(known, name) for name in methods)
+    return issubclass(kind, known) and same and getattr(module, "num_heads", 0) == getattr(other, "num_heads", 0)
 
 
 def check_resolution(config: ModelConfig, dtype: torch.dtype) -> None:

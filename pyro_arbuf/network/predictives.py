@@ -157,11 +157,7 @@ class GaussianMixture(Distribution):
                 below = self.cdf(middle) < value
                 low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         quantile = 0.5 * (low + high).detach()  # a trace forgets no_grad
-        depends = any(tensor.requires_grad for tensor in (value, self.means, self.sds, self.log_weights))
-        if not (depends and torch.is_grad_enabled()):
-            return quantile
-        below = self.cdf(quantile) - value
-        return quantile - (below - below.detach()) / self.log_prob(quantile).detach().exp()
+        return self._with_derivatives(quantile, value) if torch.is_grad_enabled() else quantile
 
     @property
     def mean(self) -> Tensor:
@@ -205,9 +201,15 @@ class GaussianMixture(Distribution):
         Source:
             Figurnov, Mohamed, Mnih (2018), "Implicit reparameterization gradients".
         """
-        y = self.draw(uniform, normal).detach()
-        below = self.cdf(y)
-        return y - (below - below.detach()) / self.log_prob(y).detach().exp()
+        return self._with_derivatives(self.draw(uniform, normal).detach(), 0.0)
+
+    def _with_derivatives(self, root: Tensor, value: Tensor | float) -> Tensor:
+        """A root of F(y) - value up to a constant, with its derivatives to the third order, by two steps of Newton."""
+        least = math.log(torch.finfo(root.dtype).tiny)  # between modes far apart
+        for _ in range(2):
+            below = self.cdf(root) - value
+            root = root - (below - below.detach()) / self.log_prob(root).clamp(min=least).exp()
+        return root
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Samples `(*sample_shape, *batch)` with torch's global generator."""

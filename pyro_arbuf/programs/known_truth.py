@@ -163,12 +163,15 @@ def checked_log_prob(law: Law, value: Tensor) -> Tensor:
     Raises:
         ValueError: If they have another shape, or are NaN.
     """
+    if not callable(getattr(law, "log_prob", None)):
+        raise ValueError(f"posterior(context) must return a distribution with sample and log_prob; got {law!r}")
     density = law.log_prob(value)
-    if density.shape != value.shape[:-1]:
-        remedy = "; call .to_event(1) on the distribution" if density.shape == value.shape else ""
+    if not isinstance(density, Tensor) or density.shape != value.shape[:-1]:
+        got = tuple(density.shape) if isinstance(density, Tensor) else type(density).__name__
+        remedy = "; call .to_event(1) on the distribution" if got == tuple(value.shape) else ""
         raise ValueError(
-            "posterior(context).log_prob must give one number for the latents of a data set together, here of shape "
-            f"{tuple(value.shape[:-1])}; got {tuple(density.shape)}{remedy}"
+            "posterior(context).log_prob must give one number for the latents of a data set together, of shape "
+            f"{tuple(value.shape[:-1])}; got {got}{remedy}"
         )
     if bool(density.isnan().any()):
         raise ValueError("posterior(context).log_prob must be a number wherever the posterior draws; got NaN; mend it")

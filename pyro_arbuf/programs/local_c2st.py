@@ -6,6 +6,7 @@ Needs scikit-learn, the extra `diagnostics`.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -227,7 +228,10 @@ def _compare(make: Classifier, pairs: Tensor, asked: Tensor, num_null: int) -> t
                 f"classifier must make one with predict_proba; got {type(fitted).__name__}; of support vector "
                 "machines SVC(probability=True) does"
             )
-        return torch.as_tensor(fitted.predict_proba(about)[:, 1])
+        both = np.asarray(fitted.predict_proba(about))
+        if both.shape != (len(about), 2):
+            raise ValueError(f"predict_proba of the classifier must be of shape {(len(about), 2)}; got {both.shape}")
+        return torch.as_tensor(both[:, 1])
 
     def measure(probability: Tensor) -> float:
         return (probability - 0.5).square().mean().item()

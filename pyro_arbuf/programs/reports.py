@@ -152,7 +152,7 @@ def verdict(checked: Calibration, rise: float | None, train_longer: str) -> str:
     """
     gain, error = _mean_and_error(checked.gain)
     pairs = zip(checked.names, checked.contraction.tolist(), checked.marginal_gain.tolist(), strict=True)
-    wide = {n: c for n, c, g in pairs if c > HARDLY_NARROWER and g < HARDLY_ANY_GAIN}
+    wide = {n: c for n, c, g in pairs if not c <= HARDLY_NARROWER and g < HARDLY_ANY_GAIN}  # NaN of few data sets
     why = "the data say little about it, or the network has not learned it"
     found = []
     if not gain > max(HARDLY_ANY_GAIN, 2 * error):
@@ -161,7 +161,8 @@ def verdict(checked: Calibration, rise: float | None, train_longer: str) -> str:
             "little about them, or the network has not learned it."
         )
     elif wide:
-        names = ", ".join(f"{name!r} ({share:.0%} of the prior's sd)" for name, share in wide.items())
+        shares = {name: "?" if math.isnan(share) else f"{share:.0%}" for name, share in wide.items()}
+        names = ", ".join(f"{name!r} ({share} of the prior's sd)" for name, share in shares.items())
         found.append(f"The posterior of {names} is hardly narrower than the prior: {why}.")
     if checked.p_value < SMALLEST_P:
         found.append(f"The posterior is not calibrated: its ranks are not uniform (p = {checked.p_value:.2g}).")

@@ -234,15 +234,8 @@ def _show(values: Tensor) -> str:
 
 def dimensions(one: Trace) -> set[int]:
     """Sizes of all dimensions of a model's sites, which a number of draws run at once must not equal."""
-    return {size for site in sample_sites(one).values() for size in site["value"].shape}
-
-
-def subsampled(plate: str, size: int, of: int) -> ValueError:
-    """The error of a plate that draws a random subsample in prediction."""
-    return ValueError(
-        f"plate {plate!r} must not subsample at random in prediction, which draws belong to whom would be lost; got "
-        f"subsample_size={size} of {of}; predict with subsample_size=None"
-    )
+    shapes = [(*site["value"].shape, *site["fn"].shape()) for site in sample_sites(one).values()]
+    return {size for shape in shapes for size in shape}
 
 
 class PosteriorMessenger(UnconditionMessenger):
@@ -263,7 +256,11 @@ class PosteriorMessenger(UnconditionMessenger):
         if not same_up_to_ones(draws.shape, shape):
             for frame in msg["cond_indep_stack"]:
                 if frame.full_size and frame.size < frame.full_size:
-                    raise subsampled(frame.name, frame.size, frame.full_size)
+                    raise ValueError(
+                        f"posterior[{msg['name']!r}] has draws of shape {tuple(draws.shape)}, and plate {frame.name!r} "
+                        f"takes {frame.size} of its {frame.full_size} members; predict without the subsample, or give "
+                        "the draws of these members"
+                    )
             raise ValueError(
                 f"posterior[{msg['name']!r}] must have shape (S, *{tuple(shape)}); got "
                 f"(S, *{tuple(draws.shape)}); were the plates of another size in the fit?"

@@ -124,7 +124,7 @@ def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarni
         density, plates = _log_prob(site)
         yield from ((f"site {user_names[name]!r}: {text}", PlateOverTargetsWarning) for text in plates)
         texts = [_mask_over_targets(site), _double_use(site), _scale_counted_once(site)]
-        texts.append(members_over_targets(site, _transforms(site), _distribution(site).event_shape[0], latents))
+        texts.append(members_over_targets(site, _parts(site), latents))
         if name in first:
             texts.append(_changing_density(nodes(first)[name], site, density))
         yield from ((f"site {user_names[name]!r}: {text}", ModelCheckWarning) for text in texts if text)
@@ -178,6 +178,15 @@ def _transforms(site: Site) -> list[Transform]:
     """All transforms of a site, outermost first."""
     transformed = [layer for layer in layers(site) if isinstance(layer, TransformedDistribution)]
     return [transform for layer in transformed for transform in reversed(layer.transforms)]
+
+
+def _parts(site: Site) -> list[Transform]:
+    """The transforms of a site that are elementwise, taken apart."""
+    found: list[Transform] = []
+    for transform in _transforms(site):
+        with contextlib.suppress(ValueError):
+            found += elementwise(site["name"], transform)
+    return found
 
 
 def _is_ours(site: Site) -> bool:

@@ -56,6 +56,8 @@ DENSITIES = ("log_likelihood", "joint_log_likelihood", "log_prior")
 def _seen(site: Site) -> Tensor:
     """The value of an observed site, NaN where a mask says that nothing was observed."""
     value = site["value"]
+    if not isinstance(value, Tensor):  # what takes it says so
+        return value
     hidden = unless_masked(site, torch.zeros(site["fn"].shape(), device=value.device)).isnan()
     return value.expand(hidden.shape).double().masked_fill(hidden, torch.nan) if bool(hidden.any()) else value
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.random_state import restored_random_state, seeded
 from pyro_arbuf.user_warnings import warn
-from pyro_arbuf.workflow.at_once import NotAtOnceError, dimensions, run_alone, run_at_once, subsampled
+from pyro_arbuf.workflow.at_once import NotAtOnceError, dimensions, run_alone, run_at_once
 from pyro_arbuf.workflow.trace_sites import check_draws, nodes, sample_sites, without_auxiliaries
 
 
@@ -104,7 +104,10 @@ def _check_sites(one: Trace, posterior: Mapping[str, Tensor]) -> None:
     for name, site in nodes(one).items():
         size = site["fn"].subsample_size if site_is_subsample(site) else None
         if size is not None and size < site["fn"].size:
-            raise subsampled(name, size, site["fn"].size)
+            raise ValueError(
+                f"plate {name!r} must not subsample at random in prediction, which draws belong to whom would be lost; "
+                f"got subsample_size={size} of {site['fn'].size}; predict with subsample_size=None"
+            )
 
 
 def _chunk_sizes(num_draws: int, batch_size: int, taken: set[int]) -> list[int]:

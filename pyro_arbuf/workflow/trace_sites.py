@@ -276,7 +276,8 @@ def dimension_names(trace: Trace, dims: Mapping[str, Sequence[str]]) -> tuple[di
     events = {name: fn.event_shape for name, fn in fns.items() if isinstance(fn, ArBufferDistribution)}
     names: dict[str, Names] = {}
     for name in sites:
-        like = f"{name}_observed" if f"{name}_observed" in sites else name  # of obs_mask
+        halves = [f"{name}_observed", f"{name}_unobserved"]  # of obs_mask
+        like = halves[0] if is_deterministic(sites[name]) and sites.keys() >= {*halves} else name
         own = [
             axis_name if len(sizes) == 1 and axis_name not in sites else f"{name}_{axis_name}"
             for axis_name, sizes in (
