@@ -157,6 +157,32 @@ def test_resume_of_another_program_is_refused(tmp_path: Path) -> None:
         tiny(sampled_line, folder=tmp_path, resume=True)
 
 
+def heights(middle: float, width: float, noise: float = 8.0) -> Callable:
+    def program(x: torch.Tensor) -> torch.Tensor:
+        mean = pyro.sample("mean", dist.Normal(middle, width))
+        with pyro.plate("people", x.shape[-2]):
+            return pyro.sample("y", dist.Normal(mean, noise))
+
+    return program
+
+
+@pytest.mark.parametrize("options", [{}, {"num_simulations": 60}])
+@pytest.mark.parametrize(
+    ("edited", "named"),
+    [
+        (heights(120.0, 10.0), "latent 'mean' had location 170 and scale"),
+        (heights(170.0, 25.0), "latent 'mean' had location"),
+        (heights(170.0, 10.0, 40.0), "outcome had location"),
+    ],
+)
+def test_resume_of_an_edited_program_is_refused(tmp_path: Path, edited: Callable, named: str, options: dict) -> None:
+    tiny(heights(170.0, 10.0), folder=tmp_path, **options)
+    with pytest.raises(ValueError, match="holds a run of a program whose") as caught:
+        tiny(edited, folder=tmp_path, steps=6, resume=True, **options)
+    assert named in str(caught.value)
+    tiny(heights(170.0, 10.0), folder=tmp_path, steps=6, resume=True, **options)
+
+
 def test_fixed_simulations_are_simulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     draw = pyro_arbuf.Simulator.draw

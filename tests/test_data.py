@@ -16,7 +16,8 @@ from torch.testing import assert_close
 
 from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.distributions.marginals import ArBufferMarginals
-from pyro_arbuf.inference.data import as_dates, read_table
+from pyro_arbuf.inference.data import read_table
+from pyro_arbuf.inference.dates import as_dates
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.consistency import subset_gap
 from pyro_arbuf.programs.evidence import log_evidence
@@ -33,7 +34,7 @@ def frame(x: Tensor) -> pd.DataFrame:
 
 KINDS = {  # how inputs and outcomes come
     "numpy": (lambda x: x.numpy(), lambda y: y.numpy()),
-    "pandas": (frame, lambda y: pd.Series(y.numpy(), index=range(3, 3 + len(y)))),
+    "pandas": (frame, lambda y: pd.Series(y.numpy(), index=range(7, 7 + len(y)))),
     "nullable": (lambda x: frame(x).astype("Float64"), lambda y: pd.Series(y.numpy()).astype("Float64")),
     "xarray": (lambda x: xr.DataArray(x.numpy(), dims=("t", "column")), lambda y: xr.DataArray(y.numpy(), dims="t")),
     "reversed_view": (lambda x: x.flip(0).numpy()[::-1], lambda y: y.flip(0).numpy()[::-1]),

@@ -120,6 +120,45 @@ def test_durations_of_an_outcome_need_a_unit():
     torch.testing.assert_close(stated.y, ddm.condition(x, times.dt.total_seconds()).y)
 
 
+def test_durations_are_taken_in_units_of_durations_alone():
+    ddm, x = pyro_arbuf.load("ddm"), torch.full((3, 1), 0.2)
+    times = pd.Series(pd.to_timedelta([500, 700, 600], unit="ms"))
+    with pytest.raises(ValueError, match="y must hold numbers in the network's unit; got durations"):
+        ddm.in_units(y_scale=1000).condition(x, times)
+    net, intensity = pyro_arbuf.load("psychometric"), pd.to_timedelta([0.1, 0.5, -0.4], unit="s").to_series()
+    for unit in ({}, {"x_scale": 1000.0}):
+        with pytest.raises(ValueError, match=r"x must hold numbers in the network's unit; got durations; .*x_scale="):
+            net.in_units(**unit).condition(intensity.to_frame(), torch.ones(3).long())
+    plain = net.condition(torch.tensor([[0.1], [0.5], [-0.4]]), torch.ones(3).long())
+    stated = net.in_units(x_scale=pd.Timedelta("1s")).condition(intensity.to_frame(), torch.ones(3).long())
+    torch.testing.assert_close(stated.x, plain.x)
+    curve, spans = pyro_arbuf.load("gp-1d-noisy"), pd.to_timedelta([0, 40, 80], unit="h").to_numpy()
+    fitted = curve.in_units(x=[spans, spans[:1]])
+    torch.testing.assert_close(
+        fitted.condition(spans[:, None], torch.zeros(3)).x.flatten(), torch.tensor([-2.0, 0.0, 2.0])
+    )
+    assert fitted.config.user_durations == (True, False) and fitted.in_units().config == curve.config
+
+
+def test_rows_whose_labels_differ_are_warned_of():
+    net = pyro_arbuf.load("gp-1d-noisy")
+    frame = pd.DataFrame({"x": [0.1, np.nan, 0.3, 0.4, 0.5], "y": [1.0, 2.0, 3.0, np.nan, 5.0]}, index=list("abcde"))
+    with pytest.warns(UserWarning, match="indices that differ: 'd' is in one of them alone; rows are paired as they"):
+        net.condition(frame[["x"]].dropna(), frame.y.dropna())
+    both = frame.dropna()
+    net.condition(both[["x"]], both.y)  # warnings are errors
+    net.condition(both[["x"]], both.y.reset_index(drop=True))
+    net.condition(both[["x"]], both.y.to_numpy())
+
+
+def test_the_remedy_for_categories_is_one(series):
+    net, answers = pyro_arbuf.load("psychometric"), pd.Series(pd.Categorical(["no", "yes", "no"]))
+    x = torch.tensor([[0.1], [0.5], [-0.4]])
+    with pytest.raises(ValueError, match=r"\.map\(\{'no': 0, 'yes': 1\}\)\.astype\(int\)"):
+        net.condition(x, answers)
+    assert net.condition(x, answers.map({"no": 0, "yes": 1}).astype(int)).y.flatten().tolist() == [0, 1, 0]
+
+
 def test_columns_of_a_program_go_by_their_names_and_ranges():
     net, x = pyro_arbuf.load("multisensory-rho1"), draw_trials(8)
     y = multisensory_rho1(x)

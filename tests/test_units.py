@@ -356,7 +356,7 @@ def test_joint_density_on_years_and_degrees_is_that_of_a_hand_made_map() -> None
     mean, sd = degrees[seen].mean(), degrees[seen].std()
     x, y = ((years - 2005) / 12.5).float()[:, None], ((degrees - mean) / sd).float()
     by_hand = ArBufferJoint(net.condition(x[seen], y[seen]), x[~seen]).log_prob(y[~seen]) - 20 * sd.log()
-    assert d.log_prob(degrees[~seen]).item() == pytest.approx(by_hand.item(), abs=1e-5)
+    assert d.log_prob(degrees[~seen]).item() == pytest.approx(by_hand.item(), abs=1e-4)  # of 112 nats in float32
     dates = (years - 1970) * 365.25
     stamps = (dates * 86400).round().long().numpy().astype("datetime64[s]")
     by_date = net.in_units(x=stamps[:, None], y=degrees[seen])

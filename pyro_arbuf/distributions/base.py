@@ -11,10 +11,11 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 
 from pyro_arbuf.display import as_html, facts
 from pyro_arbuf.inference.context import Context
-from pyro_arbuf.inference.data import check_same_rows, row_labels, y_tensor
+from pyro_arbuf.inference.data import y_tensor
 from pyro_arbuf.inference.description import describe_outcome
 from pyro_arbuf.inference.layout import fold, unfold
 from pyro_arbuf.inference.outcome_sites import split_sites
+from pyro_arbuf.inference.same_rows import check_same_rows, row_labels
 from pyro_arbuf.inference.series import check_follows, check_series
 from pyro_arbuf.inference.tables import check_columns, check_labels
 from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts, warn_spacing

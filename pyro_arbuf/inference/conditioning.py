@@ -12,8 +12,9 @@ import torch
 from torch import Size, Tensor
 
 from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
-from pyro_arbuf.inference.data import check_same_rows, y_tensor
+from pyro_arbuf.inference.data import y_tensor
 from pyro_arbuf.inference.missing import check_outcomes, drop_missing
+from pyro_arbuf.inference.same_rows import check_same_rows
 from pyro_arbuf.inference.series import check_series
 from pyro_arbuf.inference.tables import (
     TableMap,

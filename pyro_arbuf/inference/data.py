@@ -5,7 +5,6 @@ what gives an array is one. Torch tensors, and everything else, come back as the
 nothing of what a network does with the numbers.
 """
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_arbuf.inference.dates import days
 from pyro_arbuf.inference.outcome_sites import stack_sites
+from pyro_arbuf.inference.same_rows import check_same_rows
 from pyro_arbuf.network.network import Network
 
-MICROSECONDS = 86_400_000_000  # of a day
 NUMERIC = "iufb"  # kinds of NumPy's dtypes
-CODES = "code categories as 0, 1, ..., e.g. by .map({'no': 0, 'yes': 1})"
+CODES = "code categories as 0, 1, ..., e.g. by .map({'no': 0, 'yes': 1}).astype(int)"
 REMEDY = "convert it, by pd.to_numeric, pd.to_datetime or, for categories, pd.get_dummies, or leave the column out"
 
 
@@ -83,53 +83,6 @@ def dates_of(value: object) -> tuple[bool, ...]:
     return (kind == "M",) * shape[-1] if kind is not None and len(shape) > 1 else ()
 
 
-def row_labels(value: object) -> Any:
-    """The index of a table or a Series of pandas; `None` for everything else."""
-    index = getattr(value, "index", None)
-    return index if hasattr(value, "iloc") and hasattr(index, "equals") else None
-
-
-def check_same_rows(x: object, y: object) -> None:
-    """Raises ValueError where tables of inputs and outcomes, or their indices, hold the same rows in different orders.
-
-    Rows are taken as they stand. Indices that are not the same set say nothing, as after `reset_index` of one.
-    """
-    if isinstance(x, list | tuple) and isinstance(y, list | tuple):
-        for one, other in zip(x, y, strict=False):
-            check_same_rows(one, other)
-        return
-    if all(isinstance(getattr(part, "dims", None), tuple) and hasattr(part, "coords") for part in (x, y)):
-        _check_same_dims(x, y)
-    indices: list[Any] = [row_labels(part) if hasattr(part, "iloc") else part for part in (x, y)]
-    rows, others = indices
-    if not all(hasattr(index, "isin") and hasattr(index, "equals") for index in indices):
-        return
-    if len(rows) != len(others) or rows.equals(others):
-        return
-    if bool(rows.isin(others).all()) and bool(others.isin(rows).all()):
-        raise ValueError(
-            "x and y must have their rows in the same order; got tables with the same index in different orders; give "
-            "y.loc[x.index], or to_numpy() of both if the index does not matter"
-        )
-
-
-def _check_same_dims(x: Any, y: Any) -> None:
-    """Raises ValueError where arrays of xarray have the same dimensions, or the same rows, in different orders."""
-    rows = [dim for dim in x.dims[:-1] if dim in y.dims]
-    if rows != [dim for dim in y.dims if dim in rows]:
-        raise ValueError(
-            f"x and y must have their dimensions in the same order; got {x.dims} and {y.dims}; use .transpose of one"
-        )
-    for dim in rows:
-        if dim in x.coords and dim in y.coords:
-            own, other = np.asarray(x.coords[dim]), np.asarray(y.coords[dim])
-            if not np.array_equal(own, other) and np.array_equal(np.sort(own), np.sort(other)):
-                raise ValueError(
-                    f"x and y must have their rows in the same order; got coordinates of {dim!r} in different orders; "
-                    f"give y.sel({dim}=x.{dim})"
-                )
-
-
 def _columns(table: Any) -> list[Any]:
     if hasattr(table, "iloc"):
         return [table.iloc[:, i] for i in range(len(table.columns))]  # names may be there twice
@@ -174,30 +127,6 @@ def _numbers(name: str, value: Any) -> tuple[np.ndarray, bool]:
     return np.array(value, dtype=np.float64, order="C"), False
 
 
-def days(value: np.ndarray) -> np.ndarray:
-    """Days since 1970-01-01 of dates, days of durations, float64; NaN for NaT."""
-    unit = np.dtype(f"{'datetime64' if value.dtype.kind == 'M' else 'timedelta64'}[us]")
-    return np.where(np.isnat(value), np.nan, value.astype(unit).astype(np.int64) / MICROSECONDS)
-
-
-def day_of(value: object) -> tuple[float, bool] | None:
-    """Days of one date or duration, and whether it is a date; `None` for everything else."""
-    if isinstance(value, datetime.datetime) and value.tzinfo is not None:
-        value = value.astimezone(datetime.UTC).replace(tzinfo=None)
-    if isinstance(value, datetime.date | np.datetime64):  # pandas' Timestamp is a datetime
-        return float(days(np.asarray(value, dtype="datetime64[us]"))), True
-    if isinstance(value, datetime.timedelta | np.timedelta64):
-        return float(days(np.asarray(value, dtype="timedelta64[us]"))), False
-    return None
-
-
-def as_dates(numbers: np.ndarray) -> np.ndarray:
-    """Dates, datetime64 in microseconds, of days since 1970-01-01; NaT for NaN."""
-    missing = np.isnan(numbers)
-    stamps = (np.where(missing, 0.0, numbers) * MICROSECONDS).round().astype(np.int64).astype("datetime64[us]")
-    return np.where(missing, np.datetime64("NaT", "us"), stamps)
-
-
 def x_tensor(name: str, x: object, model: Network) -> object:
     """Inputs out of an array or a table as a tensor on the model's device; everything else as it is.
 
@@ -210,10 +139,15 @@ def x_tensor(name: str, x: object, model: Network) -> object:
     if table is None:
         return x
     known = model.config.user_dates or (False,) * model.config.dim_x
-    if model.config.x_spacing is not None and model.config.user_x_scale is None and _holds_time(x):
+    if model.config.x_spacing is not None and model.config.user_x_scale is None and holds_durations(x, ("M", "m")):
         raise ValueError(
             f"{name} must hold seconds, as a network of recordings has them; got dates or durations; state their unit "
             "by net = net.in_units(x_loc=start, x_scale=pd.Timedelta('1s')), of durations without x_loc"
+        )
+    if holds_durations(x) and not (model.config.user_durations or (False,))[0] and not model.config.missing_x:
+        raise ValueError(
+            f"{name} must hold numbers in the network's unit; got durations; divide them by one, e.g. "
+            f"{name} / np.timedelta64(1, 's'), or state it by net.in_units(x_scale=pd.Timedelta(...))"
         )
     wrong = [date for date, wanted in zip(table.dates, known, strict=False) if date != wanted]
     wrong = [] if model.config.missing_x else wrong  # of tables, whose columns may be in any units
@@ -230,10 +164,12 @@ def x_tensor(name: str, x: object, model: Network) -> object:
     return _on_device(table, model)
 
 
-def _holds_time(value: Any) -> bool:
-    """Whether a column of a table or an array holds dates or durations."""
+def holds_durations(value: Any, kinds: tuple[str, ...] = ("m",)) -> bool:
+    """Whether a column of a table or an array holds durations, or what other kinds of dtypes are asked for."""
+    if isinstance(value, Tensor) or (not hasattr(value, "dtype") and columns_of(value) is None):
+        return False
     columns = _columns(value) if columns_of(value) is not None else [_as_array(value)]
-    return any(getattr(getattr(column, "dtype", None), "kind", "O") in ("M", "m") for column in columns)
+    return any(getattr(column.dtype, "kind", "O") in kinds for column in columns)
 
 
 def y_tensor(name: str, y: object, model: Network) -> object:
@@ -256,7 +192,8 @@ def y_tensor(name: str, y: object, model: Network) -> object:
         return y
     if any(table.dates):
         raise ValueError(f"{name} must hold numbers; got dates; dates can be inputs, x")
-    if _holds_time(y) and config.user_y_scale is None and not config.standardised_by_context:
+    stated = (config.user_durations or (False, False))[1]
+    if holds_durations(y) and not stated and not config.standardised_by_context:
         raise ValueError(
             f"{name} must hold numbers in the network's unit; got durations; divide them by one, e.g. "
             f"{name} / np.timedelta64(1, 's'), or state it by net.in_units(y_scale=pd.Timedelta(...))"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_arbuf.inference.context import Context
-from pyro_arbuf.inference.data import as_dates
+from pyro_arbuf.inference.dates import as_dates
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.parts import Range
 from pyro_arbuf.network.tracing import is_traced

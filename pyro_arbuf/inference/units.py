@@ -12,7 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_arbuf.inference.data import Table, columns_of, day_of, in_site_order, read_table, several_columns
+from pyro_arbuf.inference.data import (
+    Table,
+    columns_of,
+    holds_durations,
+    in_site_order,
+    read_table,
+    several_columns,
+)
+from pyro_arbuf.inference.dates import day_of
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.network.config import ModelConfig
@@ -68,7 +76,23 @@ def configure_units(config: ModelConfig, x: object, y: object, stated: Stated) -
             "out, or state x_loc and x_scale for contexts without rows"
         )
     units = NO_UNITS | _x_units(config, x, stated) | _y_units(config, y, stated)
+    durations = _of_durations(x, *stated[:3]), _of_durations(y, *stated[3:])
+    if any(durations):
+        units["user_durations"] = durations
     return dataclasses.replace(config, **units)
+
+
+def _of_durations(*given: object) -> bool:
+    """Whether data, or numbers that are stated, hold durations; lists and dicts are looked into."""
+    for each in given:
+        if isinstance(each, Mapping | list | tuple):
+            found = _of_durations(*(each.values() if isinstance(each, Mapping) else each))
+        else:
+            number = day_of(each)
+            found = holds_durations(each) or (number is not None and not number[1])
+        if found:
+            return True
+    return False
 
 
 def _check_one_way(axis: str, data: object, **stated: object) -> None:

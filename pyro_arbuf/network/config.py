@@ -141,6 +141,7 @@ ADDED_LATER: tuple[dict[str, Any], ...] = (
     {"adapter_rank": 8, "gated_read": False},
     {"slot_positions": "learned"},
     {"evidence_trials": None},
+    {"user_durations": None},
 )
 
 

@@ -28,6 +28,8 @@ class UserUnits:
             units.
         user_y_scale: Of every outcome dimension, positive, 1 where it is no real number.
         user_dates: Whether each input column is a date, in days since 1970-01-01; `None` = none is.
+        user_durations: Whether inputs, and outcomes, may be durations, as their units were stated or fitted in days;
+            `None` = neither.
     """
 
     user_x_loc: Numbers | None = None
@@ -35,6 +37,7 @@ class UserUnits:
     user_y_loc: Numbers | None = None
     user_y_scale: Numbers | None = None
     user_dates: tuple[bool, ...] | None = None
+    user_durations: tuple[bool, bool] | None = None
 
     def _check_user_units(self, dim_x: int, real: Sequence[bool]) -> None:
         """Raises ValueError unless locations and scales fit; `real` says which outcome dimensions are real numbers."""
@@ -47,6 +50,9 @@ class UserUnits:
                     f"user_y_loc and user_y_scale must be 0 and 1 where outcomes are categories or counts; got {loc} "
                     f"and {scale} for dimension {d}"
                 )
+        spans = self.user_durations
+        if spans is not None and not (isinstance(spans, tuple) and [type(each) for each in spans] == [bool, bool]):
+            raise ValueError(f"user_durations must be a pair of True or False, or None; got {spans!r}")
         dates = self.user_dates
         fits = isinstance(dates, tuple) and len(dates) == dim_x and all(isinstance(each, bool) for each in dates)
         if dates is not None and not (fits and self.user_x_loc is not None):

@@ -35,7 +35,7 @@ PROGRAM_FIELDS |= {
     "observation",
     "ordered_latents",
 }
-PROGRAM_FIELDS |= {"user_x_loc", "user_x_scale", "user_y_loc", "user_y_scale", "user_dates"}
+PROGRAM_FIELDS |= {"user_x_loc", "user_x_scale", "user_y_loc", "user_y_scale", "user_dates", "user_durations"}
 PROGRAM_FIELDS |= {"sequential", "dependent", "ordered_latents"}  # none of them is for the user to choose
 KEPT_TRIALS = 8  # of a data set whose outcomes are standardised
 NUM_FOR_RANGES = 256  # data sets

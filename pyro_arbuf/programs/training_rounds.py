@@ -40,6 +40,7 @@ BANK_AVERAGE = 0.99  # on a fixed set of simulations
 REGULARISED = {"dropout": 0.1, "weight_decay": 1.0, "patience": None}  # the second network
 SINGLE_LOOKS, LOOKS = (50, 20), (250, 6)  # steps between validations, and how many without a better one end a run
 MOST_USED = 0.75  # of the time, for another run to begin
+MOVED, STRETCHED = 0.5, 1.5  # in scales, and times: more than chance makes of a location and scale that are estimated
 ROUND = "round_{}"  # folder of a round's network, in that of the last one
 
 
@@ -279,11 +280,34 @@ def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:
     """A configuration with the locations, scales and ranges of the run that it continues.
 
     They are estimated from simulations, which differ from call to call where the program has a generator of its own.
+
+    Raises:
+        ValueError: If they differ by so much that the program must be another one.
     """
     begun = ModelConfig.from_json(RunState.read(state_path).setup.get("config", "{}"))
     names = ["x_range", "y_range"]
     names += ["x_loc", "x_scale"] if begun.dim_x == config.dim_x else []
     names += ["y_loc", "y_scale"] if begun.dim_y == config.dim_y else []
     before, now = ([dataclasses.replace(each, loc=None, scale=None) for each in c.latents] for c in (begun, config))
-    names += ["latents"] if before == now else []  # what differs otherwise is for `fit` to name
+    if before == now:  # what differs otherwise is for `fit` to name
+        names += ["latents"]
+        _check_same_law(begun, config, state_path.parent)
     return dataclasses.replace(config, **{field: getattr(begun, field) for field in names})
+
+
+def _check_same_law(begun: ModelConfig, config: ModelConfig, folder: Path) -> None:
+    """Raises ValueError if a latent or outcome of a run has other quartiles now, as of a program that was edited."""
+    whose = [(f"latent {latent.name!r}", latent) for latent in begun.latents]
+    pairs = [(name, old.loc, old.scale, new) for (name, old), new in zip(whose, config.latents, strict=True)]
+    numbers = [(name, *each) for name, loc, scale, new in pairs for each in _zipped(loc, scale, new.loc, new.scale)]
+    numbers += [("outcome", *each) for each in _zipped(begun.y_loc, begun.y_scale, config.y_loc, config.y_scale)]
+    for name, old_loc, old_scale, loc, scale in numbers:
+        if abs(loc - old_loc) > MOVED * old_scale or not 1 / STRETCHED < scale / old_scale < STRETCHED:
+            raise ValueError(
+                f"{folder} holds a run of a program whose {name} had location {old_loc:.3g} and scale {old_scale:.3g}, "
+                f"and now has {loc:.3g} and {scale:.3g}; take another folder, or the program as it was"
+            )
+
+
+def _zipped(*columns: tuple[float, ...] | None) -> list[tuple[float, ...]]:
+    return [] if any(column is None for column in columns) else list(zip(*columns, strict=False))

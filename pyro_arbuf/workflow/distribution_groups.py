@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from pyro_arbuf.distributions.base import ArBufferDistribution
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
-from pyro_arbuf.inference.data import as_dates
+from pyro_arbuf.inference.dates import as_dates
 from pyro_arbuf.inference.outcome_sites import split_sites
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.visibility import context_mask
