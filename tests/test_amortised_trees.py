@@ -71,7 +71,8 @@ def test_units_of_the_user_are_those_of_the_data(data):
     scaled = posterior.context.model.in_units(y_loc=3.0, y_scale=2.0)
     tree = to_datatree(ArBufferPosterior(scaled.condition(x, 2 * y.double() + 3)), num_samples=3)
     torch.testing.assert_close(torch.from_numpy(tree["observed_data/y"].values).float(), 2 * y + 3)
-    program = to_datatree(ArBufferPosterior(scaled.condition(x, 2 * y.double() + 3)), gaussian, num_samples=3)
+    with pytest.warns(UserWarning, match="log_likelihood of a program are in the program's units, not in those"):
+        program = to_datatree(ArBufferPosterior(scaled.condition(x, 2 * y.double() + 3)), gaussian, num_samples=3)
     torch.testing.assert_close(torch.from_numpy(program["observed_data/y"].values).float(), y)
 
 

@@ -57,7 +57,8 @@ def check_program(simulator: Simulator, config: ModelConfig) -> None:
         if (got.shape, _support(got)) != (want.shape, _support(want)):
             raise ValueError(
                 f"the program must have the network's latents: {want.name!r} must have shape {want.shape} and be "
-                f"{_support(want)}; got shape {got.shape}, {_support(got)}; use the program it was trained on"
+                f"{_support(want)}; got shape {got.shape}, {_support(got)}; use the program it was trained on, or a "
+                "prior of the same support: between bounds dist.AffineBeta is one"
             )
     if simulator.dim_x != config.dim_x:
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.network.latents import constrained
+from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.trace_sites import check_draws, nodes, sample_sites, without_auxiliaries
 from pyro_arbuf.workflow.with_data import ProgramWithData
 
@@ -100,7 +101,16 @@ def _fit_of_posterior(posterior: ArBufferPosterior, model: Callable, args: tuple
     context = posterior.context
     if posterior.batch_shape or context.num_context == 0:
         got = f"batch shape {tuple(posterior.batch_shape)} and {context.num_context} observations"
-        raise ValueError(f"a posterior with its program must be of the observations of one data set; got {got}")
+        raise ValueError(
+            f"a posterior with its program must be of the observations of one data set; got {got}; take them one by "
+            "one, ArBufferPosterior(context[i])"
+        )
+    if context.model.config.unit_map is not None:
+        warn(
+            "observed_data, posterior_predictive and log_likelihood of a program are in the program's units, not in "
+            "those of net.in_units; compare them with other models of the data in these units alone",
+            UserWarning,
+        )
     x, y = data_set(context)
     given = given_latents(context)
     program = ProgramWithData(model, y, given, context.model.config)
