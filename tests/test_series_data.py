@@ -219,3 +219,18 @@ def test_an_evidence_error_is_that_of_its_number_of_trials():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*fewer trials.*")
         pyro_arbuf.compare_evidence(nets, torch.zeros(4, 1), torch.randn(4), num_orders=4)
+
+
+@pytest.mark.parametrize("scored", ["joint", "likelihood"])
+def test_targets_of_a_series_that_are_left_out_before_others_are_warned_of(scored):
+    net, x = pyro_arbuf.load("ar1"), torch.arange(12.0)[:, None]
+    y = torch.randn(12, generator=torch.Generator().manual_seed(1))
+    if scored == "joint":
+        score = ArBufferJoint(net.condition(x[:4], y[:4]), x[4:], nan="drop").log_prob
+    else:
+        score = likelihood(net, x[4:], {"phi": 0.5, "sigma": 1.0}, nan="drop").log_prob
+    inner, last = y[4:].clone(), y[4:].clone()
+    inner[3], last[-2:] = torch.nan, torch.nan
+    score(last)  # warnings are errors
+    with pytest.warns(UserWarning, match="x of a series skips trials"):
+        score(inner)

@@ -16,7 +16,7 @@ from pyro_arbuf.inference.description import describe_outcome
 from pyro_arbuf.inference.layout import fold, unfold
 from pyro_arbuf.inference.outcome_sites import split_sites
 from pyro_arbuf.inference.same_rows import check_same_rows, row_labels
-from pyro_arbuf.inference.series import check_follows, check_series
+from pyro_arbuf.inference.series import check_dropped, check_follows, check_series
 from pyro_arbuf.inference.tables import check_columns, check_labels
 from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts, warn_spacing
 from pyro_arbuf.inference.validation import (
@@ -288,6 +288,8 @@ class ArBufferDistribution(TorchDistribution):
         if self.nan == "raise":
             return values, None
         missing = values.isnan().any(-1)  # a target is missing where any of its outcome dimensions is
+        if self._validate_args and self.jointly:
+            check_dropped(missing, self.context.model.config)
         return values.masked_fill(missing.unsqueeze(-1), 0.0), missing
 
     def _warn_plate_over_targets(self, value_batch: Size) -> None:

@@ -75,6 +75,14 @@ def check_follows(x: Tensor, context: Context) -> None:
     _warn_gap(bool(((step < 0.5) | ((step > MOST) & step.isfinite())).any()))
 
 
+def check_dropped(missing: Tensor, config: ModelConfig) -> None:
+    """Warns where trials of a series are left out before others, as `nan="drop"` does; `missing` is `(*batch, M)`."""
+    if not config.sequential or config.lag_column is None or is_traced() or not numbers_trials(config):
+        return
+    kept_later = (~missing).flip(-1).cumsum(-1).flip(-1) > 0
+    _warn_gap(bool((missing & kept_later).any()))
+
+
 def trial_numbers(x: Tensor, config: ModelConfig) -> Tensor | None:
     """Numbers `(*batch, T)` of the trials of a series, from anywhere; `None` where they are not known."""
     column = config.lag_column
