@@ -106,7 +106,7 @@ def probe_memory(model: str) -> float:
     return added_memory(lambda: run(posterior))
 
 
-def main(model: str = "gp-1d-noisy", repeats: int = 3, memory_probe: bool = False) -> None:
+def main(model: str = "sawtooth", repeats: int = 3, memory_probe: bool = False) -> None:
     """Measures leapfrog steps and the memory of a posterior predictive.
 
     Args:

@@ -234,7 +234,7 @@ def print_cells(cells: list[dict[str, float]]) -> None:
 
 
 def main(
-    model: str = "gp-1d-noisy",
+    model: str = "sawtooth",
     full: bool = False,
     repeats: int = 2,
     device: str = "cpu",
