@@ -71,11 +71,13 @@ Scores = dict[str, list[float]]  # by what was read, nats per target of each fun
 
 def begin(kind: Kind, start: str, small: bool) -> ArBufferModel:
     """A network of a kind with the weights that it shares with a shipped one; the others are random."""
-    config = dataclasses.replace(make_source(PRIOR).config, **kind._asdict(), **(SMALL if small else {}))
+    shipped = load(start) if start else None
+    config = make_source(PRIOR).config if shipped is None else shipped.config
+    config = dataclasses.replace(config, **kind._asdict(), **(SMALL if small else {}))
     with seeded(SEED):
         net = make_model(config)
-    if start:
-        shared = {name: value for name, value in load(start).state_dict().items() if name in net.state_dict()}
+    if shipped is not None:
+        shared = {name: value for name, value in shipped.state_dict().items() if name in net.state_dict()}
         net.load_state_dict(shared, strict=False)
     return net
 

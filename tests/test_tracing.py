@@ -138,8 +138,17 @@ DRAWS = {
     "joint": lambda net, y: ArBufferJoint(net.condition(X, y), X_TARGET).sample((S,)),
     "marginals": lambda net, y: ArBufferMarginals(net.condition(X, y), X_TARGET).sample((S,)),
     "posterior": lambda net, y: ArBufferPosterior(net.condition(X, y)).sample((S,)),
-    "quantile": lambda net, y: ArBufferMarginals(net.condition(X, y), X_TARGET).icdf(0.3),
 }
+
+
+def quantile(net, y):
+    return ArBufferMarginals(net.condition(X, y), X_TARGET).icdf(0.3)
+
+
+def test_trace_of_quantiles_is_differentiated_exactly(net):
+    trace = torch.jit.trace(lambda t: quantile(net, t), (Y,), check_trace=False)
+    for got, expected in zip(gradient_of(trace, Y), gradient_of(lambda t: quantile(net, t), Y), strict=True):
+        assert_close(got, expected, **EXACT)
 
 
 @pytest.mark.parametrize("case", DRAWS)
