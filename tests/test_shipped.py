@@ -107,6 +107,7 @@ def check_law(joint, draws, values):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:y lies outside the trained range")  # a draw of 2,000 may be far in the tail
 @OF_FUNCTIONS
 @pytest.mark.parametrize("num_targets", [6, 19])
 def test_sampled_law_of_functions_is_the_scored_law(name, num_targets):
