@@ -129,9 +129,8 @@ def _findings(first: Trace, second: Trace) -> Iterator[tuple[str, type[UserWarni
             texts.append(_changing_density(nodes(first)[name], site, density))
         yield from ((f"site {user_names[name]!r}: {text}", ModelCheckWarning) for text in texts if text)
     parameters = {id(site["value"]) for site in nodes(second).values() if site["type"] == "param"}
-    continuous = all(
-        site["value"].is_floating_point() for site in latents.values()
-    )  # else: replayed, not differentiated
+    values = [site["value"] for site in latents.values()]
+    continuous = all(value.is_floating_point() for value in values)  # else: replayed, not differentiated
     seen = set()  # a context or a network that several sites share is reported once
     for name, site in sites.items():
         context = _distribution(site).context
