@@ -47,6 +47,27 @@ def test_rows_in_another_order_are_refused(net, series, rows):
             call()
 
 
+@pytest.mark.parametrize("first", [1, 5, -1])
+def test_trials_that_are_not_numbered_from_the_first_number_of_training_are_warned_of(net, series, first):
+    x, y = series
+    begins = r"begins with another number in column 0 than 0, .* number its trials from 0"
+    for call in (
+        lambda: net.condition(x + first, y),
+        lambda: net.condition([x, x[:0], x + first], [y, y[:0], y]),
+        lambda: log_evidence(net, x + first, y),
+        lambda: likelihood(net, x + first, {"phi": 0.8, "sigma": 1.0}),
+        lambda: ArBufferJoint(net.condition(), x + first),
+    ):
+        with pytest.warns(UserWarning, match=begins) as caught:
+            call()
+        assert [each.filename for each in caught] == [__file__]
+    ArBufferMarginals(net.condition(), x + first)  # each alone has no order
+    net.condition([x, x[:0]], [y, y[:0]])
+    three = pyro_arbuf.load("rescorla-wagner")
+    with pytest.warns(UserWarning, match=begins):
+        three.condition(torch.cat([x + first, torch.full((N, 2), 0.5)], 1), torch.zeros(N, 2))
+
+
 def test_gaps_are_warned_of_and_are_not_refined(net, series):
     x, y = series
     missing = y.clone()
@@ -226,10 +247,10 @@ def test_targets_of_a_series_that_are_left_out_before_others_are_warned_of(score
     net, x = pyro_arbuf.load("ar1"), torch.arange(12.0)[:, None]
     y = torch.randn(12, generator=torch.Generator().manual_seed(1))
     if scored == "joint":
-        score = ArBufferJoint(net.condition(x[:4], y[:4]), x[4:], nan="drop").log_prob
+        score, y = ArBufferJoint(net.condition(x[:4], y[:4]), x[4:], nan="drop").log_prob, y[4:]
     else:
-        score = likelihood(net, x[4:], {"phi": 0.5, "sigma": 1.0}, nan="drop").log_prob
-    inner, last = y[4:].clone(), y[4:].clone()
+        score = likelihood(net, x, {"phi": 0.5, "sigma": 1.0}, nan="drop").log_prob
+    inner, last = y.clone(), y.clone()
     inner[3], last[-2:] = torch.nan, torch.nan
     score(last)  # warnings are errors
     with pytest.warns(UserWarning, match="x of a series skips trials"):

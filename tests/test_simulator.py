@@ -460,20 +460,6 @@ def test_simulator_says_what_it_is(simulators):
     assert repr(simulators["loop"]) == "Simulator(latents=['slope', 'noise'], outcome='y', mode='loop')"
 
 
-@pytest.mark.parametrize(
-    ("wrong", "got"),
-    [
-        (lambda n: torch.zeros(n), r"got torch.float32 \(7,\) for 7"),
-        (lambda n: torch.zeros(5, 1), r"got torch.float32 \(5, 1\) for 7"),
-        (lambda n: torch.zeros(n, 1, dtype=torch.int64), r"got torch.int64 \(7, 1\) for 7"),
-        (lambda n: [0.0] * n, "got list for 7"),
-    ],
-)
-def test_inputs_of_wrong_shape_or_kind_are_explained(wrong, got):
-    with pytest.raises(ValueError, match=rf"inputs\(num_trials\) must return a floating tensor .*; {got}"):
-        Simulator(line, wrong)
-
-
 # Densities
 
 X, Y = torch.rand(4, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64), draw(4)

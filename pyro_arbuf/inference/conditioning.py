@@ -15,7 +15,7 @@ from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
 from pyro_arbuf.inference.data import y_tensor
 from pyro_arbuf.inference.missing import check_outcomes, drop_missing
 from pyro_arbuf.inference.same_rows import check_same_rows
-from pyro_arbuf.inference.series import check_series
+from pyro_arbuf.inference.series import check_begins, check_series
 from pyro_arbuf.inference.tables import (
     TableMap,
     date_columns,
@@ -112,7 +112,8 @@ def _compare_with_training(x: Tensor, y: Tensor, context_len: Tensor | None, con
         if may_look_at(value):
             warn_outside(name, value[real], config)
     warn_spacing(x, config, context_len)
-    check_series(x, config, context_len)
+    if not check_series(x, config, context_len):
+        check_begins(x, config, context_len)
     warn_other_observation(y, config)
 
 

@@ -14,6 +14,7 @@ from pyro_arbuf.user_warnings import warn
 
 WIDER = 1.05  # than the largest number of trials: a trained range of numbers has some slack
 MOST = 1.5  # trials between two that follow each other; what is more is a gap
+MARGIN = 0.01  # of the range of the inputs, by which the trained range is wider at either end
 
 
 def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = None) -> bool:
@@ -48,6 +49,30 @@ def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = No
     return found
 
 
+def check_begins(x: Tensor, config: ModelConfig, context_len: Tensor | None = None) -> None:
+    """Warns where the first trials of series are not those with which series began in training.
+
+    Args:
+        x: `(*batch, T, D_x)`, in the network's units.
+        config: Of the network.
+        context_len: `(B,)` int64, how many trials are no padding; `None` = all T.
+    """
+    numbers = trial_numbers(x, config)
+    if numbers is None or not numbers.shape[-1] or not numbers_trials(config) or config.x_range is None:
+        return
+    column = config.lag_column or 0
+    low, high = pairs_of(config.x_range, column + 1)[column]
+    start = round(low + MARGIN * (high - low) / (1 + 2 * MARGIN))
+    others = (numbers[..., 0] - start).abs() > 0.5
+    if context_len is not None:
+        others &= context_len > 0
+    if bool(others.any()):
+        warn(
+            f"x of a series begins with another number in column {column} than {start}, with which every series of "
+            f"training began: densities are unreliable there; number its trials from {start}, the first one included",
+        )
+
+
 def has_gap(x: Tensor, config: ModelConfig) -> bool:
     """Whether a series `(*batch, T, D_x)` in its order, in the network's units, skips trials, as far as is known."""
     numbers = trial_numbers(x, config)
@@ -56,6 +81,8 @@ def has_gap(x: Tensor, config: ModelConfig) -> bool:
 
 def check_follows(x: Tensor, context: Context) -> None:
     """Warns where the first targets of a series are not the trials after those of the context.
+
+    Without observations they should be the first ones.
 
     Args:
         x: `(*batch, M, D_x)` targets in their order, in the network's units.
@@ -67,7 +94,10 @@ def check_follows(x: Tensor, context: Context) -> None:
         return
     observed, _, length = context.observations
     known = trial_numbers(observed, config)
-    if known is None or not known.shape[-1]:
+    if known is None:
+        return
+    if not known.shape[-1]:
+        check_begins(x, config)
         return
     if length is not None:
         known = known.masked_fill(~context_mask(length, known.shape[-1]), -torch.inf)

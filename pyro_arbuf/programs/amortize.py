@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_arbuf.baselines.architectures import TRAINED_ON_CHAINS
 from pyro_arbuf.checkpoint import CONFIG, check_is_folder
@@ -43,7 +42,7 @@ DEFAULT_MINUTES = 8.0
 @torch.enable_grad()
 def amortize(
     program: Callable[..., Any],
-    inputs: Callable[[int], Tensor] | None = None,
+    inputs: Any = None,
     latents: Sequence[str] | None = None,
     outcome: str | Sequence[str] = "y",
     num_context: tuple[int, int] = (0, 100),
@@ -77,8 +76,9 @@ def amortize(
 
     Args:
         program: The program, or the function.
-        inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
-            constant 0; of a series it is the number of each trial, 0 to n - 1).
+        inputs: Draws random inputs: called with a number of trials n, returns a tensor, array or table `(n, D_x)`. Or
+            the rows `(R, D_x)` of a design, which trials are drawn from, with replacement. `None` = no inputs (x is
+            one constant 0; of a series it is the number of each trial, 0 to n - 1).
         latents: Sites whose posterior is wanted; others are integrated out. `None` = all continuous sites outside
             plates and loops over trials; `[]` = none: predictions and evidence alone.
         outcome: The site of the outcome, a number or a vector per trial: real numbers, counts (Poisson,
@@ -135,7 +135,7 @@ def amortize(
     first = None if folder is None else Path(folder) / ("." if observation is None else ROUND.format(1))
     for place in dict.fromkeys((folder, first)):
         _check_folder(place, resume)
-    _check_arguments(program, inputs, minutes, steps, num_simulations, seed, batch_size, sizes, plain)
+    _check_arguments(program, minutes, steps, num_simulations, seed, batch_size, sizes, plain)
     check_rounds(observation, rounds)
     _check_simulations(simulations, num_simulations, observation)
     if first is not None:
@@ -218,7 +218,6 @@ def _name_of(program: Program) -> str:
 
 def _check_arguments(
     program: object,
-    inputs: object,
     minutes: object,
     steps: object,
     num_simulations: object,
@@ -228,9 +227,8 @@ def _check_arguments(
     plain: bool,
 ) -> None:
     """Raises ValueError before any simulation; of a plain function, the kinds of its outcomes may be chosen."""
-    for name, value in {"program": program, "inputs": inputs}.items():
-        if not callable(value) and not (name == "inputs" and value is None):
-            raise ValueError(f"{name} must be a function; got {type(value).__name__}")
+    if not callable(program):
+        raise ValueError(f"program must be a function; got {type(program).__name__}")
     if minutes is not None and (not isinstance(minutes, int | float) or not minutes > 0):
         raise ValueError(f"minutes must be a positive number; got {minutes!r}")
     least = {"steps": (steps, 1), "num_simulations": (num_simulations, 2), "batch_size": (batch_size, 1)}

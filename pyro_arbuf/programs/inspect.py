@@ -6,16 +6,17 @@ Knows nothing of models.
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from pyro.poutine import Trace
-from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.computed_outcome import ProgramWithComputedOutcome
+from pyro_arbuf.programs.inputs import Inputs, read_inputs, trial_index
 from pyro_arbuf.programs.notes import Dependence, find_dependence, outside_trials, program_notes, whole_number_notes
 from pyro_arbuf.programs.outcome import ProgramOutcome, Trials, read_outcome
-from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
+from pyro_arbuf.programs.runs import Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, standardised
 from pyro_arbuf.programs.sites import (
     batch_dimensions,
@@ -82,7 +83,7 @@ class ProgramInspection:
 @torch.no_grad()
 def inspect_program(
     program: Program,
-    inputs: Inputs | None = None,
+    inputs: Any = None,
     latents: Sequence[str] | None = None,
     outcome: str | Sequence[str] = "y",
     vectorized: bool | None = None,
@@ -153,38 +154,23 @@ def to_have_a_density(runs: ProgramRuns, integrated_out: Sequence[str]) -> str:
     return f"name {possible} among latents=[...], and write the program without the others"
 
 
-def no_inputs(num_trials: int) -> Tensor:
-    """Inputs of a program without any: one constant 0 per trial."""
-    return torch.zeros(num_trials, 1)
-
-
-def trial_index(num_trials: int) -> Tensor:
-    """Inputs of a series without any: the number of each trial, from 0, which tells the network their order."""
-    return torch.arange(float(num_trials)).unsqueeze(-1)
-
-
 def _read_outcome(
-    program: Program, inputs: Inputs | None, outcome: str | Sequence[str]
+    program: Program, inputs: object, outcome: str | Sequence[str]
 ) -> tuple[Inputs, int, list[Trace], ProgramOutcome]:
     """The inputs, with their number of columns, runs of several numbers of trials, and the outcome they show."""
-    given = no_inputs if inputs is None else inputs
-    dim_x = _check_inputs(given)
+    given, dim_x = read_inputs(inputs)
     traces = [probe(program, given, num_trials) for num_trials in PROBES]
     check_observed(traces)
     sites = read_outcome(outcome, traces, PROBES)
+    if sites.trials == "series" and inputs is not None and not callable(inputs):
+        raise ValueError(
+            "inputs of a series must be a function of the number of trials, as rows of a design are drawn in random "
+            f"order; got {type(inputs).__name__}; use inputs=lambda n: x[:n] for those of one series"
+        )
     if inputs is None and sites.trials == "series":
         given = trial_index
         traces = [probe(program, given, num_trials) for num_trials in PROBES]
     return given, dim_x, traces, sites
-
-
-def _check_inputs(inputs: Inputs) -> int:
-    """Columns of the inputs; raises ValueError where they are no floating tensor of two dimensions."""
-    x = inputs(7)
-    if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[0] != 7 or not x.is_floating_point():
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"inputs(num_trials) must return a floating tensor (num_trials, D_x); got {got} for 7")
-    return x.shape[1]
 
 
 def _check_parameters(program: Program) -> None:

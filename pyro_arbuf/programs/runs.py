@@ -16,13 +16,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.programs.inputs import Inputs
 from pyro_arbuf.programs.outcome import ProgramOutcome
 from pyro_arbuf.programs.same_law import Simulations, joined
 from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.workflow.trace_sites import nodes
 
 Program = Callable[[Tensor], Any]
-Inputs = Callable[[int], Tensor]  # of a number of trials
 Mode = Literal["inputs", "datasets", "loop"]
 FAILURES = (ValueError, RuntimeError, ArithmeticError)  # torch's LinAlgError is the second, numpy's the first
 PLATE = "_datasets"

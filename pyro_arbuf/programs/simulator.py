@@ -5,6 +5,7 @@ Knows nothing of models.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -16,7 +17,7 @@ from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.network.latents import Latent, constrained
 from pyro_arbuf.programs.inspect import inspect_program, to_have_a_density
 from pyro_arbuf.programs.notes import growing_columns
-from pyro_arbuf.programs.runs import Inputs, Mode, Program, ProgramRuns, probe
+from pyro_arbuf.programs.runs import Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.sites import in_short
 from pyro_arbuf.programs.stored_simulations import notes_of_stored
@@ -40,8 +41,9 @@ class Simulator:
 
     Args:
         program: The program.
-        inputs: Draws random inputs: called with a number of trials n, returns `(n, D_x)`; `None` = no inputs (x is one
-            constant 0; of a series it is the number of each trial, 0 to n - 1).
+        inputs: Draws random inputs: called with a number of trials n, returns a tensor, array or table `(n, D_x)`. Or
+            the rows `(R, D_x)` of a design, which trials are drawn from, with replacement. `None` = no inputs (x is
+            one constant 0; of a series it is the number of each trial, 0 to n - 1).
         latents: Sites whose posterior is wanted, in order; the others are integrated out by simulation. `None` = all
             continuous sites of one shape outside plates and loops over trials; `[]` = none: predictions and evidence
             alone.
@@ -83,7 +85,7 @@ class Simulator:
     def __init__(
         self,
         program: Program,
-        inputs: Inputs | None = None,
+        inputs: Any = None,
         latents: Sequence[str] | None = None,
         outcome: str | Sequence[str] = "y",
         vectorized: bool | None = None,

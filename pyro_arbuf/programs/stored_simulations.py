@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.network.outcomes import outcome_of
+from pyro_arbuf.programs.inputs import Inputs
 from pyro_arbuf.programs.outcome import ProgramOutcome
-from pyro_arbuf.programs.runs import Inputs, continued
+from pyro_arbuf.programs.runs import continued
 from pyro_arbuf.programs.same_law import Bank, Simulations, hold_out, some_trials
 from pyro_arbuf.programs.sites import in_short
 from pyro_arbuf.user_warnings import warn
