@@ -41,6 +41,7 @@ REGULARISED = {"dropout": 0.1, "weight_decay": 1.0, "patience": None}  # the sec
 SINGLE_LOOKS, LOOKS = (50, 20), (250, 6)  # steps between validations, and how many without a better one end a run
 MOST_USED = 0.75  # of the time, for another run to begin
 MOVED, STRETCHED = 0.5, 1.5  # in scales, and times: more than chance makes of a location and scale that are estimated
+Columns = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
 ROUND = "round_{}"  # folder of a round's network, in that of the last one
 
 
@@ -297,17 +298,19 @@ def _with_statistics_of(config: ModelConfig, state_path: Path) -> ModelConfig:
 
 def _check_same_law(begun: ModelConfig, config: ModelConfig, folder: Path) -> None:
     """Raises ValueError if a latent or outcome of a run has other quartiles now, as of a program that was edited."""
-    whose = [(f"latent {latent.name!r}", latent) for latent in begun.latents]
-    pairs = [(name, old.loc, old.scale, new) for (name, old), new in zip(whose, config.latents, strict=True)]
-    numbers = [(name, *each) for name, loc, scale, new in pairs for each in _zipped(loc, scale, new.loc, new.scale)]
-    numbers += [("outcome", *each) for each in _zipped(begun.y_loc, begun.y_scale, config.y_loc, config.y_scale)]
-    for name, old_loc, old_scale, loc, scale in numbers:
-        if abs(loc - old_loc) > MOVED * old_scale or not 1 / STRETCHED < scale / old_scale < STRETCHED:
+    for old, new in zip(begun.latents, config.latents, strict=True):
+        _check_same_units(f"latent {old.name!r}", (old.loc, old.scale), (new.loc, new.scale), folder)
+    _check_same_units("outcome", (begun.y_loc, begun.y_scale), (config.y_loc, config.y_scale), folder)
+
+
+def _check_same_units(name: str, old: Columns, new: Columns, folder: Path) -> None:
+    """The same of one latent or of the outcome: location and scale of each dimension; `None` = not known."""
+    known = [column for column in (*old, *new) if column is not None]
+    if len(known) < 4:
+        return
+    for was_at, was_wide, loc, scale in zip(*known, strict=False):
+        if abs(loc - was_at) > MOVED * was_wide or not 1 / STRETCHED < scale / was_wide < STRETCHED:
             raise ValueError(
-                f"{folder} holds a run of a program whose {name} had location {old_loc:.3g} and scale {old_scale:.3g}, "
+                f"{folder} holds a run of a program whose {name} had location {was_at:.3g} and scale {was_wide:.3g}, "
                 f"and now has {loc:.3g} and {scale:.3g}; take another folder, or the program as it was"
             )
-
-
-def _zipped(*columns: tuple[float, ...] | None) -> list[tuple[float, ...]]:
-    return [] if any(column is None for column in columns) else list(zip(*columns, strict=False))
