@@ -666,6 +666,25 @@ def test_numpy_arrays_are_refused_with_what_to_do():
             Simulator(program)
 
 
+def test_values_that_come_again_and_again_are_told():
+    def cut(x):
+        drift = pyro.sample("drift", dist.LogNormal(0.0, 0.5))
+        with pyro.plate("trials", x.shape[-2]):
+            time = pyro.sample("time", dist.Exponential(drift.expand(*drift.shape[:-1], x.shape[-2])))
+            pyro.deterministic("y", time.clamp(max=2.5))
+
+    def rounded(x):
+        drift = pyro.sample("drift", dist.LogNormal(0.0, 0.5))
+        with pyro.plate("trials", x.shape[-2]):
+            time = pyro.sample("time", dist.Exponential(drift.expand(*drift.shape[:-1], x.shape[-2])))
+            pyro.deterministic("y", (1000 * time).round() / 1000)
+
+    with pytest.warns(UserWarning, match="% of the simulated values of 'y' equal 2.5"):
+        found = Simulator(cut).notes
+    assert any(re.match(r"\d+% of the simulated values of 'y' equal 2.5, and a density has no", note) for note in found)
+    assert not any("simulated values" in note for note in Simulator(rounded).notes)
+
+
 def test_whole_numbers_that_pass_for_real_ones_are_told():
     def program(x, whole=lambda value: value):
         a = pyro.sample("a", dist.Normal(x.new_tensor(0.0), 1.0))

@@ -14,7 +14,7 @@ from pyro.poutine import Trace
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.computed_outcome import ProgramWithComputedOutcome
 from pyro_arbuf.programs.inputs import Inputs, read_inputs, trial_index
-from pyro_arbuf.programs.notes import Dependence, find_dependence, outside_trials, program_notes, whole_number_notes
+from pyro_arbuf.programs.notes import Dependence, find_dependence, outside_trials, program_notes
 from pyro_arbuf.programs.outcome import ProgramOutcome, Trials, read_outcome
 from pyro_arbuf.programs.runs import Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.scales import NUM_FOR_SCALES, standardised
@@ -28,6 +28,7 @@ from pyro_arbuf.programs.sites import (
     varies_in_shape,
 )
 from pyro_arbuf.programs.stored_simulations import StoredSimulations, read_simulations, stored_inputs
+from pyro_arbuf.programs.value_notes import value_notes
 from pyro_arbuf.programs.vectorization import choose_mode
 from pyro_arbuf.random_state import seeded
 
@@ -132,7 +133,7 @@ def inspect_program(
             dependence = Dependence(shared=tuple(together))
         found = standardised(found, drawn.latents) if found and drawn is not None else ()
         notes = program_notes(runs, traces, PROBES, dependence, latents is None)
-        notes = notes if drawn is None else (*notes, *whole_number_notes(sites, drawn.y))
+        notes = notes if drawn is None else (*notes, *value_notes(sites, drawn.y))
     rest = other_sites([*(latent.name for latent in found), *names], traces)
     if dependence.found:
         sites = sites._replace(trials="exchangeable")

@@ -11,8 +11,6 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_arbuf.programs.kinds import REAL
-from pyro_arbuf.programs.outcome import ProgramOutcome
 from pyro_arbuf.programs.runs import FAILURES, Mode, ProgramRuns
 from pyro_arbuf.programs.sites import (
     fixed_plates,
@@ -31,7 +29,6 @@ GROUP_SIZE: dict[Mode, int] = {"inputs": 128, "datasets": 128, "loop": 16}
 LATER_SIZE: dict[Mode, int] = {"inputs": 1024, "datasets": 1024, "loop": 32}  # of those with more trials
 LEAST_SPREAD = 0.3  # of ranks, as a share of that without ties: below, a few rare events would look like a correlation
 NUM_CHANGES = 8  # values of a site that are tried
-LARGEST_WHOLE = 2.0**20  # beyond it float32 has few other numbers
 MOST_DRAWS = 200  # of a site, to find another value of it: enough for one of 3 data sets in 100
 NUM_INPUTS = 64  # sets of inputs whose steps are averaged
 CLOSER_STEPS = 0.7  # of the steps of a series, those of one that is twice as long: a fixed range has a half
@@ -141,22 +138,6 @@ def program_notes(
 def growing_columns(x: Tensor) -> Tensor:
     """Which columns of inputs `(n, D_x)` grow from trial to trial, `(D_x,)` bool."""
     return (x[1:] > x[:-1]).all(0)
-
-
-def whole_number_notes(outcome: ProgramOutcome, y: Tensor) -> list[str]:
-    """Notes on sites of outcomes `(B, n, D_y)` that are real numbers by their distribution and whole ones by value."""
-    notes, start = [], 0
-    for site in outcome.sites:
-        values = y[..., start : start + (site.size or 1)]
-        start += site.size or 1
-        whole = bool((values == values.round()).all()) and bool((values.abs() < LARGEST_WHOLE).all())
-        if site.kind == REAL and whole and bool((values != values[:1, :1]).any()):
-            notes.append(
-                f"All simulated values of {site.name!r} are whole numbers, and its distribution says that they are "
-                "real ones, so that the network learns a density with spikes; draw or record it as integers or "
-                "booleans to have counts or categories, value.long() or value.bool()."
-            )
-    return notes
 
 
 def _order_notes(runs: ProgramRuns, num_trials: int) -> list[str]:
