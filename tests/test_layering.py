@@ -29,7 +29,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["programs"] = {*MAY_IMPORT}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
-MAY_IMPORT["bridges"] = {"model", "inference", "distributions", "network", "programs", "random_state"}
+MAY_IMPORT["bridges"] = {"model", "inference", "distributions", "network", "programs", "random_state", "user_warnings"}
 MOST_FLOORS = 9
 CORE = ("network", "inference", "model", "training", "display", "files", "progress")
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))

@@ -135,7 +135,10 @@ def test_network_of_tables_takes_several_columns_with_missing_cells(run: Callabl
 
 
 MISTAKES = {
-    "no_column": (["--x", "yr", "--y", "temp"], "data.csv has no column 'yr'; its columns are: year, temp, rain, test"),
+    "no_column": (
+        ["--x", "yr", "--y", "temp"],
+        "data.csv has no column 'yr'; its columns are: 'year', 'temp', 'rain', 'test'",
+    ),
     "input_missing": (
         ["--x", "temp", "--y", "rain"],
         "column 'temp' of data.csv must have a value in every row; line 5",
@@ -143,7 +146,7 @@ MISTAKES = {
     "too_many": (["--x", "year", "rain", "--y", "temp"], "--x must name 1 columns for this network; got 2: year, rain"),
     "twice": (["--x", "year", "--y", "year"], "got 'year' twice"),
     "nothing": (["--x", "year", "--y", "rain"], "data.csv leaves nothing to predict, as every row has its rain"),
-    "at": ([*ONE, "--at", "1985:x"], "--at must hold numbers, or ranges of at most 500 values.*; got '1985:x'"),
+    "at": ([*ONE, "--at", "1985:x"], "--at must hold numbers, or rising ranges of at most 500 values.*; got '1985:x'"),
     "long": ([*ONE, "--at", "1:400", "401:900"], "at most 500 targets are predicted jointly; got 901"),
     "held_out": ([*ONE, "--held-out", "9"], "--held-out must be from 1 to the 4 observed rows; got 9"),
     "held_out_column": ([*ONE, "--held-out", "rain"], "column 'rain' of data.csv must say 1 or 0.*; line 2 holds '3'"),
@@ -208,6 +211,48 @@ def test_ranges_of_dates_have_steps_of_the_calendar_and_ends_with_times(text: st
 )
 def test_ranges_of_dates_that_cannot_be_read_are_explained(text: str) -> None:
     with pytest.raises(
-        ValueError, match=r"--at must hold dates, or ranges .*2021-07-01:2025-07-01:1y, ends of one form"
+        ValueError, match=r"--at must hold dates, or rising ranges .*2021-07-01:2025-07-01:1y, ends of one form"
     ):
         values_at([text], np.zeros(1, "datetime64[us]"))
+
+
+def test_inputs_are_written_so_that_they_differ(run: Callable[..., list[str]]) -> None:
+    numbers = [1_700_000_000_000 + 100 * i for i in range(9)]
+    dates = [f"2020-01-01T00:00:{i // 4:02d}.{25 * (i % 4):02d}" for i in range(9)]
+    for inputs, shown in ((numbers, "{}"), (dates, "{}0"), ([0.1 * i for i in range(9)], "{:.15g}")):
+        rows = "".join(f"{x},{i if i < 6 else ''}\n" for i, x in enumerate(inputs))
+        Path("data.csv").write_text(f"at,y\n{rows}")
+        printed = run("--x", "at", "--y", "y", "--draws", "5", "--output", "out.csv")
+        expected = [shown.format(x) for x in inputs[6:]]
+        with open("out.csv", newline="") as file:
+            assert [row["at"] for row in csv.DictReader(file)][:3] == expected
+        assert [row.split()[0] for row in printed[1:4]] == expected
+
+
+def test_summary_has_the_digits_of_its_standard_deviations(run: Callable[..., list[str]]) -> None:
+    rows = "".join(f"{i},{101325 + 2 * (i % 3) if i < 6 else ''}\n" for i in range(9))
+    Path("data.csv").write_text(f"at,y\n{rows}")
+    printed = [[float(cell) for cell in row.split()] for row in run("--x", "at", "--y", "y", "--draws", "50")[1:4]]
+    for _, mean, sd, low, high in printed:
+        assert 101_300 < low < mean < high < 101_350 and 0.5 < (high - low) / (3.3 * sd) < 2
+
+
+def test_indicators_as_pandas_writes_them_are_numbers(run: Callable[..., list[str]]) -> None:
+    Path("data.csv").write_text("at,y\n0,1\n1,2\n2,1.5\n3,\n")
+    plain = run("--x", "at", "--y", "y", "--draws", "5")
+    Path("data.csv").write_text("at,y\nFalse,1\nTRUE,2\n2,1.5\n3,\n")
+    assert run("--x", " at ", "--y", "y", "--draws", "5") == plain
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("at,y\n2020-01-01T00:00:00+02:00,1\n2020-01-02,2\n", "write dates without their time zone"),
+        ("at,y\n1,no\n2,yes\n", "code categories of an outcome as 0, 1, ..."),
+        ("my at,y\n1,2\n2,3\n", "its columns are: 'my at', 'y'"),
+    ],
+)
+def test_cells_and_names_are_explained(data: str, message: str, run: Callable[..., list[str]]) -> None:
+    Path("data.csv").write_text(data)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        run("--x", "at", "--y", "y")

@@ -286,7 +286,7 @@ def test_a_frame_and_its_numbers_are_one_table_in_float32_too(scalar_net):
     frame = pd.DataFrame(x, columns=NAMES).assign(rooms=lambda t: t["rooms"].astype("Int64"), price=y)
     new, value = pd.DataFrame(inputs(M, seed=3).numpy(), columns=NAMES), outcomes(scalar_net, M, seed=5)
     context = scalar_net.condition(frame[NAMES], frame["price"])
-    assert context.columns == tuple(NAMES) and context.num_columns == D
+    assert context.labels.columns == tuple(NAMES) and context.num_columns == D
     exact = ArBufferJoint(context, new)
     plain = ArBufferJoint(Case(scalar_net, "one").context, exact.x)
     assert_close(exact.log_prob(value), plain.log_prob(value), **EXACT)
@@ -627,7 +627,7 @@ def test_tables_of_polars_are_those_of_their_numbers(scalar_net):
     x, y = draw(N, 2, seed=1), draw(N, seed=2)
     table = PolarsTable(a=Column(x[:, 0].numpy()), b=Column(x[:, 1].numpy()))
     context = scalar_net.condition(table, y.numpy())
-    assert context.columns == ("a", "b") and torch.equal(context.x, scalar_net.condition(x, y).x)
+    assert context.labels.columns == ("a", "b") and torch.equal(context.x, scalar_net.condition(x, y).x)
     assert torch.equal(scalar_net.condition(table, Column(y.numpy())).y, context.y)
 
 

@@ -16,6 +16,9 @@ from pyro_arbuf.inference.data import x_tensor, y_tensor
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.programs.likelihood import likelihood
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.user_warnings import warn
+
+COARSE = 1e-3  # of a network's units: by so much may inputs be rounded
 
 
 class StandIn(NamedTuple):
@@ -88,6 +91,19 @@ class ArrayLikelihood(NamedTuple):
     def x_array(self, x: Any) -> np.ndarray:
         """Inputs that a rehearsal has checked, as an array."""
         return torch.as_tensor(x_tensor("x", x, self.net)).numpy(force=True)
+
+    def warn_rounded(self, x: Any, rounded: Any) -> None:
+        """Warns where inputs are rounded by more than a network that has units may pass over."""
+        units = self.net.config.unit_map
+        if units is None or units.x is None:
+            return
+        moved = np.abs(np.asarray(rounded, dtype=np.float64) - self.x_array(x)) / np.asarray(units.x[1])
+        if moved.size and moved.max() > COARSE:
+            warn(
+                f"x is rounded to {np.dtype(rounded.dtype).name}, by up to {moved.max():.2g} of the network's units; "
+                'let JAX keep float64 by jax.config.update("jax_enable_x64", True), or take the location off x and out '
+                "of in_units"
+            )
 
     def y_array(self, y: Any) -> np.ndarray:
         """Outcomes that a rehearsal has checked, as an array; sites side by side."""

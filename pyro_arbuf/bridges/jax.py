@@ -52,7 +52,7 @@ def log_likelihood(
     values = ordered(net, latents)
     ours = ArrayLikelihood(net, values[0].dtype.name, nan)
     law = ours.rehearse(known(x), shapes_of(latents), known(y))
-    x, y = as_operand(x, ours.x_array), as_operand(y, ours.y_array)
+    x, y = inputs_of(x, ours), as_operand(y, ours.y_array)
     batch = jnp.broadcast_shapes(law.batch_shape, y.shape[: y.ndim - ours.event_rank])
     x, y = with_rank(x, len(batch) + 2), with_rank(y, len(batch) + ours.event_rank)
     ranks = zip(values, ours.latent_ranks, strict=True)
@@ -85,6 +85,14 @@ def known(value: Any) -> Any:
 def as_operand(value: Any, convert: Any) -> jax.Array:
     """A user's data, which may be a table, as an array of JAX."""
     return value if isinstance(value, jax.core.Tracer) else jnp.asarray(convert(value), dtype=float)
+
+
+def inputs_of(x: Any, ours: ArrayLikelihood) -> jax.Array:
+    """A user's inputs as an array of JAX; warns where its dtype is too coarse for the units of the network."""
+    inputs = as_operand(x, ours.x_array)
+    if not isinstance(inputs, jax.core.Tracer):
+        ours.warn_rounded(x, inputs)
+    return inputs
 
 
 def with_rank(value: jax.Array, rank: int) -> jax.Array:

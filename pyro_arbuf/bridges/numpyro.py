@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pyro_arbuf.bridges.arrays import ArrayLikelihood
+from pyro_arbuf.distributions.base import PlateOverTargetsWarning
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.outcomes import Outcome
+from pyro_arbuf.user_warnings import warn
 
 try:
     import jax
@@ -15,7 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("pyro_arbuf.bridges.numpyro needs NumPyro; pip install 'pyro-arbuf[numpyro]'") from error
 
-from pyro_arbuf.bridges.jax import as_operand, known, log_likelihood, ordered, shapes_of, with_rank
+from pyro_arbuf.bridges.jax import inputs_of, known, log_likelihood, ordered, shapes_of, with_rank
 
 
 def likelihood(
@@ -56,8 +58,12 @@ class _Likelihood(dist.Distribution):
     def __init__(self, net: ArBufferModel, x: Any, latents: Mapping[str, Any], nan: Literal["raise", "drop"]):
         ours = ArrayLikelihood(net, ordered(net, latents)[0].dtype.name, nan)
         law = ours.rehearse(known(x), shapes_of(latents))
-        self.ours, self.x, self.latents = ours, as_operand(x, ours.x_array), dict(latents)
+        self.ours, self.x, self.latents = ours, inputs_of(x, ours), dict(latents)
         super().__init__(tuple(law.batch_shape), tuple(law.event_shape), validate_args=False)
+
+    def expand(self, batch_shape: tuple[int, ...]) -> dist.Distribution:
+        """The same with more batch dimensions, as those of plates."""
+        return self if tuple(batch_shape) == self.batch_shape else _InPlates(self, tuple(batch_shape))
 
     @property
     def support(self) -> constraints.Constraint:
@@ -78,6 +84,25 @@ class _Likelihood(dist.Distribution):
         operands = jax.random.bits(key, batch), with_rank(self.x, len(batch) + 2), *values
         result = jax.ShapeDtypeStruct(batch + self.event_shape, self.ours.dtype)
         return jax.pure_callback(self.ours.sample, result, *operands, vmap_method="expand_dims")
+
+
+class _InPlates(dist.ExpandedDistribution):
+    """A likelihood that is expanded, as by plates."""
+
+    def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
+        """Log density of events, `(*batch,)` nats; warns where a plate is one of the trials."""
+        law, lead = self.base_dist, len(self.batch_shape)
+        given = value.shape[: value.ndim - law.event_dim]
+        own, given = (((1,) * lead + tuple(shape))[-lead:] for shape in (law.batch_shape, given))
+        for dim, size in enumerate(self.batch_shape):
+            if size == law.event_shape[0] and size > 1 and own[dim] == given[dim] == 1:
+                warn(
+                    f"a plate of {size} stands around one event of {size} trials (batch dimension {dim - lead}), so "
+                    "its density counts that many times; sample it without that plate, unless it is of subjects, as "
+                    "many by chance",
+                    PlateOverTargetsWarning,
+                )
+        return super().log_prob(value, intermediates)
 
 
 def _support(kind: Outcome) -> constraints.Constraint:

@@ -14,6 +14,7 @@ import numpy as np
 
 MISSING = {"", "na", "n/a", "nan", "nat", "null", "none"}  # in any case
 DATE = re.compile(r"\d{4}-\d{2}(-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?)?")
+BOOLEANS = {"true": "1", "false": "0"}  # as pandas writes indicators; in any case
 DELIMITERS = ",;\t|"
 
 
@@ -80,7 +81,7 @@ class CsvTable:
         Raises:
             ValueError: If there is no such column, or one holds neither numbers nor dates, or both.
         """
-        return Columns({name: self._read(name) for name in names})
+        return Columns({name.strip(): self._read(name) for name in names})
 
     def text(self, name: str) -> list[str]:
         """The cells of a column.
@@ -88,9 +89,9 @@ class CsvTable:
         Raises:
             ValueError: If there is no such column.
         """
-        if name not in self.names:
-            raise ValueError(f"{self.path} has no column {name!r}; its columns are: {', '.join(self.names)}")
-        index = self.names.index(name)
+        if name.strip() not in self.names:
+            raise ValueError(f"{self.path} has no column {name!r}; its columns are: {', '.join(map(repr, self.names))}")
+        index = self.names.index(name.strip())
         return [row[index].strip() for row in self.cells]
 
     def _read(self, name: str) -> np.ndarray:
@@ -105,7 +106,7 @@ class CsvTable:
 
     def _value(self, name: str, cell: str, line: int, date: bool) -> float | np.datetime64:
         try:
-            value = parse_date(cell) if date else float(cell)
+            value = parse_date(cell) if date else float(BOOLEANS.get(cell.lower(), cell))
         except ValueError:
             other = "a date, where the rows before hold numbers" if not date and DATE.fullmatch(cell) else repr(cell)
             kind = "dates like 2021-12-31" if date else "numbers, or dates like 2021-12-31"
@@ -124,8 +125,10 @@ class CsvTable:
             return "write 3.5 for 3,5"
         if re.fullmatch(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}|\d{4}([./])\d{1,2}\2\d{1,2}", cell):
             return "write the year first, then month and day, with two digits each"
+        if re.fullmatch(DATE.pattern + r"(Z|[+-]\d{2}:?\d{2})", cell):
+            return "write dates without their time zone, all of them in one"
         if not any(re.search(r"\d", other) for other in self.text(name)):
-            return "text is no input: give each category a column of 0 and 1, or leave the column out"
+            return "code categories of an outcome as 0, 1, ..., and give each of an input a column of 0 and 1"
         return "leave the cell empty where it is missing"
 
 

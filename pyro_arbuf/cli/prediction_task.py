@@ -166,7 +166,7 @@ def _values(text: str, dates: bool) -> np.ndarray:
         if dates:
             kind, example = "dates", "2021-01-01:2021-12-31:7 in days or 2021-07-01:2025-07-01:1y, ends of one form"
         raise ValueError(
-            f"--at must hold {kind}, or ranges of at most {MOST_TARGETS} values, {example}; got {text!r}"
+            f"--at must hold {kind}, or rising ranges of at most {MOST_TARGETS} values, {example}; got {text!r}"
         ) from None
 
 

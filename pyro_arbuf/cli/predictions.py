@@ -1,6 +1,7 @@
 """What `pyro-arbuf predict` gives: a summary as text, draws as CSV or NetCDF, a figure."""
 
 import csv
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ from pyro_arbuf.distributions.joint import ArBufferJoint
 from pyro_arbuf.files import write_atomically
 
 SHOWN_DRAWS = 20  # in a figure
+FEWEST_DIGITS, MOST_DIGITS = 5, 15  # float64 holds 15
+LARGEST_WHOLE = 2.0**53  # beyond it float64 leaves out whole numbers
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,39 @@ def summary(found: Predictions) -> str:
     task, several = found.task, found.draws.shape[-1] > 1
     table = {name: show(task.x_new[name]) for name in task.x_new.columns}
     for d, (name, kind) in enumerate(zip(task.y_new.columns, found.joint.context.model.config.kinds, strict=True)):
-        prefix = f"{name} " if several else ""
+        prefix, digits = f"{name} " if several else "", _digits(found.draws[..., d])
         if task.held_out.any():
-            table[f"{name}, held out"] = ["" if np.isnan(v) else f"{v:.5g}" for v in task.y_new[name]]
+            table[f"{name}, held out"] = ["" if np.isnan(v) else f"{v:.{digits}g}" for v in task.y_new[name]]
         if kind.num_categories:
             shares = {f"P({name} = {k})": (found.draws[..., d] == k).mean(0) for k in range(kind.num_categories)}
             table |= {heading: [f"{share:.3f}" for share in values] for heading, values in shares.items()}
         else:
-            table |= {f"{prefix}{heading}": [f"{v:.5g}" for v in values] for heading, values in found.of(d).items()}
+            table |= {
+                f"{prefix}{heading}": [f"{v:.{5 if heading == 'sd' else digits}g}" for v in values]
+                for heading, values in found.of(d).items()
+            }
     return align(table)
 
 
+def _digits(draws: np.ndarray) -> int:
+    """How many digits tell draws apart: three of the smallest standard deviation, and five in all."""
+    largest, spread = np.abs(draws).max(), draws.std(0).min()
+    apart = math.ceil(math.log10(largest / spread)) + 3 if spread > 0 else MOST_DIGITS
+    return min(max(FEWEST_DIGITS, apart), MOST_DIGITS)
+
+
 def show(values: np.ndarray) -> list[str]:
-    """Inputs as text: numbers, or dates, to the day where all are whole days; empty where one is missing."""
+    """Inputs as text that tells them apart: numbers, or dates, all of them to the day, second or microsecond."""
     if values.dtype.kind == "M":
-        whole = bool((values[~np.isnat(values)] == values[~np.isnat(values)].astype("datetime64[D]")).all())
-        return ["" if np.isnat(value) else str(value)[: 10 if whole else 19] for value in values]
-    return ["" if np.isnan(value) else f"{value:.10g}" for value in values]
+        known = values[~np.isnat(values)]
+        units = {"D": 10, "s": 19, "ms": 23, "us": 26}  # and as many characters
+        size = next(size for unit, size in units.items() if (known == known.astype(f"datetime64[{unit}]")).all())
+        return ["" if np.isnat(value) else str(value.astype("datetime64[us]"))[:size] for value in values]
+    whole = (values == np.round(values)) & (np.abs(values) < LARGEST_WHOLE)
+    return [
+        "" if np.isnan(value) else f"{value:.0f}" if exact else f"{value:.{MOST_DIGITS}g}"
+        for value, exact in zip(values, whole, strict=True)
+    ]
 
 
 def write_csv(found: Predictions, path: Path) -> None:

@@ -13,11 +13,11 @@ from pyro_arbuf.display import as_html, facts
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.data import y_tensor
 from pyro_arbuf.inference.description import describe_outcome
+from pyro_arbuf.inference.labels import check_columns, check_dimensions
 from pyro_arbuf.inference.layout import fold, unfold
 from pyro_arbuf.inference.outcome_sites import split_sites
 from pyro_arbuf.inference.same_rows import check_same_rows, row_labels
 from pyro_arbuf.inference.series import check_dropped, check_follows, check_series
-from pyro_arbuf.inference.tables import check_columns, check_labels
 from pyro_arbuf.inference.trained_range import warn_outside, warn_outside_counts, warn_spacing
 from pyro_arbuf.inference.validation import (
     broadcast_batches,
@@ -137,10 +137,7 @@ class ArBufferDistribution(TorchDistribution):
             return x.coded, x.coded
         model, maps = self.context.model, self._maps
         own = check_targets(x, model, self._validate_args)
-        if model.config.missing_x:
-            check_columns(own, x, self.context.num_columns, self.context.columns, self.context.dates)
-        else:
-            check_labels(x, self.context.columns)
+        check_columns(own, x, self.context.labels, self.context.num_columns, model.config)
         own = inner = own.clone()
         if maps is not None:
             broadcast_batches({"context": self.context.batch_shape, "x": own.shape[:-2]})  # before maps broadcast
@@ -247,8 +244,11 @@ class ArBufferDistribution(TorchDistribution):
 
     def _as_tensor(self, y: Any) -> Any:
         """Outcomes out of an array or a table as a tensor; what is neither is checked later."""
+        if isinstance(y, Tensor) or self._at_latents:
+            return y
         check_same_rows(self._rows, y)
-        return y if isinstance(y, Tensor) or self._at_latents else y_tensor("y", y, self.context.model)
+        check_dimensions(y, self.context.labels, self.context.model.config)
+        return y_tensor("y", y, self.context.model)
 
     def _check_value(self, y: Tensor) -> Tensor:
         """`(*batch, M, D_y)` in the model's units and dtype, NaN where it may be dropped."""

@@ -281,7 +281,7 @@ def grow_context(context: Context, x: Tensor, y: Tensor, shape: Size) -> Context
     if statistics is not None:
         of_batch = (part.view(*batch, *part.shape[1:]).expand(*shape, *part.shape[1:]) for part in statistics)
         statistics = statistics._make(part.reshape(-1, *part.shape[-2:]) for part in of_batch)
-    given = (context.latents, tracked, statistics, context.columns, context.dates)
+    given = (context.latents, tracked, statistics, context.labels)
     return encode_pairs(context.model, x_all, y_all, length, shape, shape, *given)
 
 

@@ -13,14 +13,13 @@ from torch import Size, Tensor
 
 from pyro_arbuf.inference.context import Context, check_mode, encode_pairs
 from pyro_arbuf.inference.data import y_tensor
+from pyro_arbuf.inference.labels import NO_LABELS, read_labels
 from pyro_arbuf.inference.missing import check_outcomes, drop_missing
 from pyro_arbuf.inference.same_rows import check_same_rows
 from pyro_arbuf.inference.series import check_begins, check_series
 from pyro_arbuf.inference.tables import (
     TableMap,
-    date_columns,
     fit_map,
-    labels_of,
     map_pairs,
     warn_coarse_outcomes,
     warn_equal_outcomes,
@@ -73,7 +72,7 @@ def make_context(
     outcomes = _stacked(x, y, model)
     given = [t for v in (x, outcomes) for t in (v if _is_list(v) else (v,))]
     tracked = any(isinstance(t, Tensor) and t.requires_grad for t in given)
-    columns = (labels_of(x), date_columns(x)) if config.missing_x else (() if _is_list(x) else labels_of(x), ())
+    labels = read_labels(x, y, config)
     x, y, context_len, batch_shape = check_pairs(model, x, outcomes, nan)
     tracked = tracked and (nan == "raise" or x.shape[1] > 0)  # where all is missing, nothing has a gradient
     maps = fit_map(config, x, y, context_len)
@@ -99,8 +98,8 @@ def make_context(
             context_len = context_len.view(batch_shape).expand(shape).flatten() + len(locations)
         batch_shape = shape
     statistics = maps.statistics if isinstance(maps, TableMap) else None
-    labels, dates = columns if x.shape[1] else ((), ())
-    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked, statistics, labels, dates)
+    labels = labels if x.shape[1] else NO_LABELS
+    return encode_pairs(model, x, y, context_len, batch_shape, batch_shape, names, tracked, statistics, labels)
 
 
 def _compare_with_training(x: Tensor, y: Tensor, context_len: Tensor | None, config: ModelConfig) -> None:

@@ -14,6 +14,7 @@ from torch import Size, Tensor, nn
 
 from pyro_arbuf.display import as_html, facts
 from pyro_arbuf.inference.fingerprint import Fingerprint, take_fingerprint
+from pyro_arbuf.inference.labels import NO_LABELS, Labels
 from pyro_arbuf.inference.tables import Maps, make_map
 from pyro_arbuf.inference.validation import expanded_shape, inference_scope
 from pyro_arbuf.network.cache import ContextCache
@@ -46,8 +47,7 @@ class Context:
         graph: Node of the autograd graph of a live context; `None` = graph-free.
         statistics: Of tables and recordings, of the observations that `condition` was given, `(B, 1, .)` each, float64:
             they stay where others join the context later.
-        columns: Names of a table's columns, where it had some.
-        dates: Whether each column held dates, where something said so.
+        labels: What tables of the observations said of their columns.
     """
 
     model: Network
@@ -62,8 +62,7 @@ class Context:
     tracked: bool = False
     graph: torch.autograd.graph.Node | None = None
     statistics: Statistics | None = None
-    columns: tuple[Any, ...] = ()
-    dates: tuple[bool, ...] = ()
+    labels: Labels = NO_LABELS
 
     @property
     def maps(self) -> Maps | None:
@@ -187,7 +186,7 @@ class Context:
         own = self.statistics
         moved = None if own is None else own._make(part.to(x.device) for part in own)
         shapes = (self.task_shape, self.batch_shape)
-        given = (self.latents, self.tracked, moved, self.columns, self.dates)
+        given = (self.latents, self.tracked, moved, self.labels)
         return encode_pairs(self.model, x, y, length, *shapes, *given)
 
     def _select(self, rows: Tensor) -> Context:
@@ -246,8 +245,7 @@ def encode_pairs(
     latents: tuple[str, ...],
     tracked: bool,
     statistics: Statistics | None = None,
-    columns: tuple[Any, ...] = (),
-    dates: tuple[bool, ...] = (),
+    labels: Labels = NO_LABELS,
 ) -> Context:
     """Encodes checked pairs `(B, N, .)` of B tasks as a Context, live where gradients reach its keys."""
     with inference_scope():
@@ -257,8 +255,7 @@ def encode_pairs(
         cache, graph = cache._replace(keys=(first, *cache.keys[1:])), first.grad_fn
     checksum = take_fingerprint(constants(parts(model)))
     shapes = (task_shape, batch_shape)
-    known = (statistics, columns, dates)
-    return Context(model, x, y, context_len, *shapes, cache, checksum, latents, tracked, graph, *known)
+    return Context(model, x, y, context_len, *shapes, cache, checksum, latents, tracked, graph, statistics, labels)
 
 
 def check_current(context: Context) -> None:

@@ -6,6 +6,8 @@ nothing of what a network does with the numbers.
 """
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,14 +75,26 @@ def coordinate_labels(value: object) -> tuple[str, ...]:
     return tuple(names) if all(isinstance(name, str) for name in names) else ()
 
 
-def dates_of(value: object) -> tuple[bool, ...]:
-    """Whether each column of a table or an array holds dates, by its dtype; empty where nothing says so: of tensors."""
+def kinds_of(value: object) -> tuple[str, ...]:
+    """What each column of a table or an array holds, by its dtype; empty where nothing says so: of tensors.
+
+    "numbers", "durations", "dates", "dates with a time zone", or "dates of NumPy", which may be in UTC.
+    """
     if isinstance(value, Tensor | list | tuple | Mapping | np.generic | str | type):
         return ()
     if columns_of(value) is not None:
-        return tuple(getattr(part.dtype, "kind", "O") == "M" for part in _columns(value))
-    kind, shape = getattr(getattr(value, "dtype", None), "kind", None), getattr(value, "shape", ())
-    return (kind == "M",) * shape[-1] if kind is not None and len(shape) > 1 else ()
+        return tuple(_kind(part) for part in _columns(value))
+    shape = getattr(value, "shape", ())
+    return (_kind(value),) * shape[-1] if hasattr(value, "dtype") and len(shape) > 1 else ()
+
+
+def _kind(column: Any) -> str:
+    kind = getattr(column.dtype, "kind", "O")
+    if kind == "M" and isinstance(column, np.ndarray):
+        return "dates of NumPy"
+    if kind == "M":
+        return "dates" if getattr(column.dtype, "tz", None) is None else "dates with a time zone"
+    return "durations" if kind == "m" else "numbers"
 
 
 def _columns(table: Any) -> list[Any]:
@@ -120,11 +134,24 @@ def _numbers(name: str, value: Any) -> tuple[np.ndarray, bool]:
             value = value.to_numpy(dtype="datetime64[us]")  # in UTC
         return days(np.asarray(value)), kind == "M"
     if kind not in NUMERIC:
-        kinds, remedy = ("numbers", CODES) if name.startswith("y") else ("numbers or dates", REMEDY)
+        kinds = "numbers" if name.startswith("y") else "numbers or dates"
+        remedy = _to_numbers(value) or (CODES if name.startswith("y") else REMEDY)
         raise ValueError(f"{name} must hold {kinds}; got the dtype {dtype}; {remedy}")
     if hasattr(dtype, "na_value"):  # pandas' own dtypes, whose missing values are no floats
         value = value.to_numpy(dtype=np.float64, na_value=np.nan)
     return np.array(value, dtype=np.float64, order="C"), False
+
+
+def _to_numbers(value: Any) -> str:
+    """What makes numbers of a column whose dtype is none of numbers, where one call does it; else nothing."""
+    if hasattr(value, "cat") and value.cat.categories.dtype.kind in NUMERIC:
+        return "use .astype(float)"
+    if hasattr(value, "dt") and hasattr(value.dt, "to_timestamp"):
+        return "use .dt.to_timestamp()"
+    held = [each for each in np.asarray(value, dtype=object).flat if each is not None and each == each]
+    if held and all(isinstance(each, Number | Decimal) for each in held):
+        return "use pd.to_numeric(...)" if hasattr(value, "iloc") else "use .astype(float)"
+    return ""
 
 
 def x_tensor(name: str, x: object, model: Network) -> object:
@@ -213,7 +240,7 @@ def several_columns(name: str, table: Table) -> ValueError:
     """The error of a table given for one outcome."""
     return ValueError(
         f"{name} must be one column, as the network has one outcome; got a table with the columns "
-        f"{list(table.labels)}; take one of them, e.g. table[{table.labels[0]!r}]"
+        f"{list(table.labels)}; take one of them, e.g. table[{table.labels[0]!r}], or, of draws, table.to_numpy()"
     )
 
 
@@ -229,21 +256,33 @@ def in_site_order(name: str, table: Table, sites: str | tuple[str, ...] | None) 
     Raises:
         ValueError: If some names are those of sites, and one of these stands where another site is.
     """
+    order = site_names(table.labels, sites)
+    if order is not None:
+        return Table(
+            np.take(table.numbers, order, -1),
+            tuple(table.dates[i] for i in order),
+            tuple(table.labels[i] for i in order),
+        )
     names = [str(label).casefold() for label in table.labels]
     wanted = [site.casefold() for site in sites] if isinstance(sites, tuple) else []
     if not names or len(names) != len(wanted) or len(set(wanted)) != len(wanted):
         return table
-    if sorted(names) != sorted(wanted):
-        for i, label in enumerate(names):
-            if label in wanted and wanted[i] != label:
-                raise ValueError(
-                    f"{name} must have columns called {', '.join(sites or ())}, or all of them in this order; got "
-                    f"{list(table.labels)}, of which {table.labels[i]!r} stands elsewhere; rename or reorder them"
-                )
-        return table
-    order = [names.index(site) for site in wanted]
-    numbers = np.take(table.numbers, order, -1)
-    return Table(numbers, tuple(table.dates[i] for i in order), tuple(table.labels[i] for i in order))
+    for i, label in enumerate(names):
+        if label in wanted and wanted[i] != label:
+            raise ValueError(
+                f"{name} must have columns called {', '.join(sites or ())}, or all of them in this order; got "
+                f"{list(table.labels)}, of which {table.labels[i]!r} stands elsewhere; rename or reorder them"
+            )
+    return table
+
+
+def site_names(labels: tuple[Any, ...], sites: str | tuple[str, ...] | None) -> list[int] | None:
+    """Where each site stands among the names of columns, in any case; `None` where these are not those of the sites."""
+    names = [str(label).casefold() for label in labels]
+    wanted = [site.casefold() for site in sites] if isinstance(sites, tuple) else []
+    if not names or len(set(wanted)) != len(wanted) or sorted(names) != sorted(wanted):
+        return None
+    return [names.index(site) for site in wanted]
 
 
 def to_tensors(x: object, y: object, model: Network) -> tuple[Any, Any]:

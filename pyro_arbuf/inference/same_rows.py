@@ -16,8 +16,8 @@ def row_labels(value: object) -> Any:
 def check_same_rows(x: object, y: object) -> None:
     """Raises ValueError where tables of inputs and outcomes, or their indices, hold the same rows in different orders.
 
-    Rows are taken as they stand. Other differences of indices are warned of, but for those that count from 0, as after
-    `reset_index` of one.
+    Rows are taken as they stand. Other differences of indices are warned of, but for those without a common label of
+    which one counts from 0, as a new table does.
     """
     if isinstance(x, list | tuple) and isinstance(y, list | tuple):
         for one, other in zip(x, y, strict=False):
@@ -25,7 +25,7 @@ def check_same_rows(x: object, y: object) -> None:
         return
     if all(isinstance(getattr(part, "dims", None), tuple) and hasattr(part, "coords") for part in (x, y)):
         _check_same_dims(x, y)
-    indices: list[Any] = [row_labels(part) if hasattr(part, "iloc") else part for part in (x, y)]
+    indices: list[Any] = [_index_of(part) for part in (x, y)]
     rows, others = indices
     if not all(hasattr(index, "isin") and hasattr(index, "equals") for index in indices):
         return
@@ -36,7 +36,9 @@ def check_same_rows(x: object, y: object) -> None:
             "x and y must have their rows in the same order; got tables with the same index in different orders; give "
             "y.loc[x.index], or to_numpy() of both if the index does not matter"
         )
-    if all(hasattr(index, "nlevels") for index in indices) and not (_numbered(rows) or _numbered(others)):  # of pandas
+    if not all(hasattr(index, "nlevels") for index in indices):  # of pandas
+        return
+    if bool(rows.isin(others).any()) or not (_numbered(rows) or _numbered(others)):
         label = [*rows[~rows.isin(others)], *others[~others.isin(rows)]][0]
         warn(
             f"x and y have as many rows, and indices that differ: {label!r} is in one of them alone; rows are paired "
@@ -45,8 +47,18 @@ def check_same_rows(x: object, y: object) -> None:
         )
 
 
+def _index_of(value: Any) -> Any:
+    """The index of a table, or of the rows of an array of xarray; everything else as it is."""
+    if hasattr(value, "iloc"):
+        return row_labels(value)
+    dims = getattr(value, "dims", None)
+    if isinstance(dims, tuple) and 0 < len(dims) < 3 and hasattr(value, "indexes"):
+        return value.indexes.get(dims[0])
+    return value
+
+
 def _numbered(index: Any) -> bool:
-    """Whether labels are 0, 1, ..., as `reset_index` leaves them."""
+    """Whether labels are 0, 1, ..., as those of a new table are."""
     return np.array_equal(np.asarray(index), np.arange(len(index)))
 
 

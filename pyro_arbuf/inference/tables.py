@@ -1,4 +1,4 @@
-"""Tables of a user: the map between their numbers and those of a network of tables, and checks of their columns.
+"""Tables of a user: the map between their numbers and those of a network of tables.
 
 A network of tables has rows standardised by their context (`network/preprocessing`). The map of a context is therefore
 one for each of its tasks: first the user's units, where there are any, then its statistics. Knows nothing of Contexts,
@@ -6,12 +6,10 @@ nor of weights.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Size, Tensor
 
-from pyro_arbuf.inference.data import columns_of, coordinate_labels, dates_of
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.network.latents import FINEST
 from pyro_arbuf.network.preprocessing import Statistics, outcome_statistics, table_statistics, varies
@@ -177,94 +175,3 @@ def warn_coarse_outcomes(maps: Maps | None, dim_y: int, dtype: torch.dtype) -> N
             "outcomes apart: draws come in steps; subtract the location from y before it is given: densities are "
             "unchanged; or use net.double()",
         )
-
-
-def labels_of(x: object) -> tuple[Any, ...]:
-    """Names of the columns of a table; of a list of tables those of the first; else none.
-
-    Raises:
-        ValueError: If tables of a list have other columns, or in another order.
-    """
-    if isinstance(x, list | tuple):
-        found = [labels_of(each) for each in x]
-        for i, each in enumerate(found):
-            _check_labels(f"x[{i}]", each, found[0], "x[0]")
-        return found[0] if found else ()
-    columns = columns_of(x)
-    return coordinate_labels(x) if columns is None else tuple(columns)
-
-
-def date_columns(x: object) -> tuple[bool, ...]:
-    """Which columns of a table or of a list of tables hold dates; empty where nothing says so.
-
-    Raises:
-        ValueError: If tables of a list differ.
-    """
-    if not isinstance(x, list | tuple):
-        return dates_of(x)
-    first: tuple[bool, ...] = ()
-    for i, each in enumerate(x):
-        found = dates_of(each)
-        _check_dates(f"x[{i}]", found, first, "a table before it")
-        first = first or found
-    return first
-
-
-def check_columns(
-    x: Tensor, given: object, number: int | None, labels: tuple[Any, ...], dates: tuple[bool, ...] = ()
-) -> None:
-    """Checks that targets have the columns of their context.
-
-    Args:
-        x: `(*batch, M, D)` inputs of the targets.
-        given: What the user gave for them, perhaps a table with names.
-        number: Columns of the context; `None` = it has no rows, and takes any.
-        labels: Their names; empty = not known.
-        dates: Which of them hold dates; empty = not known.
-
-    Raises:
-        ValueError: If number, names, order or kinds differ.
-    """
-    if number is None:
-        return
-    _check_labels("x", labels_of(given), labels, "the context")
-    if x.shape[-1] != number:
-        named = f", {list(labels)}" if labels else ""
-        raise ValueError(
-            f"x must have the {number} columns of the context{named}; got {x.shape[-1]}; give targets the columns that "
-            "net.condition was given, in the same order"
-        )
-    _check_dates("x", dates_of(given), dates, "the context")
-
-
-def check_labels(given: object, labels: tuple[Any, ...]) -> None:
-    """Checks that targets of a network that is none of tables have their columns in the order of the context.
-
-    Names alone say nothing there: the columns are those of the network.
-
-    Raises:
-        ValueError: If the names are those of the context in another order.
-    """
-    own = labels_of(given)
-    if own != labels and set(own) == set(labels):
-        _check_labels("x", own, labels, "the context")
-
-
-def _check_dates(name: str, dates: tuple[bool, ...], expected: tuple[bool, ...], where: str) -> None:
-    if not dates or not expected or len(dates) != len(expected) or dates == expected:
-        return
-    column = next(i for i, (own, other) in enumerate(zip(dates, expected, strict=True)) if own != other)
-    have, want = ("dates", "numbers") if dates[column] else ("numbers", "dates")
-    raise ValueError(
-        f"{name}[..., {column}] must hold {want}, as {where} does; got {have}; convert one of them, e.g. by "
-        "pd.to_datetime, or give days since 1970-01-01 as torch tensors"
-    )
-
-
-def _check_labels(name: str, labels: tuple[Any, ...], expected: tuple[Any, ...], where: str) -> None:
-    if not labels or not expected or labels == expected:
-        return
-    raise ValueError(
-        f"{name} must have the columns of {where} in the same order, {list(expected)}; got {list(labels)}; choose them "
-        f"by {name}[{list(expected)}], of an xarray array by {name}.sel"
-    )

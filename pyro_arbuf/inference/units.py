@@ -21,6 +21,7 @@ from pyro_arbuf.inference.data import (
     several_columns,
 )
 from pyro_arbuf.inference.dates import day_of
+from pyro_arbuf.inference.labels import check_same_kinds
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.network.config import ModelConfig
@@ -107,11 +108,7 @@ def _x_units(config: ModelConfig, x: object, stated: Stated) -> dict[str, Any]:
     dim_x = config.dim_x
     if x is not None:
         columns, dates = _pooled("x", x, dim_x, lambda _, part: part)
-        lows, highs = (ends.tolist() for ends in torch.aminmax(columns, dim=0)) if len(columns) else ([], [])
-        if len(columns) < 2 or not bool(columns.isfinite().all()):
-            wrong = f"{len(columns)} rows" if len(columns) < 2 else "NaN or infinite values"
-            raise ValueError(f"x must hold at least 2 rows of finite numbers, to be mapped onto a range; got {wrong}")
-        pairs: list[Range | None] = list(zip(lows, highs, strict=True))
+        pairs: list[Range | None] = [_ends(f"column {i} of x", column) for i, column in enumerate(columns.unbind(-1))]
     elif stated.x_range is not None:
         pairs, dates = _stated_ranges(stated.x_range, dim_x)
     elif stated.x_loc is not None or stated.x_scale is not None:
@@ -124,6 +121,19 @@ def _x_units(config: ModelConfig, x: object, stated: Stated) -> dict[str, Any]:
     maps = [_onto(f"column {i} of x", *both) for i, both in enumerate(zip(pairs, trained, strict=True))]
     fields = _as_fields("x", *map(list, zip(*maps, strict=True)))
     return fields | {"user_dates": dates if any(dates) else None}
+
+
+def _ends(name: str, column: Tensor) -> Range:
+    """The smallest and the largest of the numbers in a column; NaN is skipped."""
+    column = column[~column.isnan()]
+    if len(column) < 2 or not bool(column.isfinite().all()):
+        wrong = f"{len(column)} of them" if len(column) < 2 else "infinite ones"
+        raise ValueError(
+            f"{name} must hold at least 2 finite numbers, to be mapped onto a range; got {wrong}; give more data, or "
+            "state x_range=(low, high)"
+        )
+    low, high = torch.aminmax(column)
+    return low.item(), high.item()
 
 
 def _onto(name: str, own: Range | None, trained: Range | None) -> tuple[float, float]:
@@ -174,7 +184,10 @@ def _by_moments(name: str, column: Tensor, config: ModelConfig, d: int) -> tuple
     column = column[~column.isnan()]
     if len(column) < 2 or not bool(column.isfinite().all()):
         wrong = f"{len(column)} of them" if len(column) < 2 else "infinite ones"
-        raise ValueError(f"{name} must hold at least 2 finite values, for a standard deviation; got {wrong}")
+        raise ValueError(
+            f"{name} must hold at least 2 finite values, for a standard deviation; got {wrong}; give "
+            "more data, or state y_loc and y_scale"
+        )
     mean, sd = column.mean().item(), column.std().item()
     if not sd > 0:
         raise ValueError(f"{name} must vary, to have a standard deviation above 0; got equal values; state y_scale")
@@ -215,6 +228,7 @@ def _pooled(
                 f"{name} must be of one kind in each column, dates or numbers; got both in a list of data; convert the "
                 "numbers, e.g. by pd.to_datetime, or give days since 1970-01-01 as torch tensors"
             )
+        check_same_kinds(which, piece, pieces[0])
         known = known if isinstance(piece, Tensor) else found
         dates = tuple(a or b for a, b in zip(dates, found, strict=True))
     if not rows:
@@ -307,5 +321,7 @@ def _number(name: str, value: Any) -> tuple[float, bool]:
         except (TypeError, ValueError, RuntimeError):  # of tensors of several numbers
             found = None
     if found is None or not np.isfinite(found[0]) or (found[1] and name[0] == "y"):
-        raise ValueError(f"{name} must hold finite numbers{' or dates' if name[0] == 'x' else ''}; got {value!r}")
+        remedy = "; write a date as pd.Timestamp(...)" if isinstance(value, str) and name[0] == "x" else ""
+        kinds = "finite numbers or dates" if name[0] == "x" else "finite numbers"
+        raise ValueError(f"{name} must hold {kinds}; got {value!r}{remedy}")
     return found

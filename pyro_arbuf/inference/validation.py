@@ -102,16 +102,23 @@ def _checked(name: str, value: object, weight: Tensor, finite: bool) -> Tensor:
         )
     if finite and may_look_at(value) and not bool(torch.isfinite(value).all()):
         count = int((~torch.isfinite(value)).sum())
-        raise ValueError(f"{name} must be finite; got {count} NaN or infinite of {value.numel()} values; drop them")
+        remedy = (
+            "leave their rows out of x and y; only outcomes may be missing" if name.startswith("x") else "drop them"
+        )
+        raise ValueError(f"{name} must be finite; got {count} NaN or infinite of {value.numel()} values; {remedy}")
     return value
 
 
 def _as_tensor(name: str, value: object) -> str:
     """What makes a tensor of a value, or an array or a table that is taken."""
+    if isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+        return f"pd.DataFrame({name})"
     if hasattr(value, "to_pandas"):
         return f"{name}.to_pandas()"
     if isinstance(value, list | tuple) and value and all(hasattr(each, "to_numpy") for each in value):
-        return f"np.stack([each.to_numpy() for each in {name}]), the batch in front"
+        return (
+            f"np.stack([each.to_numpy() for each in {name}]), or, if they differ in length, one distribution for each"
+        )
     return f"torch.as_tensor({name})"
 
 

@@ -20,6 +20,7 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import Transform
 
 FINEST = 1e-5  # of its distance from zero, the smallest scale of a number that float32 can hold
+ROUNDING = 1e-5  # of the width of a support, by which a value may lie outside it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,18 @@ class Latent:
     def contains(self, value: Tensor) -> Tensor:
         """Whether values `(*batch, *shape)` lie in the support, `(*batch,)`; the sum of a simplex up to rounding."""
         if self.simplex:
-            return (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < 1e-5)
+            return (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < ROUNDING)
         return self.support.check(value)
+
+    def excludes(self, value: Tensor) -> Tensor:
+        """Whether values `(*batch, *shape)` lie outside a support of two ends by more than rounding, `(*batch,)`."""
+        if self.simplex:
+            return ~self.contains(value)
+        if self.lower is None or self.upper is None:
+            return torch.zeros(value.shape[: value.dim() - len(self.shape)], dtype=torch.bool, device=value.device)
+        slack = ROUNDING * (self.upper - self.lower)
+        outside = (value < self.lower - slack) | (value > self.upper + slack)
+        return outside.flatten(value.dim() - len(self.shape)).any(-1) if self.shape else outside
 
     @functools.cached_property
     def transform(self) -> Transform:
@@ -81,9 +92,13 @@ class Latent:
         return self.unconstrained_shape.numel()
 
     def unconstrain(self, value: Tensor) -> Tensor:
-        """Unconstrained numbers `(*batch, size)` of values `(*batch, *shape)`."""
+        """Unconstrained numbers `(*batch, size)` of values `(*batch, *shape)`, NaN where these lie outside the support.
+
+        The inverse of the transform takes what is beyond one of two ends for that end.
+        """
         numbers = cast(Tensor, self.transform.inv(value))
-        return numbers.reshape((*numbers.shape[: numbers.dim() - len(self.unconstrained_shape)], self.size))
+        numbers = numbers.reshape((*numbers.shape[: numbers.dim() - len(self.unconstrained_shape)], self.size))
+        return numbers.masked_fill(self.excludes(value.detach()).unsqueeze(-1), torch.nan)
 
     def constrain(self, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
         """Values `(*batch, *shape)` of unconstrained numbers `(*batch, size)`, and the log Jacobian `(*batch,)`."""

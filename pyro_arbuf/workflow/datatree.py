@@ -78,7 +78,8 @@ def to_datatree(
         constant_data: Inputs and the like, of any shape.
         log_likelihood: `(S, *batch, M)` or `(S, *batch)` pointwise densities by observed site, in place of those
             computed here.
-        coords: Labels by dimension.
+        coords: Labels by dimension. Of an ArBufferJoint alone the dimension "input" has the names of the columns of a
+            table, where nothing else is given.
         dims: Names of dimensions, in place of those found, by variable.
         seed: Makes the result reproducible and leaves the caller's random state as it was; `None` = the global state.
 
@@ -126,7 +127,10 @@ def to_datatree(
             groups, facts = fit_groups(fit, given, posterior_predictive is None, dims or {}), fit.facts
     constants = {name: label(name, values, (dims or {}).get(name)) for name, values in (constant_data or {}).items()}
     groups["constant_data"] = {**groups.get("constant_data", {}), **constants}
-    tree = assemble_tree(groups, coords or {}, dims or {})
+    named = {"input": draws.context.labels.columns} if isinstance(draws, ArBufferDistribution) else {}
+    found = {dim for array in groups["constant_data"].values() for dim in array.dims}
+    named = {dim: list(map(str, labels)) for dim, labels in named.items() if labels and dim in found}
+    tree = assemble_tree(groups, named | dict(coords or {}), dims or {})
     tree.attrs.update(facts)
     return tree
 

@@ -39,7 +39,7 @@ def check_draws(name: str, draws: Mapping[str, Tensor]) -> int:
     rule = f"{name} must map names of sites to tensors (S, ...) of the same number of draws S >= 1"
     if not isinstance(draws, Mapping) or not all(isinstance(v, Tensor) and v.dim() for v in draws.values()):
         got = {k: type(v).__name__ for k, v in draws.items()} if isinstance(draws, Mapping) else type(draws).__name__
-        raise ValueError(f"{rule}; got {got}; use torch.stack for a list of draws")
+        raise ValueError(f"{rule}; got {got}; use torch.stack for a list of draws, and torch.as_tensor for an array")
     sizes = {key: len(value) for key, value in draws.items()}
     if len(set(sizes.values())) != 1 or 0 in sizes.values():
         raise ValueError(f"{rule}; got {sizes}; of MCMC take get_samples(), chains merged")

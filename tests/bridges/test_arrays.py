@@ -9,6 +9,7 @@ import torch
 from bridge_cases import B, M, data_of, net_of
 from latent_nets import values
 
+import pyro_arbuf
 from pyro_arbuf import likelihood
 from pyro_arbuf.bridges.arrays import ArrayLikelihood, StandIn
 
@@ -48,6 +49,25 @@ def test_latents_outside_their_support_raise_nothing():
     given[0] = np.full(B, -1.0)  # of a positive latent
     assert np.isnan(ours.log_prob(x, y, *given)).all()
     assert np.isnan(ours.log_prob_and_gradients(x, y, *given)[0]).all()
+
+
+@pytest.mark.parametrize(("lapse", "inside"), [(-0.3, False), (-1e-8, True), (0.0, True), (0.2, True), (1.3, False)])
+def test_latents_beyond_either_end_of_an_interval_have_no_density(lapse, inside):
+    ours = ArrayLikelihood(pyro_arbuf.load("psychometric"), "float64")
+    x, y = np.linspace(-2, 2, 9)[:, None], np.arange(9) % 2
+    density = ours.log_prob(x, y, np.array(0.0), np.array(2.0), np.array(lapse))
+    assert np.isfinite(density) == inside
+    assert np.isfinite(ours.log_prob_and_gradients(x, y, np.array(0.0), np.array(2.0), np.array(lapse))[0]) == inside
+
+
+def test_inputs_that_another_library_has_rounded_are_warned_of():
+    net = pyro_arbuf.load("psychometric")
+    x = 1e6 + np.linspace(-1.9, 2, 9)[:, None]
+    ours = ArrayLikelihood(net.in_units(x_loc=1e6, x_scale=1.0), "float64")
+    ours.warn_rounded(x, x)
+    with pytest.warns(UserWarning, match=r"x is rounded to float32, by up to 0.0\d+ of the network's units; let JAX"):
+        ours.warn_rounded(x, x.astype(np.float32))
+    ArrayLikelihood(net, "float64").warn_rounded(x - 1e6, (x - 1e6).astype(np.float32))
 
 
 def test_missing_trials_are_dropped():

@@ -1,5 +1,7 @@
 """The NumPyro bridge against torch: value, gradient, `jit`, `vmap`, draws, NUTS. Run by `make test-bridges`."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,7 @@ from bridge_cases import (
 )
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, autoguide, init_to_median
 from numpyro.infer import log_likelihood as pointwise
+from numpyro.infer.util import log_density
 
 import pyro_arbuf
 from pyro_arbuf.bridges.jax import log_likelihood
@@ -90,6 +93,23 @@ def test_data_may_be_traced_as_a_plate_that_subsamples_does():
 
     found = jax.jit(density)(x, y, index)
     np.testing.assert_allclose(found, own_gradients("scalar")[0][[2, 0]], rtol=1e-10)
+
+
+def test_a_plate_over_the_trials_is_warned_of_and_one_of_as_many_subjects_is_not():
+    net, x = pyro_arbuf.load("psychometric"), np.linspace(-2, 2, 7)[:, None]
+    y, given = np.arange(7) % 2, {"threshold": 0.0, "slope": 2.0, "lapse": 0.05}
+
+    def in_plate(values, latents):
+        law = likelihood(net, x, latents)
+        with numpyro.plate("trials", 7):
+            numpyro.sample("y", law, obs=values)
+
+    with pytest.warns(pyro_arbuf.PlateOverTargetsWarning, match="a plate of 7 stands around one event of 7 trials"):
+        log_density(in_plate, (y, given), {}, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pyro_arbuf.PlateOverTargetsWarning)
+        log_density(in_plate, (np.stack([y] * 7), given), {}, {})
+        log_density(in_plate, (y, given | {"slope": jnp.linspace(1.0, 2.0, 7)}), {}, {})
 
 
 def test_what_the_bridge_cannot_do_is_refused():
