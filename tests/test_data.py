@@ -201,7 +201,7 @@ def test_units_of_a_table_go_by_the_names_of_its_columns(build_model: Callable[.
 def test_a_list_of_dates_and_numbers_has_no_units(build_model: Callable[..., ArBufferModel]) -> None:
     net = build_model(dim_x=1, x_range=(-2.0, 2.0))
     dates, days = pd.DataFrame({"day": DATES}), torch.tensor([[18000.0], [20000.0]])
-    with pytest.raises(ValueError, match="x must be of one kind in each column, dates or numbers"):
+    with pytest.raises(ValueError, match=r"x\[1\]\[..., 0\] must hold dates, as a table before it does; got numbers"):
         net.in_units(x=[dates, pd.DataFrame({"day": [2020.0, 2021.0]})])
     assert net.in_units(x=[days, dates, days]).config.user_dates == (True,)
 

@@ -70,19 +70,25 @@ def test_network_of_a_design_takes_its_table():
         (lambda n: torch.zeros(5, 1), r"inputs\(num_trials\) must be .* for 7 trials; got torch.float32 \(5, 1\)"),
         (lambda n: torch.zeros(n, 1, 1), r"inputs\(num_trials\) must be .* got torch.float32 \(7, 1, 1\)"),
         (lambda n: [0.0] * n, "for 7 trials; got list"),
-        (lambda: torch.zeros(7, 1), "inputs must be a function of the number of trials alone, .* raised a TypeError"),
+        (lambda: torch.zeros(7, 1), r"inputs must be a function of the number of trials alone, .*; got one of \(\)"),
         (lambda n: torch.full((n, 1), torch.nan), r"inputs\(num_trials\) must be finite; got NaN"),
         ([[0.0], [1.0]], "inputs must be a tensor, an array or a table .* the rows of a design; got list"),
         (torch.zeros(0, 1), r"inputs must be .* got torch.float32 \(0, 1\)"),
         (np.array([0.0, np.nan]), "inputs must be finite; got NaN"),
         (pd.DataFrame({"arm": ["left", "right"]}), "column 'arm' of inputs must hold numbers"),
         (pd.DataFrame({"day": pd.date_range("2026-01-01", periods=3)}), "inputs must hold numbers, .* got dates"),
+        (pd.DataFrame({"d": pd.to_timedelta([1, 2], unit="h")}), r"got dates or durations; .* \(t - t\[0\]\)"),
     ],
 )
 def test_other_inputs_are_explained(wrong, message):
     for call in (Simulator, pyro_arbuf.amortize):
         with pytest.raises(ValueError, match=message):
             call(line, wrong)
+
+
+def test_mistakes_within_a_function_are_its_own():
+    with pytest.raises(TypeError, match=r"must be|unsupported"):
+        Simulator(line, lambda n: torch.rand(n, 1) + "a")
 
 
 def test_series_have_no_random_rows():

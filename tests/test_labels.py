@@ -1,6 +1,7 @@
 """What tables say of their columns and rows: names, kinds and indices, of contexts, targets and outcomes."""
 
 import pickle
+import warnings
 from decimal import Decimal
 
 import numpy as np
@@ -47,6 +48,8 @@ def test_rows_that_dropna_has_shifted_are_warned_of(tabular):
 
 def test_new_tables_beside_rows_of_other_labels_are_taken(tabular):
     x, y = pd.DataFrame({"a": RNG.normal(size=9)}), pd.Series(RNG.normal(size=9))
+    tabular.condition(x, y.set_axis(RNG.permutation(18)[:9]))  # of a split at random, beside what a scaler returned
+    ArBufferJoint(tabular.condition(x, y), x[:4]).log_prob(pd.Series(np.zeros(4), index=range(3, 7)))
     tabular.condition(x, y.set_axis(HOURS[:9]))
     tabular.condition(x.set_axis(range(100, 109)), y)
 
@@ -85,6 +88,11 @@ def test_dimensions_of_an_outcome_in_another_order_are_refused(eeg):
         with pytest.raises(ValueError, match=r"columns of .* in the same order, \['A', .*; got \['G'"):
             call()
     joint.log_prob(y[30:].set_axis(range(7), axis=1))  # other names say nothing
+    named = xr.DataArray(y[:7], dims=("time", "channel"), coords={"channel": CHANNELS})
+    seven = ArBufferJoint(eeg.condition(x[7:20], y[7:20]), x[:7])
+    assert seven.log_prob(named) == seven.log_prob(y[:7].to_numpy())
+    with pytest.raises(ValueError, match=r"y must have its columns along the last dimension; .* y.transpose"):
+        seven.log_prob(named.T)
     names = list(eeg.config.outcome)
     for each in (y.set_axis(names, axis=1), y.set_axis(names, axis=1)[names[::-1]]):  # those of the network do
         eeg.condition(x, each)
@@ -115,6 +123,7 @@ def test_dates_with_and_without_a_time_zone_are_not_mixed(tabular):
             ArBufferMarginals(context, plain[3:5])
     for call in (
         lambda: net.in_units(x=[aware, plain]),
+        lambda: net.in_units(x=[plain.to_numpy(), aware, plain]),
         lambda: net.condition([aware, plain], [y, y]),
         lambda: tabular.condition([aware, plain], [y, y]),
     ):
@@ -126,8 +135,10 @@ def test_durations_and_numbers_are_not_mixed(tabular):
     spans = pd.DataFrame({"d": pd.to_timedelta(np.arange(24), unit="h")})
     context = tabular.condition(spans, np.arange(24.0))
     assert len(ArBufferMarginals(context, spans[3:5]).mean) == 2
-    with pytest.raises(ValueError, match=r"must hold durations, .* got numbers; divide durations by a unit"):
+    with pytest.raises(ValueError, match=r"must hold durations, .* got numbers; .* by x / pd.Timedelta\('1D'\)"):
         ArBufferMarginals(context, pd.DataFrame({"d": [3.0, 4.0]}))
+    days = tabular.condition(spans / pd.Timedelta("1D"), np.arange(24.0))
+    assert torch.equal(days.x, context.x)
 
 
 # Remedies that work
@@ -135,14 +146,18 @@ def test_durations_and_numbers_are_not_mixed(tabular):
 
 def test_numbers_in_other_dtypes_are_explained_by_the_call_that_helps(tabular):
     x = pd.DataFrame({"a": RNG.normal(size=3)})
-    for y, remedy in (
-        (pd.Series([Decimal("1.5"), Decimal("2"), Decimal("3")]), "to_numeric"),
-        (pd.Series([1.0, None, 3.0], dtype=object), "to_numeric"),
-        (pd.Series([1, 0, 1], dtype="category"), "astype"),
-        (pd.Series(["yes", "no", "no"]), "code categories as 0, 1"),
+    for y, remedy, mended in (
+        (pd.Series([Decimal("1.5"), Decimal("2"), Decimal("3")]), "pd.to_numeric", pd.to_numeric),
+        (pd.Series([1.0, None, 3.0], dtype=object), "pd.to_numeric", pd.to_numeric),
+        (pd.Series([1, pd.NA, 3], dtype=object), "pd.to_numeric", pd.to_numeric),
+        (pd.Series([1, 0, 1], dtype="category"), r"\.astype\(float\)", lambda y: y.astype(float)),
+        (pd.Series(["yes", "no", pd.NA], dtype="string"), "code categories as 0, 1", lambda y: y.map({"yes": 1.0})),
     ):
-        with pytest.raises(ValueError, match=remedy):
+        with pytest.raises(ValueError, match=f"y must hold numbers; got the dtype .*{remedy}"):
             tabular.condition(x, y)
+        with warnings.catch_warnings():  # of a context of so few rows
+            warnings.simplefilter("ignore")
+            tabular.condition(x, mended(y), nan="drop")
     with pytest.raises(ValueError, match="to_timestamp"):
         tabular.condition(pd.DataFrame({"m": pd.period_range("2020-01", periods=3, freq="M")}), np.ones(3))
     with pytest.raises(ValueError, match=r"use pd.DataFrame\(x\)"):
@@ -170,6 +185,9 @@ def test_names_of_inputs_are_those_of_a_tree(tabular):
     assert tree["constant_data"]["input"].values.tolist() == ["rain", "temp"]
     named = to_datatree(joint, num_samples=2, coords={"input": ["a", "b"]})
     assert named["constant_data"]["input"].values.tolist() == ["a", "b"]
+    numbered = x.set_axis([0, 1], axis=1)
+    joint = ArBufferJoint(tabular.condition(numbered[:9], np.arange(9.0)), numbered[9:])
+    assert to_datatree(joint, num_samples=2)["constant_data"].sel(input=0).sizes["target"] == 3
     plain = to_datatree(ArBufferJoint(tabular.condition(x[:9].to_numpy(), np.arange(9.0)), x[9:]), num_samples=2)
     assert plain["constant_data"]["input"].values.tolist() == [0, 1]
 

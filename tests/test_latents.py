@@ -97,6 +97,35 @@ def test_bounds_make_the_support(bounds, inside):
     assert not any(bool(latent.support.check(torch.tensor(value))) for value in outside)
 
 
+@pytest.mark.parametrize(
+    ("latent", "outside"),
+    [
+        (Latent("a", lower=2.0, upper=3.0), torch.tensor(3.1)),
+        (Latent("a", (3,), lower=2.0, upper=3.0), torch.tensor([2.5, 1.9, 2.5])),
+        (Latent("a", (3,), simplex=True), torch.tensor([0.7, -0.1, 0.4])),
+        (Latent("a", (2, 3), simplex=True), torch.tensor([[0.2, 0.3, 0.5], [0.2, 0.3, 0.4]])),
+    ],
+    ids=["interval", "vector in an interval", "simplex", "two simplices"],
+)
+def test_values_outside_a_support_have_no_number_and_leave_gradients_of_others_alone(latent, outside):
+    inside, jacobian = latent.constrain(draw(4, latent.size).float())
+    assert jacobian.shape == (4,) and not latent.excludes(inside).any() and latent.contains(inside).all()
+    value = torch.cat([inside, outside[None]]).requires_grad_()
+    assert latent.contains(value).tolist() == [True] * 4 + [False]
+    found = latent.unconstrain(value)
+    assert found.shape == (5, latent.size) and found[4].isnan().all()
+    assert_close(found[:4], latent.unconstrain(inside))
+    (gradient,) = torch.autograd.grad(found[:4].sum(), value)
+    assert gradient[:4].isfinite().all() and (gradient[4] == 0).all()
+
+
+@pytest.mark.parametrize("ends", [(0.1, 0.6), (0.0, 1.0), (1e6 + 0.3, 1e6 + 0.8)])
+def test_ends_that_rounding_moves_are_inside(ends):
+    latent = Latent("a", lower=ends[0], upper=ends[1])
+    value, _ = latent.constrain(torch.tensor([[-200.0], [200.0]]))
+    assert latent.unconstrain(value).isfinite().all()
+
+
 def test_standardisation_has_a_row_per_location():
     loc, scale = standardisation((Latent("a"), *LATENTS), 2, (3.0, 4.0), (5.0, 6.0))
     assert loc.shape == scale.shape == (2 + P, 2)

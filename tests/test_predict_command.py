@@ -13,6 +13,7 @@ import xarray as xr
 
 from pyro_arbuf import ArBufferJoint, cli, load, random_orders, save
 from pyro_arbuf.cli.prediction_task import values_at
+from pyro_arbuf.cli.predictions import _digits
 from pyro_arbuf.random_state import seeded
 
 YEARS = "year,temp,rain,test\n1980,14.1,3,0\n1981,14.5,1,1\n1982,14.2,0,0\n1983,,2,0\n1984,14.9,4,1\n"
@@ -241,7 +242,15 @@ def test_indicators_as_pandas_writes_them_are_numbers(run: Callable[..., list[st
     Path("data.csv").write_text("at,y\n0,1\n1,2\n2,1.5\n3,\n")
     plain = run("--x", "at", "--y", "y", "--draws", "5")
     Path("data.csv").write_text("at,y\nFalse,1\nTRUE,2\n2,1.5\n3,\n")
-    assert run("--x", " at ", "--y", "y", "--draws", "5") == plain
+    assert run("--x", " at ", "--y", "y ", "--draws", "5") == plain
+    assert len(run("--x", " at ", "--y", "y", "--draws", "5", "--at", "5")) == len(plain) + 1
+    with pytest.raises(SystemExit, match="must name each column once"):
+        run("--x", "at", "--y", "at ")
+
+
+def test_a_target_without_spread_leaves_the_digits_of_the_others() -> None:
+    assert _digits(np.array([[0.0, 1.0], [0.0, 4.0]])) == _digits(np.zeros((2, 1))) == 5
+    assert _digits(np.array([[1e6], [1e6 + 0.1]])) == 11 and _digits(np.array([[np.nan], [np.inf]])) == 5
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
+import tiny
 import torch
 import xarray as xr
 
@@ -50,7 +51,7 @@ def test_rows_in_another_order_are_refused(net, series, rows):
 @pytest.mark.parametrize("first", [1, 5, -1])
 def test_trials_that_are_not_numbered_from_the_first_number_of_training_are_warned_of(net, series, first):
     x, y = series
-    begins = r"begins with another number in column 0 than 0, .* number its trials from 0"
+    begins = r"begins with another number in column 0 than 0, .* number trials from 0"
     for call in (
         lambda: net.condition(x + first, y),
         lambda: net.condition([x, x[:0], x + first], [y, y[:0], y]),
@@ -66,6 +67,37 @@ def test_trials_that_are_not_numbered_from_the_first_number_of_training_are_warn
     three = pyro_arbuf.load("rescorla-wagner")
     with pytest.warns(UserWarning, match=begins):
         three.condition(torch.cat([x + first, torch.full((N, 2), 0.5)], 1), torch.zeros(N, 2))
+
+
+def test_first_numbers_are_said_in_the_units_of_the_user(net, series):
+    x, y = series
+    dated = net.in_units(x_loc=1.0, x_scale=1.0)
+    dated.condition(x + 1, y)
+    with pytest.warns(UserWarning, match="than 1, with which .* number trials from 1"):
+        dated.condition(x, y)
+
+
+def test_missing_first_trials_are_warned_of_and_empty_contexts_are_like_none(net, series):
+    x, y = series
+    with pytest.warns(UserWarning, match="or its first trials are missing"):
+        net.condition(x, y.masked_fill(x[:, 0] < 1, torch.nan), nan="drop")
+    ragged = net.condition([x[:5], x[:0]], [y[:5], y[:0]])
+    ArBufferJoint(ragged, torch.stack([x[5:8], x[:3]]))
+    with pytest.warns(UserWarning, match="begins with another number"):
+        ArBufferJoint(ragged, torch.stack([x[5:8], x[1:4]]))
+
+
+def test_series_that_began_anywhere_or_at_another_number_are_taken_as_in_training():
+    def begins(low: float, high: float) -> ArBufferModel:
+        ranges = {"x_range": (low, high), "num_context": (0, 100), "buffer_size": 8}
+        return tiny.tiny_model(sequential=True, lag_column=0, max_frequency=float(np.pi), **ranges)
+
+    x, y = torch.arange(6.0)[:, None], torch.zeros(6)
+    begins(-1.1, 111.1).condition(x + 3, y)  # from 0 to 5, at random
+    one = begins(1 - 1.07, 108 + 1.07)
+    one.condition(x + 1, y)
+    with pytest.warns(UserWarning, match="number trials from 1"):
+        one.condition(x, y)
 
 
 def test_gaps_are_warned_of_and_are_not_refined(net, series):

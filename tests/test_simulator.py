@@ -673,16 +673,18 @@ def test_values_that_come_again_and_again_are_told():
             time = pyro.sample("time", dist.Exponential(drift.expand(*drift.shape[:-1], x.shape[-2])))
             pyro.deterministic("y", time.clamp(max=2.5))
 
-    def rounded(x):
-        drift = pyro.sample("drift", dist.LogNormal(0.0, 0.5))
+    def rounded(x, digits):
+        mean = pyro.sample("mean", dist.Normal(0.0, 0.05))
         with pyro.plate("trials", x.shape[-2]):
-            time = pyro.sample("time", dist.Exponential(drift.expand(*drift.shape[:-1], x.shape[-2])))
-            pyro.deterministic("y", (1000 * time).round() / 1000)
+            time = pyro.sample("time", dist.Normal(mean.expand(*mean.shape[:-1], x.shape[-2]), 0.1))
+            pyro.deterministic("y", (10**digits * time).round() / 10**digits)
 
     with pytest.warns(UserWarning, match="% of the simulated values of 'y' equal 2.5"):
         found = Simulator(cut).notes
     assert any(re.match(r"\d+% of the simulated values of 'y' equal 2.5, and a density has no", note) for note in found)
-    assert not any("simulated values" in note for note in Simulator(rounded).notes)
+    for digits in (1, 2, 3):
+        simulator = Simulator(functools.partial(rounded, digits=digits))
+        assert not any("simulated values" in note for note in simulator.notes)
 
 
 def test_whole_numbers_that_pass_for_real_ones_are_told():

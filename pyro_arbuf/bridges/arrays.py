@@ -35,8 +35,8 @@ class ArrayLikelihood(NamedTuple):
     """The likelihood of a network as functions of arrays: inputs, outcomes, then all latents in the network's order.
 
     Arrays are `(*batch, n, D_x)`, `(*batch, n)` or `(*batch, n, D_y)`, and `(*batch, *shape)`; batches broadcast. The
-    network computes in the dtype of its weights. Latents outside their support give NaN or minus infinity, as an
-    exception would end a chain.
+    network computes in the dtype of its weights. Latents outside their support give NaN, as an exception would end a
+    chain.
 
     Attributes:
         net: A network with latents.
@@ -92,15 +92,15 @@ class ArrayLikelihood(NamedTuple):
         """Inputs that a rehearsal has checked, as an array."""
         return torch.as_tensor(x_tensor("x", x, self.net)).numpy(force=True)
 
-    def warn_rounded(self, x: Any, rounded: Any) -> None:
+    def warn_rounded(self, x: np.ndarray, rounded: np.ndarray) -> None:
         """Warns where inputs are rounded by more than a network that has units may pass over."""
         units = self.net.config.unit_map
         if units is None or units.x is None:
             return
-        moved = np.abs(np.asarray(rounded, dtype=np.float64) - self.x_array(x)) / np.asarray(units.x[1])
+        moved = np.abs(rounded.astype(np.float64) - x) / np.asarray(units.x[1])
         if moved.size and moved.max() > COARSE:
             warn(
-                f"x is rounded to {np.dtype(rounded.dtype).name}, by up to {moved.max():.2g} of the network's units; "
+                f"x is rounded to {rounded.dtype.name}, by up to {moved.max():.2g} of the network's units; "
                 'let JAX keep float64 by jax.config.update("jax_enable_x64", True), or take the location off x and out '
                 "of in_units"
             )

@@ -89,10 +89,11 @@ def as_operand(value: Any, convert: Any) -> jax.Array:
 
 def inputs_of(x: Any, ours: ArrayLikelihood) -> jax.Array:
     """A user's inputs as an array of JAX; warns where its dtype is too coarse for the units of the network."""
-    inputs = as_operand(x, ours.x_array)
-    if not isinstance(inputs, jax.core.Tracer):
-        ours.warn_rounded(x, inputs)
-    return inputs
+    if isinstance(x, jax.core.Tracer):
+        return x
+    numbers, dtype = ours.x_array(x), jax.dtypes.canonicalize_dtype(float)
+    ours.warn_rounded(numbers, numbers.astype(dtype))
+    return jnp.asarray(numbers, dtype=dtype)
 
 
 def with_rank(value: jax.Array, rank: int) -> jax.Array:

@@ -89,6 +89,10 @@ class _Likelihood(dist.Distribution):
 class _InPlates(dist.ExpandedDistribution):
     """A likelihood that is expanded, as by plates."""
 
+    def expand(self, batch_shape: tuple[int, ...]) -> dist.Distribution:
+        """The same with other batch dimensions."""
+        return _InPlates(self.base_dist, tuple(batch_shape))
+
     def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
         """Log density of events, `(*batch,)` nats; warns where a plate is one of the trials."""
         law, lead = self.base_dist, len(self.batch_shape)
@@ -98,8 +102,8 @@ class _InPlates(dist.ExpandedDistribution):
             if size == law.event_shape[0] and size > 1 and own[dim] == given[dim] == 1:
                 warn(
                     f"a plate of {size} stands around one event of {size} trials (batch dimension {dim - lead}), so "
-                    "its density counts that many times; sample it without that plate, unless it is of subjects, as "
-                    "many by chance",
+                    "its density counts that many times; sample it without that plate, unless its "
+                    "elements are subjects, and there happen to be as many of them as trials",
                     PlateOverTargetsWarning,
                 )
         return super().log_prob(value, intermediates)

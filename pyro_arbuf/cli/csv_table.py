@@ -81,7 +81,7 @@ class CsvTable:
         Raises:
             ValueError: If there is no such column, or one holds neither numbers nor dates, or both.
         """
-        return Columns({name.strip(): self._read(name) for name in names})
+        return Columns({name: self._read(name) for name in names})
 
     def text(self, name: str) -> list[str]:
         """The cells of a column.
@@ -89,9 +89,9 @@ class CsvTable:
         Raises:
             ValueError: If there is no such column.
         """
-        if name.strip() not in self.names:
+        if name not in self.names:
             raise ValueError(f"{self.path} has no column {name!r}; its columns are: {', '.join(map(repr, self.names))}")
-        index = self.names.index(name.strip())
+        index = self.names.index(name)
         return [row[index].strip() for row in self.cells]
 
     def _read(self, name: str) -> np.ndarray:
@@ -128,7 +128,7 @@ class CsvTable:
         if re.fullmatch(DATE.pattern + r"(Z|[+-]\d{2}:?\d{2})", cell):
             return "write dates without their time zone, all of them in one"
         if not any(re.search(r"\d", other) for other in self.text(name)):
-            return "code categories of an outcome as 0, 1, ..., and give each of an input a column of 0 and 1"
+            return "code categories of an outcome as 0, 1, ...; of an input, make a column of 0 and 1 for each category"
         return "leave the cell empty where it is missing"
 
 

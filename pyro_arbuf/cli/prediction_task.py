@@ -56,6 +56,7 @@ def make_task(
     Raises:
         ValueError: If the columns do not fit the network, a cell is missing that is needed, or there is no target.
     """
+    x, y = ([name.strip() for name in names] for names in (x, y))  # as those of the table are
     _check_numbers(x, y, at, config)
     inputs, outcomes = table.columns(x), table.columns(y)
     _check_outcomes(table, outcomes)

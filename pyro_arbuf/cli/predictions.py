@@ -69,14 +69,16 @@ def summary(found: Predictions) -> str:
 
 
 def _digits(draws: np.ndarray) -> int:
-    """How many digits tell draws apart: three of the smallest standard deviation, and five in all."""
-    largest, spread = np.abs(draws).max(), draws.std(0).min()
-    apart = math.ceil(math.log10(largest / spread)) + 3 if spread > 0 else MOST_DIGITS
-    return min(max(FEWEST_DIGITS, apart), MOST_DIGITS)
+    """How many digits tell draws apart: three of the smallest standard deviation above 0, and five in all."""
+    largest, spread = np.abs(draws).max(), draws.std(0)
+    spread = spread[spread > 0]
+    if not len(spread) or not np.isfinite(largest):
+        return FEWEST_DIGITS
+    return min(max(FEWEST_DIGITS, math.ceil(math.log10(largest / spread.min())) + 3), MOST_DIGITS)
 
 
 def show(values: np.ndarray) -> list[str]:
-    """Inputs as text that tells them apart: numbers, or dates, all of them to the day, second or microsecond."""
+    """Inputs as text that tells them apart: numbers, or dates to the day, second, milli- or microsecond."""
     if values.dtype.kind == "M":
         known = values[~np.isnat(values)]
         units = {"D": 10, "s": 19, "ms": 23, "us": 26}  # and as many characters
@@ -84,7 +86,7 @@ def show(values: np.ndarray) -> list[str]:
         return ["" if np.isnat(value) else str(value.astype("datetime64[us]"))[:size] for value in values]
     whole = (values == np.round(values)) & (np.abs(values) < LARGEST_WHOLE)
     return [
-        "" if np.isnan(value) else f"{value:.0f}" if exact else f"{value:.{MOST_DIGITS}g}"
+        "" if np.isnan(value) else f"{value + 0.0:.0f}" if exact else f"{value:.{MOST_DIGITS}g}"
         for value, exact in zip(values, whole, strict=True)
     ]
 

@@ -7,7 +7,7 @@ nothing of what a network does with the numbers.
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from numbers import Number
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,12 +85,12 @@ def kinds_of(value: object) -> tuple[str, ...]:
     if columns_of(value) is not None:
         return tuple(_kind(part) for part in _columns(value))
     shape = getattr(value, "shape", ())
-    return (_kind(value),) * shape[-1] if hasattr(value, "dtype") and len(shape) > 1 else ()
+    return (_kind(value),) * (shape[-1] if len(shape) > 1 else 1) if hasattr(value, "dtype") and shape else ()
 
 
 def _kind(column: Any) -> str:
     kind = getattr(column.dtype, "kind", "O")
-    if kind == "M" and isinstance(column, np.ndarray):
+    if kind == "M" and not hasattr(column, "iloc"):
         return "dates of NumPy"
     if kind == "M":
         return "dates" if getattr(column.dtype, "tz", None) is None else "dates with a time zone"
@@ -148,8 +148,8 @@ def _to_numbers(value: Any) -> str:
         return "use .astype(float)"
     if hasattr(value, "dt") and hasattr(value.dt, "to_timestamp"):
         return "use .dt.to_timestamp()"
-    held = [each for each in np.asarray(value, dtype=object).flat if each is not None and each == each]
-    if held and all(isinstance(each, Number | Decimal) for each in held):
+    held = [each for each in np.asarray(value, dtype=object).flat if type(each).__name__ not in ("NoneType", "NAType")]
+    if held and all(isinstance(each, Real | Decimal) for each in held):
         return "use pd.to_numeric(...)" if hasattr(value, "iloc") else "use .astype(float)"
     return ""
 
@@ -263,14 +263,13 @@ def in_site_order(name: str, table: Table, sites: str | tuple[str, ...] | None) 
             tuple(table.dates[i] for i in order),
             tuple(table.labels[i] for i in order),
         )
-    names = [str(label).casefold() for label in table.labels]
-    wanted = [site.casefold() for site in sites] if isinstance(sites, tuple) else []
-    if not names or len(names) != len(wanted) or len(set(wanted)) != len(wanted):
+    if not isinstance(sites, tuple) or len(table.labels) != len(sites):
         return table
-    for i, label in enumerate(names):
+    wanted = [site.casefold() for site in sites]
+    for i, label in enumerate(str(label).casefold() for label in table.labels):
         if label in wanted and wanted[i] != label:
             raise ValueError(
-                f"{name} must have columns called {', '.join(sites or ())}, or all of them in this order; got "
+                f"{name} must have columns called {', '.join(sites)}, or all of them in this order; got "
                 f"{list(table.labels)}, of which {table.labels[i]!r} stands elsewhere; rename or reorder them"
             )
     return table

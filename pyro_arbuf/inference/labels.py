@@ -33,7 +33,7 @@ def read_labels(x: object, y: object, config: ModelConfig) -> Labels:
         ValueError: If tables of a list differ in kinds, or in names: for a network of tables in all of them, for others
             in their order.
     """
-    return Labels(_names_of("x", x, config.missing_x), _kinds_of(x), _outcomes_of(y, config))
+    return Labels(_names_of("x", x, config.missing_x), common_kinds("x", x), _outcomes_of(y, config))
 
 
 def check_columns(x: Tensor, given: object, labels: Labels, number: int | None, config: ModelConfig) -> None:
@@ -53,7 +53,7 @@ def check_columns(x: Tensor, given: object, labels: Labels, number: int | None, 
     """
     if number is None:
         return
-    _check_turned(given, labels.columns)
+    _check_turned("x", given, labels.columns)
     own = _names_of("x", given, config.missing_x)
     _check_names("x", own, labels.columns, "the context", config.missing_x)
     if config.missing_x and x.shape[-1] != number:
@@ -71,15 +71,18 @@ def check_dimensions(given: object, labels: Labels, config: ModelConfig) -> None
     Raises:
         ValueError: If they are.
     """
+    _check_turned("y", given, labels.outcomes)
     _check_names("y", _outcomes_of(given, config), labels.outcomes, "the context", False)
 
 
 def _names_of(name: str, given: object, strict: bool) -> tuple[Any, ...]:
     if isinstance(given, list | tuple):
-        found = [_names_of(name, each, strict) for each in given]
-        for i, each in enumerate(found):
-            _check_names(f"{name}[{i}]", each, found[0], f"{name}[0]", strict)
-        return found[0] if found else ()
+        first: tuple[Any, ...] = ()
+        for i, each in enumerate(given):
+            found = _names_of(name, each, strict)
+            _check_names(f"{name}[{i}]", found, first, "a table before it", strict)
+            first = first or found
+        return first
     columns = columns_of(given)
     return coordinate_labels(given) if columns is None else tuple(columns)
 
@@ -94,31 +97,31 @@ def _outcomes_of(y: object, config: ModelConfig) -> tuple[Any, ...]:
     return _names_of("y", y, False)
 
 
-def _kinds_of(given: object) -> tuple[str, ...]:
+def common_kinds(name: str, given: object) -> tuple[str, ...]:
+    """What each column holds, see `kinds_of`, of data or of a list of them.
+
+    Raises:
+        ValueError: If data of a list differ.
+    """
     if not isinstance(given, list | tuple):
         return kinds_of(given)
     first: tuple[str, ...] = ()
     for i, each in enumerate(given):
         found = kinds_of(each)
-        _check_kinds(f"x[{i}]", found, first, "a table before it")
-        first = first or found
+        _check_kinds(f"{name}[{i}]", found, first, "a table before it")
+        first = found if not first or "dates of NumPy" in first else first
     return first
 
 
-def _check_turned(given: Any, expected: tuple[Any, ...]) -> None:
+def _check_turned(name: str, given: Any, expected: tuple[Any, ...]) -> None:
     """Raises ValueError where an array of xarray has the columns of the context along another dimension."""
     dims, coords = getattr(given, "dims", ()), getattr(given, "coords", {})
     for dim in dims[:-1] if expected and isinstance(dims, tuple) else ():
         if dim in coords and tuple(np.asarray(coords[dim]).tolist()) == expected:
             raise ValueError(
-                f"x must have its columns along the last dimension; got an array with those of the context along "
-                f"{dim!r}; use x.transpose(..., {dim!r})"
+                f"{name} must have its columns along the last dimension; got an array with those of the context along "
+                f"{dim!r}; use {name}.transpose(..., {dim!r})"
             )
-
-
-def check_same_kinds(name: str, given: object, first: object) -> None:
-    """Raises ValueError where columns of data are of another kind than those of the first data of a list."""
-    _check_kinds(name, kinds_of(given), kinds_of(first), f"{name.partition('[')[0]}[0]")
 
 
 def _check_kinds(name: str, kinds: tuple[str, ...], expected: tuple[str, ...], where: str) -> None:
@@ -129,7 +132,7 @@ def _check_kinds(name: str, kinds: tuple[str, ...], expected: tuple[str, ...], w
     have, want = (kind.removesuffix(" of NumPy") for kind in pairs[column])
     remedy = "convert one of them, e.g. by pd.to_datetime, or give days since 1970-01-01 as torch tensors"
     if "durations" in (have, want):
-        remedy = "divide durations by a unit, e.g. by pd.Timedelta('1h'), or give durations in both"
+        remedy = "give durations in both, or days in both, by x / pd.Timedelta('1D')"
     if have.startswith("dates") and want.startswith("dates"):
         remedy = "give all of them a time zone, by .dt.tz_localize, or none"
     raise ValueError(f"{name}[..., {column}] must hold {want}, as {where} does; got {have}; {remedy}")

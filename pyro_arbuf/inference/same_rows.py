@@ -6,6 +6,8 @@ import numpy as np
 
 from pyro_arbuf.user_warnings import warn
 
+MANY = 0.5  # of the rows: so many labels are common where tables were made from one
+
 
 def row_labels(value: object) -> Any:
     """The index of a table or a Series of pandas; `None` for everything else."""
@@ -16,8 +18,8 @@ def row_labels(value: object) -> Any:
 def check_same_rows(x: object, y: object) -> None:
     """Raises ValueError where tables of inputs and outcomes, or their indices, hold the same rows in different orders.
 
-    Rows are taken as they stand. Other differences of indices are warned of, but for those without a common label of
-    which one counts from 0, as a new table does.
+    Rows are taken as they stand. Other differences of indices are warned of, but where one of them counts from 0, as
+    that of a new table does. Where most labels are common and in order, as `dropna` leaves them, that is no excuse.
     """
     if isinstance(x, list | tuple) and isinstance(y, list | tuple):
         for one, other in zip(x, y, strict=False):
@@ -25,7 +27,7 @@ def check_same_rows(x: object, y: object) -> None:
         return
     if all(isinstance(getattr(part, "dims", None), tuple) and hasattr(part, "coords") for part in (x, y)):
         _check_same_dims(x, y)
-    indices: list[Any] = [_index_of(part) for part in (x, y)]
+    indices: list[Any] = [_index_of(x, 2), _index_of(y, 1)]
     rows, others = indices
     if not all(hasattr(index, "isin") and hasattr(index, "equals") for index in indices):
         return
@@ -38,7 +40,9 @@ def check_same_rows(x: object, y: object) -> None:
         )
     if not all(hasattr(index, "nlevels") for index in indices):  # of pandas
         return
-    if bool(rows.isin(others).any()) or not (_numbered(rows) or _numbered(others)):
+    common = rows.isin(others).mean()
+    shifted = common > MANY and rows.is_monotonic_increasing and others.is_monotonic_increasing
+    if shifted or not (_numbered(rows) or _numbered(others)):
         label = [*rows[~rows.isin(others)], *others[~others.isin(rows)]][0]
         warn(
             f"x and y have as many rows, and indices that differ: {label!r} is in one of them alone; rows are paired "
@@ -47,13 +51,13 @@ def check_same_rows(x: object, y: object) -> None:
         )
 
 
-def _index_of(value: Any) -> Any:
-    """The index of a table, or of the rows of an array of xarray; everything else as it is."""
+def _index_of(value: Any, num_dims: int) -> Any:
+    """The index of a table, or of the rows of an array of xarray of so many dimensions; everything else as it is."""
     if hasattr(value, "iloc"):
         return row_labels(value)
-    dims = getattr(value, "dims", None)
-    if isinstance(dims, tuple) and 0 < len(dims) < 3 and hasattr(value, "indexes"):
-        return value.indexes.get(dims[0])
+    if hasattr(value, "dims"):
+        dims, indexes = value.dims, getattr(value, "indexes", {})
+        return indexes.get(dims[0]) if isinstance(dims, tuple) and len(dims) == num_dims else None
     return value
 
 

@@ -1,6 +1,7 @@
 """Series: trials in their order, without gaps. Knows the configuration of a network, and nothing of its weights."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -8,13 +9,13 @@ from torch import Tensor
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.network.config import ModelConfig
+from pyro_arbuf.network.parts import MARGIN, Range
 from pyro_arbuf.network.tracing import is_traced
 from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.user_warnings import warn
 
 WIDER = 1.05  # than the largest number of trials: a trained range of numbers has some slack
 MOST = 1.5  # trials between two that follow each other; what is more is a gap
-MARGIN = 0.01  # of the range of the inputs, by which the trained range is wider at either end
 
 
 def check_series(x: Tensor, config: ModelConfig, context_len: Tensor | None = None) -> bool:
@@ -60,17 +61,35 @@ def check_begins(x: Tensor, config: ModelConfig, context_len: Tensor | None = No
     numbers = trial_numbers(x, config)
     if numbers is None or not numbers.shape[-1] or not numbers_trials(config) or config.x_range is None:
         return
-    column = config.lag_column or 0
-    low, high = pairs_of(config.x_range, column + 1)[column]
-    start = round(low + MARGIN * (high - low) / (1 + 2 * MARGIN))
+    start, column = _first_number(config), cast(int, config.lag_column)
+    if start is None:
+        return
     others = (numbers[..., 0] - start).abs() > 0.5
     if context_len is not None:
-        others &= context_len > 0
+        others = others & (context_len > 0)
     if bool(others.any()):
+        units = config.unit_map
+        if units is not None and units.x is not None:
+            start = units.x[0][column] + units.x[1][column] * start
         warn(
-            f"x of a series begins with another number in column {column} than {start}, with which every series of "
-            f"training began: densities are unreliable there; number its trials from {start}, the first one included",
+            f"x of a series begins with another number in column {column} than {start:g}, with which every series of "
+            f"training began, or its first trials are missing: densities are unreliable there; number trials from "
+            f"{start:g}",
         )
+
+
+def _first_number(config: ModelConfig) -> int | None:
+    """The number of the first trial of every series of training; `None` = series began anywhere, or it is not known.
+
+    The trained range is that of as many numbers as there are trials at most, with its margin.
+    """
+    column = cast(int, config.lag_column)
+    low, high = pairs_of(cast(Range, config.x_range), column + 1)[column]
+    span = (high - low) / (1 + 2 * MARGIN)
+    first = low + MARGIN * span
+    whole = abs(first - round(first)) < 0.1
+    most = config.num_context[1] + config.buffer_size
+    return round(first) if whole and abs(span + 1 - most) < 0.5 else None
 
 
 def has_gap(x: Tensor, config: ModelConfig) -> bool:
@@ -101,6 +120,8 @@ def check_follows(x: Tensor, context: Context) -> None:
         return
     if length is not None:
         known = known.masked_fill(~context_mask(length, known.shape[-1]), -torch.inf)
+        if bool((length == 0).any()):
+            check_begins(x, config, (length == 0).view(context.task_shape))
     step = numbers[..., 0] - known.amax(-1).view(context.task_shape)
     _warn_gap(bool(((step < 0.5) | ((step > MOST) & step.isfinite())).any()))
 
@@ -144,5 +165,5 @@ def _warn_gap(found: bool) -> None:
     if found:
         warn(
             "x of a series skips trials, or its targets are not those directly after the context, as in no series of "
-            "training: densities are unreliable there; give whole series, or each part as one of its own",
+            "training: densities are unreliable there; give whole series, or each part as one, numbered anew",
         )

@@ -21,7 +21,7 @@ from pyro_arbuf.inference.data import (
     several_columns,
 )
 from pyro_arbuf.inference.dates import day_of
-from pyro_arbuf.inference.labels import check_same_kinds
+from pyro_arbuf.inference.labels import common_kinds
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.trained_range import pairs_of
 from pyro_arbuf.network.config import ModelConfig
@@ -217,19 +217,12 @@ def _pooled(
 ) -> tuple[Tensor, tuple[bool, ...]]:
     """All rows `(rows, D)` of data or of a list of them, float64 on the CPU, and which columns are dates."""
     pieces = data if isinstance(data, list | tuple) else [data]
+    common_kinds(name, data)
     rows, dates = [], (False,) * (dim or 1)
-    known: tuple[bool, ...] | None = None  # of what says so; tensors do not
     for i, piece in enumerate(pieces):
         which = f"{name}[{i}]" if isinstance(data, list | tuple) else name
         numbers, found = _rows(which, piece, dim, prepare, flat)
         rows.append(numbers)
-        if known is not None and found != known and not isinstance(piece, Tensor):
-            raise ValueError(
-                f"{name} must be of one kind in each column, dates or numbers; got both in a list of data; convert the "
-                "numbers, e.g. by pd.to_datetime, or give days since 1970-01-01 as torch tensors"
-            )
-        check_same_kinds(which, piece, pieces[0])
-        known = known if isinstance(piece, Tensor) else found
         dates = tuple(a or b for a, b in zip(dates, found, strict=True))
     if not rows:
         raise ValueError(f"{name} must hold data; got an empty list")

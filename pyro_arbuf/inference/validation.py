@@ -111,7 +111,8 @@ def _checked(name: str, value: object, weight: Tensor, finite: bool) -> Tensor:
 
 def _as_tensor(name: str, value: object) -> str:
     """What makes a tensor of a value, or an array or a table that is taken."""
-    if isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+    of_rows = isinstance(value, list) and len(value) > 0 and isinstance(value[0], Mapping)
+    if name[0] in "xy" and (isinstance(value, Mapping) or of_rows):
         return f"pd.DataFrame({name})"
     if hasattr(value, "to_pandas"):
         return f"{name}.to_pandas()"

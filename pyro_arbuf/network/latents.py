@@ -63,7 +63,8 @@ class Latent:
     def contains(self, value: Tensor) -> Tensor:
         """Whether values `(*batch, *shape)` lie in the support, `(*batch,)`; the sum of a simplex up to rounding."""
         if self.simplex:
-            return (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < ROUNDING)
+            inside = (value >= 0).all(-1) & ((value.sum(-1) - 1).abs() < ROUNDING)
+            return self._over_events(inside, 1).all(-1)
         return self.support.check(value)
 
     def excludes(self, value: Tensor) -> Tensor:
@@ -74,7 +75,12 @@ class Latent:
             return torch.zeros(value.shape[: value.dim() - len(self.shape)], dtype=torch.bool, device=value.device)
         slack = ROUNDING * (self.upper - self.lower)
         outside = (value < self.lower - slack) | (value > self.upper + slack)
-        return outside.flatten(value.dim() - len(self.shape)).any(-1) if self.shape else outside
+        return self._over_events(outside, 0).any(-1)
+
+    def _over_events(self, found: Tensor, reduced: int) -> Tensor:
+        """What was found of each number, `(*batch, *shape)` less `reduced` dimensions, as `(*batch, numbers)`."""
+        left = len(self.shape) - reduced
+        return found.flatten(found.dim() - left) if left else found.unsqueeze(-1)
 
     @functools.cached_property
     def transform(self) -> Transform:
@@ -104,7 +110,8 @@ class Latent:
         """Values `(*batch, *shape)` of unconstrained numbers `(*batch, size)`, and the log Jacobian `(*batch,)`."""
         unconstrained = unconstrained.reshape(unconstrained.shape[:-1] + self.unconstrained_shape)
         value = cast(Tensor, self.transform(unconstrained))
-        return value, self.transform.log_abs_det_jacobian(unconstrained, value)
+        jacobian = self.transform.log_abs_det_jacobian(unconstrained, value)
+        return value, self._over_events(jacobian, 1).sum(-1) if self.simplex else jacobian
 
 
 def constrained(latents: Sequence[Latent], unconstrained: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ from pyro_arbuf.network.rules import (
     is_pair,
 )
 
+MARGIN = 0.01  # of the range of simulated inputs, by which a trained range is wider at either end
 Range = tuple[float, float]
 OPTIONAL = ("num_frequencies", "num_y_frequencies", "num_traces")  # sizes that may be 0
 ArchitectureName = Literal["buffer", "tnp-d", "tnp-a", "tnp-nd", "decoder", "lbanp", "lbanp-buffer", "tnp-d-buffer"]

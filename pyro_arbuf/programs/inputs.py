@@ -1,12 +1,13 @@
 """What draws the inputs of a program's trials: a function as the user has it, the rows of a design, or none."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from pyro_arbuf.inference.data import read_table
+from pyro_arbuf.inference.data import holds_durations, read_table
 
 Inputs = Callable[[int], Tensor]  # of a number of trials
 NUM_TRIED = 7
@@ -38,30 +39,43 @@ def read_inputs(inputs: object) -> tuple[Inputs, int]:
         design = _numbers("inputs", inputs, None)
         return lambda num_trials: design[torch.randint(len(design), (num_trials,))], design.shape[1]
     function = cast(Inputs, inputs)
-    try:
-        drawn = function(NUM_TRIED)
-    except TypeError as error:
-        raise ValueError(
-            f"inputs must be a function of the number of trials alone, or a design (n, D_x); got {function!r}, which "
-            f"raised a TypeError: {error}"
-        ) from error
+    _check_parameters(function)
+    drawn = function(NUM_TRIED)
     dim_x = _numbers("inputs(num_trials)", drawn, NUM_TRIED).shape[1]
     if isinstance(drawn, Tensor) and drawn.dim() == 2 and drawn.is_floating_point():
         return function, dim_x
     return lambda num_trials: _numbers("inputs(num_trials)", function(num_trials), num_trials), dim_x
 
 
+def _check_parameters(function: Inputs) -> None:
+    """Raises ValueError unless a function can be called with the number of trials alone, as its signature says."""
+    try:
+        inspect.signature(function).bind(NUM_TRIED)
+    except TypeError:
+        got = inspect.signature(function)
+        raise ValueError(
+            f"inputs must be a function of the number of trials alone, or the rows of a design; got one of {got}"
+        ) from None
+    except ValueError:  # some built-in functions have no signature
+        return
+
+
 def _numbers(name: str, given: Any, num_rows: int | None) -> Tensor:
     """Inputs as a floating tensor `(n, D_x)`; single numbers are one column."""
     table = read_table(name, given)
-    if table is not None and any(table.dates):
-        raise ValueError(f"{name} must hold numbers, which the program gets; got dates; give days since the first one")
+    if table is not None and holds_durations(given, ("M", "m")):
+        raise ValueError(
+            f"{name} must hold numbers, which the program gets; got dates or durations; give them in a unit, e.g. "
+            "(t - t[0]) / pd.Timedelta('1D')"
+        )
     x = given if table is None else torch.from_numpy(table.numbers).to(torch.get_default_dtype())
     x = x.unsqueeze(-1) if isinstance(x, Tensor) and x.dim() == 1 else x
-    if not isinstance(x, Tensor) or x.dim() != 2 or not x.shape[1] or len(x) != (num_rows or len(x)) or not len(x):
+    if not isinstance(x, Tensor) or x.dim() != 2 or 0 in x.shape or (num_rows is not None and len(x) != num_rows):
         shape = "(n, D_x), the rows of a design" if num_rows is None else f"(num_trials, D_x), for {num_rows} trials"
         got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(given).__name__
-        raise ValueError(f"{name} must be a tensor, an array or a table of shape {shape}; got {got}")
+        raise ValueError(
+            f"{name} must be a tensor, an array or a table of shape {shape}; got {got}; use torch.as_tensor for a list"
+        )
     if not bool(x.isfinite().all()):
         raise ValueError(f"{name} must be finite; got NaN or infinite numbers; leave out such rows")
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())

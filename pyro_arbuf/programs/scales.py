@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_arbuf.network.latents import FINEST, Latent, rounded
 from pyro_arbuf.network.outcomes import Outcome
-from pyro_arbuf.network.parts import Range
+from pyro_arbuf.network.parts import MARGIN, Range
 from pyro_arbuf.programs.runs import Mode
 
 NUM_FOR_SCALES: dict[Mode, int] = {"inputs": 2048, "datasets": 2048, "loop": 256}  # data sets, by mode
@@ -62,7 +62,7 @@ def check_resolution(what: str, loc: Tensor, scale: Tensor) -> None:
 def range_of_inputs(column: Tensor) -> Range:
     """From the smallest to the largest, and a margin, so that the ends do not lie outside by chance."""
     low, high = column.min().item(), column.max().item()
-    margin = 0.01 * (high - low)
+    margin = MARGIN * (high - low)
     if not margin:
         return low, high
     return rounded(low - margin, margin, 4), rounded(high + margin, margin, 4)  # to hundredths of the margin

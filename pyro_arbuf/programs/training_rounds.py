@@ -305,10 +305,8 @@ def _check_same_law(begun: ModelConfig, config: ModelConfig, folder: Path) -> No
 
 def _check_same_units(name: str, old: Columns, new: Columns, folder: Path) -> None:
     """The same of one latent or of the outcome: location and scale of each dimension; `None` = not known."""
-    known = [column for column in (*old, *new) if column is not None]
-    if len(known) < 4:
-        return
-    for was_at, was_wide, loc, scale in zip(*known, strict=False):
+    columns = [column or () for column in (*old, *new)]
+    for was_at, was_wide, loc, scale in zip(*columns, strict=False):
         if abs(loc - was_at) > MOVED * was_wide or not 1 / STRETCHED < scale / was_wide < STRETCHED:
             raise ValueError(
                 f"{folder} holds a run of a program whose {name} had location {was_at:.3g} and scale {was_wide:.3g}, "

@@ -6,7 +6,9 @@ from pyro_arbuf.programs.kinds import REAL
 from pyro_arbuf.programs.outcome import ProgramOutcome
 
 LARGEST_WHOLE = 2.0**20  # beyond it float32 has few other numbers
-SPIKE = 0.02  # of the values of an outcome that are equal: rounded ones are equal, too, but not so often
+SPIKE = 0.02  # of the values of an outcome are equal
+MANY = 50  # different values are more than those of a scale of ratings
+FEW, HIGHER = 9, 10  # so many values may be spikes, as many times as common as the next one: rounded numbers are not
 
 
 def value_notes(outcome: ProgramOutcome, y: Tensor) -> list[str]:
@@ -27,17 +29,21 @@ def value_notes(outcome: ProgramOutcome, y: Tensor) -> list[str]:
                 "booleans to have counts or categories, value.long() or value.bool()."
             )
             continue
-        most = max((_most_common(column) for column in values.flatten(0, 1).unbind(-1)), key=lambda pair: pair[1])
-        if SPIKE < most[1] < 1:
+        spikes = [spike for column in values.flatten(0, 1).unbind(-1) if (spike := _spike(column)) is not None]
+        if spikes:
+            value, share = spikes[0]
             notes.append(
-                f"{most[1]:.0%} of the simulated values of {site.name!r} equal {most[0]:.6g}, and a density has no "
-                "such spike: its height there means nothing; draw a category before it that says where this happens, "
+                f"{share:.0%} of the simulated values of {site.name!r} equal {value:.6g}, and a density has no such "
+                "spike: its height there means nothing; draw a category before it that says where this happens, "
                 f"outcome=('cut', {site.name!r}), and there a value of any continuous law."
             )
     return notes
 
 
-def _most_common(values: Tensor) -> tuple[float, float]:
-    """The value that is most common among several `(n,)`, and its share of them."""
+def _spike(values: Tensor) -> tuple[float, float] | None:
+    """The value that comes far more often than others among `(n,)`, and its share of them; `None` = no such one."""
     found, counts = values.unique(return_counts=True)
-    return found[counts.argmax()].item(), counts.max().item() / len(values)
+    most, rest = int(counts.max()), counts.sort(descending=True).values[FEW : FEW + 1]
+    if len(found) < MANY or most < SPIKE * len(values) or most < HIGHER * int(rest):
+        return None
+    return found[counts.argmax()].item() + 0.0, most / len(values)  # never -0

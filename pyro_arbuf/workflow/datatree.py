@@ -129,7 +129,8 @@ def to_datatree(
     groups["constant_data"] = {**groups.get("constant_data", {}), **constants}
     named = {"input": draws.context.labels.columns} if isinstance(draws, ArBufferDistribution) else {}
     found = {dim for array in groups["constant_data"].values() for dim in array.dims}
-    named = {dim: list(map(str, labels)) for dim, labels in named.items() if labels and dim in found}
+    of_text = {dim for dim, labels in named.items() if labels and all(isinstance(each, str) for each in labels)}
+    named = {dim: labels for dim, labels in named.items() if dim in of_text & found}
     tree = assemble_tree(groups, named | dict(coords or {}), dims or {})
     tree.attrs.update(facts)
     return tree

@@ -67,7 +67,7 @@ def test_inputs_that_another_library_has_rounded_are_warned_of():
     ours.warn_rounded(x, x)
     with pytest.warns(UserWarning, match=r"x is rounded to float32, by up to 0.0\d+ of the network's units; let JAX"):
         ours.warn_rounded(x, x.astype(np.float32))
-    ArrayLikelihood(net, "float64").warn_rounded(x - 1e6, (x - 1e6).astype(np.float32))
+    ArrayLikelihood(net, "float64").warn_rounded(x - 1e6, (x - 1e6).astype(np.float32))  # no units
 
 
 def test_missing_trials_are_dropped():
