@@ -84,7 +84,7 @@ OBSERVATIONS = {
         X,
         Y.numpy().astype(object),
         "y must hold numbers; got the dtype object",
-        "code categories",
+        "use .astype(float)",
     ),
     "column_of_x": (X[:, 0].numpy(), Y, "x must have shape (*batch, points, 2); got (5,)"),
     "nan_in_an_array": (spoil(X).numpy(), Y, "x must be finite; got 1 NaN or infinite of 10 values"),

@@ -170,11 +170,11 @@ def test_units_are_fitted_to_what_is_known_of_a_column():
     assert net.in_units(x=x).config == net.in_units(x=x.dropna()).config
     with pytest.raises(ValueError, match=r"column 0 of x must hold at least 2 .*; got 1 of them; .* x_range=\(low"):
         net.in_units(x=x[4:6])
-    with pytest.raises(ValueError, match=r"at least 2 finite values, .* state y_loc and y_scale"):
+    with pytest.raises(ValueError, match=r"at least 2 finite numbers, .* state y_loc and y_scale"):
         net.in_units(y=np.ones(1))
     with pytest.raises(ValueError, match=r"got '2018-01-31'; write a date as pd.Timestamp"):
         net.in_units(x_range=("2018-01-31", "2022-12-31"))
-    with pytest.raises(ValueError, match=r"x must be finite; .* leave their rows out of x and y"):
+    with pytest.raises(ValueError, match=r"x must be finite; .* drop their rows of x and y"):
         net.condition(np.array([[0.0], [np.nan]]), np.ones(2), nan="drop")
 
 

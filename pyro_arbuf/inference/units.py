@@ -125,15 +125,19 @@ def _x_units(config: ModelConfig, x: object, stated: Stated) -> dict[str, Any]:
 
 def _ends(name: str, column: Tensor) -> Range:
     """The smallest and the largest of the numbers in a column; NaN is skipped."""
+    low, high = torch.aminmax(_several(name, column, "to be mapped onto a range", "x_range=(low, high)"))
+    return low.item(), high.item()
+
+
+def _several(name: str, column: Tensor, purpose: str, stated: str) -> Tensor:
+    """The numbers of a column that are not NaN; raises ValueError unless they are finite and at least two."""
     column = column[~column.isnan()]
     if len(column) < 2 or not bool(column.isfinite().all()):
         wrong = f"{len(column)} of them" if len(column) < 2 else "infinite ones"
         raise ValueError(
-            f"{name} must hold at least 2 finite numbers, to be mapped onto a range; got {wrong}; give more data, or "
-            "state x_range=(low, high)"
+            f"{name} must hold at least 2 finite numbers, {purpose}; got {wrong}; give more data, or state {stated}"
         )
-    low, high = torch.aminmax(column)
-    return low.item(), high.item()
+    return column
 
 
 def _onto(name: str, own: Range | None, trained: Range | None) -> tuple[float, float]:
@@ -181,13 +185,7 @@ def _y_units(config: ModelConfig, y: object, stated: Stated) -> dict[str, Any]:
 
 def _by_moments(name: str, column: Tensor, config: ModelConfig, d: int) -> tuple[float, float]:
     """Location and scale that put mean and standard deviation of data onto the network's own; NaN is skipped."""
-    column = column[~column.isnan()]
-    if len(column) < 2 or not bool(column.isfinite().all()):
-        wrong = f"{len(column)} of them" if len(column) < 2 else "infinite ones"
-        raise ValueError(
-            f"{name} must hold at least 2 finite values, for a standard deviation; got {wrong}; give "
-            "more data, or state y_loc and y_scale"
-        )
+    column = _several(name, column, "for a standard deviation", "y_loc and y_scale")
     mean, sd = column.mean().item(), column.std().item()
     if not sd > 0:
         raise ValueError(f"{name} must vary, to have a standard deviation above 0; got equal values; state y_scale")

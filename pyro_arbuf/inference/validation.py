@@ -102,9 +102,7 @@ def _checked(name: str, value: object, weight: Tensor, finite: bool) -> Tensor:
         )
     if finite and may_look_at(value) and not bool(torch.isfinite(value).all()):
         count = int((~torch.isfinite(value)).sum())
-        remedy = (
-            "leave their rows out of x and y; only outcomes may be missing" if name.startswith("x") else "drop them"
-        )
+        remedy = "drop their rows of x and y; only outcomes may be missing" if name.startswith("x") else "drop them"
         raise ValueError(f"{name} must be finite; got {count} NaN or infinite of {value.numel()} values; {remedy}")
     return value
 
@@ -117,9 +115,7 @@ def _as_tensor(name: str, value: object) -> str:
     if hasattr(value, "to_pandas"):
         return f"{name}.to_pandas()"
     if isinstance(value, list | tuple) and value and all(hasattr(each, "to_numpy") for each in value):
-        return (
-            f"np.stack([each.to_numpy() for each in {name}]), or, if they differ in length, one distribution for each"
-        )
+        return f"np.stack([each.to_numpy() for each in {name}]), the batch in front, or a distribution for each"
     return f"torch.as_tensor({name})"
 
 
