@@ -39,7 +39,11 @@ def read_inputs(inputs: object) -> tuple[Inputs, int]:
         design = _numbers("inputs", inputs, None)
         return lambda num_trials: design[torch.randint(len(design), (num_trials,))], design.shape[1]
     function = cast(Inputs, inputs)
-    _check_parameters(function)
+    unfit = unfit_signature(function)
+    if unfit is not None:
+        raise ValueError(
+            f"inputs must be a function of the number of trials alone, or the rows of a design; got one of {unfit}"
+        )
     drawn = function(NUM_TRIED)
     dim_x = _numbers("inputs(num_trials)", drawn, NUM_TRIED).shape[1]
     if isinstance(drawn, Tensor) and drawn.dim() == 2 and drawn.is_floating_point():
@@ -47,17 +51,17 @@ def read_inputs(inputs: object) -> tuple[Inputs, int]:
     return lambda num_trials: _numbers("inputs(num_trials)", function(num_trials), num_trials), dim_x
 
 
-def _check_parameters(function: Inputs) -> None:
-    """Raises ValueError unless a function can be called with the number of trials alone, as its signature says."""
+def unfit_signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of a function that cannot be called with one argument; `None` = it can, as far as it says."""
     try:
-        inspect.signature(function).bind(NUM_TRIED)
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return None
+    try:
+        signature.bind(None)
     except TypeError:
-        got = inspect.signature(function)
-        raise ValueError(
-            f"inputs must be a function of the number of trials alone, or the rows of a design; got one of {got}"
-        ) from None
-    except ValueError:  # some built-in functions have no signature
-        return
+        return signature
+    return None
 
 
 def _numbers(name: str, given: Any, num_rows: int | None) -> Tensor:

@@ -4,7 +4,6 @@ Knows nothing of models.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from pyro.poutine import Trace
 
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.computed_outcome import ProgramWithComputedOutcome
-from pyro_arbuf.programs.inputs import Inputs, read_inputs, trial_index
+from pyro_arbuf.programs.inputs import Inputs, read_inputs, trial_index, unfit_signature
 from pyro_arbuf.programs.notes import Dependence, find_dependence, outside_trials, program_notes
 from pyro_arbuf.programs.outcome import ProgramOutcome, Trials, read_outcome
 from pyro_arbuf.programs.runs import Mode, Program, ProgramRuns, probe
@@ -176,15 +175,10 @@ def _read_outcome(
 
 def _check_parameters(program: Program) -> None:
     """Raises ValueError unless a program can be called with its inputs alone, as far as its signature says."""
-    try:
-        signature = inspect.signature(program, follow_wrapped=False)
-    except (TypeError, ValueError):  # some built-in functions have none
-        return
-    try:
-        signature.bind(None)
-    except TypeError:
-        got = ", ".join(signature.parameters) or "none"
+    unfit = unfit_signature(program)
+    if unfit is not None:
+        got = ", ".join(unfit.parameters) or "none"
         raise ValueError(
             f"a program must take its inputs x alone, as in program(x); got the parameters {got}, and others need "
             "defaults; a prior as a plain function has the parameters batch_size, num_points, generator"
-        ) from None
+        )

@@ -127,10 +127,9 @@ def to_datatree(
             groups, facts = fit_groups(fit, given, posterior_predictive is None, dims or {}), fit.facts
     constants = {name: label(name, values, (dims or {}).get(name)) for name, values in (constant_data or {}).items()}
     groups["constant_data"] = {**groups.get("constant_data", {}), **constants}
-    named = {"input": draws.context.labels.columns} if isinstance(draws, ArBufferDistribution) else {}
-    found = {dim for array in groups["constant_data"].values() for dim in array.dims}
-    of_text = {dim for dim, labels in named.items() if labels and all(isinstance(each, str) for each in labels)}
-    named = {dim: labels for dim, labels in named.items() if dim in of_text & found}
+    columns = draws.context.labels.columns if isinstance(draws, ArBufferDistribution) else ()
+    has_inputs = any("input" in array.dims for array in groups["constant_data"].values())
+    named = {"input": columns} if has_inputs and columns and all(isinstance(each, str) for each in columns) else {}
     tree = assemble_tree(groups, named | dict(coords or {}), dims or {})
     tree.attrs.update(facts)
     return tree
