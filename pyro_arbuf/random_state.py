@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import operator
+import pathlib
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -60,7 +61,8 @@ class NoiseByLine(TorchFunctionMode):
     """Gives the k-th random call of each line of code numbers of its own, whatever other lines have drawn before.
 
     Two runs of a program under the same seed can then be compared where a loop of one of them ends earlier. Only
-    torch's functions on the CPU are seeded so; lines are those of the calls below the function that makes this.
+    torch's functions on the CPU are seeded so; lines are those of the calls below the function that makes this, in
+    files known by their names alone, so that the folder of the program or of Python does not matter.
     """
 
     def __init__(self) -> None:
@@ -78,6 +80,6 @@ class NoiseByLine(TorchFunctionMode):
     def _lines(self, frame: FrameType | None) -> str:
         lines = []
         while frame is not None and frame.f_code is not self.maker:
-            lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            lines.append(f"{pathlib.PurePath(frame.f_code.co_filename).name}:{frame.f_lineno}")
             frame = frame.f_back
         return " ".join(lines)

@@ -9,6 +9,7 @@ import torch
 from program_cases import LINES, SampleOnly, inputs
 
 from pyro_arbuf.programs.simulator import Simulator
+from pyro_arbuf.random_state import NoiseByLine, seeded
 
 
 def trials(x, outcome):
@@ -207,3 +208,36 @@ def test_program_that_fails_in_a_few_data_sets_is_still_run_at_once(stream):
         trials(x, dist.Normal(mean + x[..., 0], 0.5))
 
     assert Simulator(program, draw).mode == "inputs"
+
+
+RARE_CONTAMINATION = """
+def program(x):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", x.shape[-2]):
+        hit = (torch.rand(theta.shape[:-1] + x.shape[-2:-1]) < 0.02).float()
+        pyro.sample("y", dist.Delta(hit * (3 + theta)))
+"""
+
+
+def program_in_file(file):
+    namespace = {"pyro": pyro, "dist": dist, "torch": torch}
+    exec(compile(RARE_CONTAMINATION, file, "exec"), namespace)
+    return namespace["program"]
+
+
+@pytest.mark.parametrize("name", range(6))
+def test_latents_that_seldom_reach_an_outcome_are_compared_often(name: int) -> None:
+    """One comparison in four found none of the changes by chance, so that programs were run one by one."""
+    with pytest.warns(UserWarning, match="98% of the simulated values of 'y' equal 0"):
+        assert Simulator(program_in_file(f"model_{name}.py")).mode == "inputs"
+
+
+def test_the_folder_of_a_program_does_not_change_what_is_compared() -> None:
+    def numbers(file):
+        values = []
+        with seeded(0), NoiseByLine():
+            exec(compile("values.append(torch.rand(3))", file, "exec"), {"torch": torch, "values": values})
+        return values[0]
+
+    assert torch.equal(numbers("/home/ann/model.py"), numbers("/srv/model.py"))
+    assert not torch.equal(numbers("/srv/model.py"), numbers("/srv/other.py"))
