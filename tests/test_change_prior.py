@@ -140,6 +140,62 @@ def test_weights_are_those_of_refine(net):
     assert_close(found.draws, fine.draws)
 
 
+def positive(recorded: bool):
+    """The trained prior with mu above 0, whose posterior is the trained one there; with a density, or simulated."""
+
+    def program(x):
+        tau = pyro.sample("tau", dist.Gamma(x.new_tensor(2.0), x.new_tensor(2.0)))
+        mu = pyro.sample("mu", dist.HalfNormal((COUNT * tau).rsqrt()))
+        noise = torch.randn(torch.broadcast_shapes(tau.shape, x.shape[:-1]), dtype=x.dtype)
+        with pyro.plate("trials", x.shape[-2]):
+            if recorded:
+                return pyro.deterministic("y", mu + tau.rsqrt() * noise)
+            return pyro.sample("y", dist.Normal(mu, tau.rsqrt()))
+
+    return program
+
+
+def off_above_zero(found, y: torch.Tensor) -> tuple[float, float]:
+    mu = exact(y, 0.0, COUNT).sample((400_000,))["mu"]
+    mu, ours = mu[mu > 0], found.draws["mu"].double()
+    return float((ours.mean() - mu.mean()) / mu.std()), float(ours.std() / mu.std())
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_support_may_be_a_part_of_what_it_was(trained, recorded):
+    x, y = torch.zeros(20, 1), torch.randn(20)
+    y += 0.1 - y.mean()
+    found = change_prior(positive(recorded), trained.condition(x, y), 400, 2000, seed=0)
+    assert found.density == ("network" if recorded else "program") and found.method == "weights"
+    assert bool((found.draws["mu"] > 0).all())
+    shift, ratio = off_above_zero(found, y)
+    assert abs(shift) < 0.25 and 0.8 < ratio < 1.25
+
+
+def test_support_with_few_draws_is_reached_by_nuts_and_one_without_is_refused(trained):
+    x, y = torch.zeros(20, 1), torch.randn(20)
+    y -= y.mean()
+    found = change_prior(positive(False), trained.condition(x, y - 0.4), 200, 1000, seed=0)
+    assert found.method == "NUTS" and bool((found.draws["mu"] > 0).all())
+    shift, ratio = off_above_zero(found, y - 0.4)
+    assert abs(shift) < 0.4 and 0.7 < ratio < 1.4
+    with pytest.raises(ValueError, match="no draw is in the support of its prior"):
+        change_prior(positive(False), trained.condition(x, y - 3.0), 100, 500, seed=0)
+
+
+def test_support_beyond_what_it_was_is_refused(trained):
+    def program(x):
+        tau = pyro.sample("tau", dist.Normal(x.new_tensor(2.0), x.new_tensor(2.0)))
+        mu = pyro.sample("mu", dist.Normal(0.0 * tau, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            return pyro.sample("y", dist.Normal(mu, tau.abs().rsqrt()))
+
+    with pytest.raises(
+        ValueError, match=r"'tau' must have shape .* and be above 0\.0; got .* any real number; .*a part of"
+    ):
+        change_prior(program, trained.condition(X, Y))
+
+
 def test_result_is_a_function_of_its_seed_and_shows_itself(net):
     context, state = net.condition(X, Y), torch.get_rng_state()
     first, second = (change_prior(program_with(*NEAR), context, 100, 500, seed=1) for _ in range(2))

@@ -67,6 +67,13 @@ class Latent:
             return self._over_events(inside, 1).all(-1)
         return self.support.check(value)
 
+    def lies_in(self, other: "Latent") -> bool:
+        """Whether the support is that of another latent, or a part of it."""
+        if self.simplex or other.simplex:
+            return self.simplex and other.simplex
+        inside_below = other.lower is None or (self.lower is not None and self.lower >= other.lower)
+        return inside_below and (other.upper is None or (self.upper is not None and self.upper <= other.upper))
+
     def excludes(self, value: Tensor) -> Tensor:
         """Whether values `(*batch, *shape)` lie outside a support of two ends by more than rounding, `(*batch,)`."""
         if self.simplex:

@@ -83,7 +83,8 @@ def change_prior(
 ) -> ChangedPrior:
     r"""The posterior of a network's data under the prior of another program, without training again.
 
-    The program has the network's latents under a prior of your choice, and the outcome as before. Draws of the
+    The program has the network's latents under a prior of your choice, and the outcome as before. The support of a
+    latent may be a part of what it was in training, as of a parameter that is now positive. Draws of the
     amortised posterior are weighted by the program's density; where the Pareto k-hat of the weights is above 0.7, as
     the two priors are far apart, a chain of NUTS is run instead. `method` says which.
 
@@ -104,8 +105,8 @@ def change_prior(
         The draws, and how they were found.
 
     Raises:
-        ValueError: If the context has a batch, given latents or no observation, a number is out of range, or the
-            program is not one of the network's latents and outcome.
+        ValueError: If the context has a batch, given latents or no observation, a number is out of range, the program
+            is not one of the network's latents and outcome, or no draw lies in the support of its prior.
 
     Source:
         Vehtari et al. (2024), "Pareto smoothed importance sampling", for k-hat.
@@ -116,7 +117,7 @@ def change_prior(
         ("num_simulations", num_simulations, MIN_DRAWS),
     ):
         check_count(name, value, least)
-    simulator = context_simulator(program, context)
+    simulator = context_simulator(program, context, narrower=True)
     if context.latents:
         raise ValueError(
             f"context must leave all latents free; got one with {list(context.latents)} given; condition on x and y "
@@ -159,7 +160,15 @@ class _Target:
         self.x, self.y = data_set(context)
 
     def log_joint(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        """Log density `(S,)` of latents `(S, *shape)` and the data."""
+        """Log density `(S,)` of latents `(S, *shape)` and the data, -inf outside the support of the prior."""
+        inside = torch.stack([latent.contains(values[latent.name]) for latent in self.simulator.latents]).all(0)
+        density = torch.full(inside.shape, -torch.inf, device=inside.device)
+        if inside.any():
+            found = self._log_joint_inside({name: value[inside] for name, value in values.items()}, x, y)
+            density = density.to(found.dtype).masked_scatter(inside, found)
+        return density
+
+    def _log_joint_inside(self, values: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         if not self.learned:
             return self.simulator.log_joint(values, x, y)
         at_a_time = max(1, MAX_TRIALS // len(x))
@@ -216,7 +225,9 @@ class _Target:
 
     def _gradients(self, mean: Tensor, num_simulations: int) -> Tensor:
         """Gradients `(K, P)` of the log likelihood of data sets simulated at unconstrained latents `(P,)`, there."""
-        y = self.simulator.draw_given(mean.expand(num_simulations, -1), self.x).y.to(self.y)
+        values = {name: value for name, (value, _) in constrained(self.latents, mean).items()}
+        numbers = torch.cat([latent.unconstrain(values[latent.name]) for latent in self.simulator.latents], -1)
+        y = self.simulator.draw_given(numbers.expand(num_simulations, -1), self.x).y.to(self.y)
         found = []
         for part in self.net.config.squeeze_outcome(y).split(BATCH):
             with torch.enable_grad():

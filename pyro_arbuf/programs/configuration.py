@@ -45,8 +45,14 @@ SIZES = {"width": 64, "num_layers": 4, "num_heads": 4, "num_y_frequencies": 16, 
 SERIES_SIZES = {"num_frequencies": 64, "num_traces": 6}  # neighbours are told apart, in a range of hundreds of them
 
 
-def check_program(simulator: Simulator, config: ModelConfig) -> None:
-    """Raises ValueError if a program's latents, inputs or outcome are not those of a network; names the difference."""
+def check_program(simulator: Simulator, config: ModelConfig, narrower: bool = False) -> None:
+    """Raises ValueError if a program's latents, inputs or outcome are not those of a network; names the difference.
+
+    Args:
+        simulator: Of the program.
+        config: Of the network.
+        narrower: Whether supports of latents may be parts of those of the network.
+    """
     names, wanted = ([latent.name for latent in each.latents] for each in (simulator, config))
     if names != wanted:
         raise ValueError(
@@ -54,11 +60,12 @@ def check_program(simulator: Simulator, config: ModelConfig) -> None:
             f"pyro_arbuf.Simulator(program, inputs, latents={wanted}), or rename the sites of the program"
         )
     for got, want in zip(simulator.latents, config.latents, strict=True):
-        if (got.shape, _support(got)) != (want.shape, _support(want)):
+        fits = got.lies_in(want) if narrower else _support(got) == _support(want)
+        if got.shape != want.shape or not fits:
             raise ValueError(
                 f"the program must have the network's latents: {want.name!r} must have shape {want.shape} and be "
                 f"{_support(want)}; got shape {got.shape}, {_support(got)}; use the program it was trained on, or a "
-                "prior of the same support: between bounds dist.AffineBeta is one"
+                f"prior of the same support{' or a part of it' * narrower}: between bounds dist.AffineBeta is one"
             )
     if simulator.dim_x != config.dim_x:
         raise ValueError(

@@ -157,8 +157,13 @@ def refine(
     return Refined(draws, sample.proposals, weights, sample.k_hat, size, *evidence)
 
 
-def context_simulator(program: Program, context: Context) -> Simulator:
+def context_simulator(program: Program, context: Context, narrower: bool = False) -> Simulator:
     """The simulator of a program at the inputs of a context's one data set.
+
+    Args:
+        program: The program.
+        context: Of one data set.
+        narrower: Whether supports of latents may be parts of those of the network.
 
     Raises:
         ValueError: If the context is of no or several data sets, or the program does not fit its network.
@@ -185,7 +190,7 @@ def context_simulator(program: Program, context: Context) -> Simulator:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the notes are on what networks take for granted, and densities do not
         simulator = Simulator(program, inputs, context.model.latents, outcome_names(context.model.config))
-    check_program(simulator, context.model.config)
+    check_program(simulator, context.model.config, narrower)
     return simulator
 
 
@@ -230,8 +235,8 @@ def importance_sample(
         )
     if not bool((log_weights > -math.inf).any()):
         raise ValueError(
-            "the program's density is 0 at every draw: the data are impossible under it, or its outcome is a Delta, "
-            "which has no density"
+            "the program's density is 0 at every draw: the data are impossible under it, no draw is in the support of "
+            "its prior, or its outcome is a Delta, which has no density"
         )
     units = context.model.config.unit_map
     if units is not None:  # the program speaks the network's units, the density of its data is reported in the user's
