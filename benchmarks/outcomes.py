@@ -175,10 +175,10 @@ def train(case: Case, folder: Path, minutes: float, sizes: dict[str, int]) -> Ar
     return amortize(case.program, inputs, folder=folder, resume=resume, report=False, **options, **sizes)
 
 
-def score_all(case: Case, net: ArBufferModel, path: Path, num_sets: int) -> list[Score]:
+def score_all(case: Case, net: ArBufferModel, folder: Path, num_sets: int) -> list[Score]:
     """Scores of data sets of a case, see `kept_scores`."""
     x, *y = simulate(case.program, case.inputs, num_sets, case.num_trials)
-    return kept_scores(path, num_sets, lambda i: case.score(net, x[i], *(site[i] for site in y)))
+    return kept_scores(folder, net, num_sets, lambda i: case.score(net, x[i], *(site[i] for site in y)))
 
 
 def main(
@@ -207,7 +207,7 @@ def main(
     sizes = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 16, "embedding_width": 16} if small else {}
     net = train(case, folder, minutes, sizes)
     rows, summary = likelihood_rows(net) if what == "pair" else ([], {})
-    scores = score_all(case, net, folder / "scores.jsonl", num_sets)
+    scores = score_all(case, net, folder, num_sets)
     for name in scores[0]:
         values = torch.tensor([score[name] for score in scores], dtype=torch.float64)
         aim = case.aims.get(name, "")

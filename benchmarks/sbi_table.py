@@ -34,6 +34,7 @@ from pyro_arbuf.files import write_atomically
 from pyro_arbuf.random_state import seeded
 
 PAGE = Path(__file__).parent / "SBI.md"
+NUM_DRAWS = 10_000  # of the protocol
 SHORT_PAGES = (PAGE.parents[1] / "README.md", PAGE.parents[1] / "docs" / "measured.md")
 PUBLISHED = ("NPE, spline flows", "NPE-PFN", "NLE", "sequential NPE")
 STATE = "state.safetensors"
@@ -46,11 +47,13 @@ class Cell(NamedTuple):
         task: Its name.
         budget: Number of simulations.
         folder: Where its network, its draws and its scores are.
+        num_draws: Of the posterior and of the reference that are compared.
     """
 
     task: str
     budget: int
     folder: Path
+    num_draws: int = NUM_DRAWS
 
     @property
     def seconds(self) -> float:
@@ -60,9 +63,12 @@ class Cell(NamedTuple):
 
     @property
     def scores(self) -> list[float]:
-        """C2ST of the observations that are scored."""
-        path = self.folder / "scores.json"
-        return read_kept(path, [])
+        """C2ST of the observations that are scored with so many draws."""
+        return read_kept(self._scores, [])
+
+    @property
+    def _scores(self) -> Path:
+        return self.folder / ("scores.json" if self.num_draws == NUM_DRAWS else f"scores-{self.num_draws}.json")
 
     def network(self, minutes: float) -> ArBufferModel:
         """The trained network; what is missing of its training is done first."""
@@ -78,16 +84,16 @@ class Cell(NamedTuple):
         assert (self.folder / CONFIG).exists()
         return pyro_arbuf.load(self.folder)
 
-    def score(self, net: ArBufferModel, files: Path, num_draws: int) -> None:
+    def score(self, net: ArBufferModel, files: Path) -> None:
         """Scores the observations that are not scored yet, and keeps draws and scores."""
         scores = self.scores
         for number in tqdm(range(len(scores) + 1, NUM_OBSERVATIONS + 1), desc=f"{self.task}, {self.budget}"):
             y, reference = read_observation(files, self.task, number)
             with seeded(SEED + number):
-                some = torch.randperm(len(reference))[:num_draws]
+                some = torch.randperm(len(reference))[: self.num_draws]
                 draws = self._draws(net, TASKS[self.task].coded(y), number, len(reference))
             scores.append(c2st(draws[some], reference[some]))
-            keep(self.folder / "scores.json", scores)
+            keep(self._scores, scores)
 
     def _draws(self, net: ArBufferModel, y: Tensor, number: int, num_draws: int) -> Tensor:
         """Draws `(S, P)` of the posterior."""
@@ -159,7 +165,7 @@ def main(
     tasks: tuple[str, ...] = tuple(TASKS),
     budgets: tuple[int, ...] = (10_000, 100_000),
     minutes: tuple[float, ...] = (8.0, 30.0),
-    num_draws: int = 10_000,
+    num_draws: int = NUM_DRAWS,
     page: Path = PAGE,
     short_pages: tuple[Path, ...] = SHORT_PAGES,
     threads: int | None = None,
@@ -181,13 +187,13 @@ def main(
         torch.set_num_threads(threads)
     quiet()
     pyro.set_rng_seed(SEED)
-    cells = [Cell(task, budget, folder / f"{task}-{budget}") for budget in budgets for task in tasks]
+    cells = [Cell(task, budget, folder / f"{task}-{budget}", num_draws) for budget in budgets for task in tasks]
     for cell in cells:
         read_observation(files, cell.task, 1)
     text = ""
     for cell, limit in zip(cells, [limit for limit in minutes for _ in tasks], strict=True):
         cell.folder.mkdir(parents=True, exist_ok=True)
-        cell.score(cell.network(limit), files, num_draws)
+        cell.score(cell.network(limit), files)
         text = write_pages(page, short_pages, cell)
     print(text)
     print(json.dumps({"benchmark": "sbi_table"} | {f"{c.task}, {c.budget}": c.scores for c in cells}))

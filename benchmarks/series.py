@@ -19,6 +19,7 @@ from sbi import (
     SEED,
     Row,
     c2st,
+    check_card_of,
     consistency_rows,
     draw_sets,
     mean_se,
@@ -139,6 +140,7 @@ def main(
         threads: CPU threads.
         jobs: Data sets at a time, each in a process of its own.
     """
+    check_card_of(models, update_card)
     if threads is not None:
         torch.set_num_threads(threads)
     quiet()

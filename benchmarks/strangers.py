@@ -315,10 +315,10 @@ What = Literal[
 ]
 
 
-def score_all(case: Case, net: ArBufferModel, path: Path, num_sets: int) -> list[Score]:
+def score_all(case: Case, net: ArBufferModel, folder: Path, num_sets: int) -> list[Score]:
     """Scores of data sets of a case, see `kept_scores`."""
     with torch.no_grad():
-        return kept_scores(path, num_sets, lambda i: case.score(net, i))
+        return kept_scores(folder, net, num_sets, lambda i: case.score(net, i))
 
 
 def table(case: Case, scores: list[Score]) -> tuple[list[Row], dict[str, list[float]]]:
@@ -362,7 +362,7 @@ def main(
     sizes = {"width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 16, "embedding_width": 16} if small else {}
     resume = (folder / "state.safetensors").exists()
     net = amortize(case.program, minutes=minutes, folder=folder, resume=resume, report=False, **case.options, **sizes)
-    rows, every = table(case, score_all(case, net, folder / "scores.jsonl", num_sets))
+    rows, every = table(case, score_all(case, net, folder, num_sets))
     report(what, rows, every | {"minutes": minutes}, {})
 
 

@@ -1,7 +1,7 @@
 """Writing files: whole or not at all, never through a link, and by one run at a time."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file under a temporary name of its own beside it, and then gives it its name.
 
     The temporary name is new (opened exclusively), so nothing planted there is written through; where `path` is a link,
-    the link is replaced and what it points to stays. A reader sees the old file or the new one, after a crash too.
+    the link is replaced and what it points to stays. A reader sees the old file or the new one, after a crash too. A
+    file that is replaced keeps its permissions.
 
     Args:
         path: The file; its folder is created if missing.
@@ -28,13 +29,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(_TEMPORARY, f".{path.name}.", path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
+        name = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_TEMPORARY}")
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the user's umask keeps back
+        temporary = name
+        if path.exists() and not path.is_symlink():
+            temporary.chmod(path.stat().st_mode & 0o777)
         write(temporary)
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # temporary files are 0600, which a wheel would carry over
         os.replace(temporary, path)
         temporary = None
     except (OSError, SafetensorError) as error:

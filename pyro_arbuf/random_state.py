@@ -24,13 +24,16 @@ DRAWING |= {"bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_"
 @contextlib.contextmanager
 def restored_random_state() -> Iterator[None]:
     """Gives torch's (every device), numpy's and Python's random states back as they were."""
-    state = pyro.util.get_rng_state()
+    state, seed = pyro.util.get_rng_state(), torch.initial_seed()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
     finally:
         pyro.util.set_rng_state(state)
-        torch.cuda.set_rng_state_all(devices)
+        if torch.cuda.is_initialized():
+            torch.cuda.set_rng_state_all(devices)
+        else:
+            torch.cuda.manual_seed_all(seed)  # else a GPU that is used first later on would draw from ours
 
 
 @contextlib.contextmanager
@@ -40,14 +43,19 @@ def seeded(seed: int | None) -> Iterator[None]:
     Raises:
         ValueError: If the seed is no integer that NumPy's generator takes, too.
     """
-    number = None if seed is None else _checked_seed(seed)
+    number = None if seed is None else checked_seed(seed)
     with contextlib.nullcontext() if number is None else restored_random_state():
         if number is not None:
             pyro.set_rng_seed(number)
         yield
 
 
-def _checked_seed(seed: object) -> int:
+def checked_seed(seed: object) -> int:
+    """The same as an int.
+
+    Raises:
+        ValueError: If it is none that NumPy's generator takes.
+    """
     try:
         number = -1 if isinstance(seed, bool) else operator.index(cast(SupportsIndex, seed))
     except TypeError:

@@ -110,6 +110,13 @@ def test_from_starts_with_the_given_weights_and_counts_their_steps(run: Callable
     assert record["validation"] == second["validation"] and record["minutes"] >= second["minutes"]
 
 
+def test_from_takes_weights_whose_record_does_not_say_how_long_they_took(run: Callable[..., None]) -> None:
+    train(run)
+    Path("trained/training.json").write_text('{"validation": 1.0}')
+    run("train", "gp-1d", "--output", "warm", "--from", "trained", "--steps", "3", *SIZES)
+    assert json.loads(Path("warm/training.json").read_text())["steps"] == 3
+
+
 def test_evaluate_prints_a_table_and_a_json_line(run: Callable[..., None], capsys: pytest.CaptureFixture) -> None:
     save(tiny.tiny_model(prior="gp-1d"), "saved")
     run("evaluate", "saved")
@@ -249,7 +256,7 @@ def test_models_lists_the_shipped_ones(
     Path("shipped/first/training.json").write_text('{"validation": -0.98765}')
     Path("shipped/first/README.md").write_text(
         "# first\n\nIt is\nfor tests.\n\nMore.\n\n| mean | 9 | 8 | 7 |\n\n"
-        "<!-- quality.py -->\n| mean | 1 | 0.069 (0.003) | 2 |\n"
+        "<!-- quality.py -->\n| mean | 1 | 0.069 (0.003) | 2 |\n\n| another | table | 3 | 4 |\n"
     )
     run("models")
     head, _, headings, first, second, *legend = capsys.readouterr().out.splitlines()
@@ -371,6 +378,9 @@ MISTAKES = {
     "batch_size": (["train", "gp-1d", "--output", "o", "--batch-size", "0"], "batch_size must be positive; got 0"),
     "no_limit": (["train", "gp-1d", "--output", "o"], "fit needs minutes= or steps="),
     "zero_steps": (["train", "gp-1d", "--output", "o", "--steps", "0"], "steps must be positive; got 0"),
+    "no_minutes": (["train", "gp-1d", "--output", "o", "--minutes", "nan"], "minutes must be positive; got nan"),
+    "no_threads": (["train", "gp-1d", "--output", "o", "--steps", "1", "--threads", "0"], "threads must be positive"),
+    "seed": (["train", "gp-1d", "--output", "o", "--steps", "1", "--seed", "-1"], "seed must be an integer in 0.."),
     "heads": (["train", "gp-1d", "--output", "o", "--steps", "1", "--width", "13"], "multiple of num_heads = 2"),
     "no_state": (["train", "gp-1d", "--output", "o", "--steps", "1", "--resume"], "there is none at runs/o-"),
     "no_weights": (["train", "gp-1d", "--output", "o", "--steps", "1", "--from", "nowhere"], "known networks"),

@@ -62,6 +62,12 @@ MISTAKES = {
     "slashes": ("a,b\n1,2021/12/31\n", "column 'b' .* line 2 holds '2021/12/31'; write the year first"),
     "thousands": ("a;b\n1;2\n3;-1,234,500.5\n", r"holds '-1,234,500\.5'; write -1234500\.5 if commas stand between"),
     "comma": ("a;b\n1;2\n3;4,5\n", r"column 'b' .* line 3 holds '4,5'; write 3\.5 for 3,5"),
+    "underscores": ("a,b\n1,2020_01\n2,2020_02\n", "column 'b' .* line 2 holds '2020_01'; write the year first"),
+    "underscore": ("a,b\n1,1_000\n", "column 'b' .* line 2 holds '1_000'; leave the cell"),
+    "nanoseconds": (
+        "a,b\n1,2020-01-01T00:00:00.123456789\n",
+        "column 'b' .* line 2 holds '2020.*'; write seconds with at most six decimals",
+    ),
     "number_among_dates": (
         "a,b\n1,2021-01-31\n3,4\n",
         r"column 'b' of .* must hold dates like 2021-12-31; line 3 holds '4'",

@@ -52,9 +52,19 @@ def test_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:
         write(tmp_path / "a" / "b.json", "new")
 
 
-def test_file_is_readable_by_others(tmp_path: Path) -> None:
-    write(tmp_path / "b.json", "new")
-    assert (tmp_path / "b.json").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_file_has_the_permissions_that_the_user_gives_to_new_ones_and_keeps_them(
+    umask: int, mode: int, tmp_path: Path
+) -> None:
+    path, before = tmp_path / "b.json", os.umask(umask)
+    try:
+        write(path, "new")
+        assert path.stat().st_mode & 0o777 == mode
+        path.chmod(0o640)
+        write(path, "newer")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_leftovers_of_one_file_are_removed(tmp_path: Path) -> None:

@@ -152,6 +152,9 @@ MISTAKES = {
     "held_out": ([*ONE, "--held-out", "9"], "--held-out must be from 1 to the 4 observed rows; got 9"),
     "held_out_column": ([*ONE, "--held-out", "rain"], "column 'rain' of data.csv must say 1 or 0.*; line 2 holds '3'"),
     "suffix": ([*ONE, "--output", "d.xlsx"], r"--output must be a file that ends on \.csv, \.nc; got d\.xlsx"),
+    "own_data": ([*ONE, "--output", "./data.csv"], r"--output must not be the file of the data, which would be lost"),
+    "superscript": ([*ONE, "--held-out", "²"], r"data\.csv has no column '²'"),
+    "underscore": ([*ONE, "--at", "1_985"], "--at must hold numbers, or rising ranges .*; got '1_985'"),
     "folder": ([*ONE, "--output", "no/d.csv"], r"--output must be in a folder that exists; got no/d\.csv; make the"),
     "plot_folder": ([*ONE, "--plot", "no/p.png"], r"--plot must be in a folder that exists; got no/p\.png"),
     "draws": ([*ONE, "--draws", "1"], "--draws must be at least 2; got 1"),
@@ -246,6 +249,20 @@ def test_indicators_as_pandas_writes_them_are_numbers(run: Callable[..., list[st
     assert len(run("--x", " at ", "--y", "y", "--draws", "5", "--at", "5")) == len(plain) + 1
     with pytest.raises(SystemExit, match="must name each column once"):
         run("--x", "at", "--y", "at ")
+
+
+def test_columns_with_the_names_of_ours_are_kept_apart(run: Callable[..., list[str]]) -> None:
+    Path("data.csv").write_text("mean,target\n0,1\n1,2\n2,1.5\n3,\n")
+    head, row = run("--x", "mean", "--y", "target", "--draws", "5", "--output", "out.csv")
+    assert head.split()[:3] == ["mean", "target", "mean"] and row.split()[0] == "3"
+    with open("out.csv", newline="") as file:
+        assert next(csv.reader(file)) == ["draw", "target_number", "mean", "target"]
+
+
+@pytest.mark.parametrize(("interval", "ends"), [("0.001", ["49.95%", "50.05%"]), ("0.999", ["0.05%", "99.95%"])])
+def test_ends_of_intervals_are_told_apart(interval: str, ends: list[str], run: Callable[..., list[str]]) -> None:
+    head, _ = run(*ONE, "--draws", "5", "--interval", interval, "--plot", "out.png")
+    assert head.split()[-2:] == ends
 
 
 def test_a_target_without_spread_leaves_the_digits_of_the_others() -> None:

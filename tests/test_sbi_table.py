@@ -93,7 +93,7 @@ def test_the_table_is_written_and_gone_on_with(benchmark, tmp_path, capsys, monk
         "<!-- end -->\nAfter.\n"
     )
     assert f"| two_moons | {np.mean(scores):.3f} (" in text and "| 0.53 | 0.55 |" in text
-    kept = tmp_path / "runs" / "two_moons-100" / "scores.json"
+    kept = tmp_path / "runs" / "two_moons-100" / "scores-20.json"
     kept.write_text(json.dumps(scores[:1]))
     benchmark("sbi_table").main(**options)  # the last observation is scored anew, of the draws that were kept
     assert json.loads(kept.read_text()) == scores

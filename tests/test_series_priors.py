@@ -156,6 +156,21 @@ def test_grid_is_fine_enough(name: str, number: int) -> None:
     assert dense.error < 1e-6 and (sparse.log_evidence - dense.log_evidence).abs() < 1e-6
 
 
+@pytest.mark.parametrize("scale", [1e-4, 60.0, 1e3])
+def test_posterior_far_from_the_prior_is_found(scale: float) -> None:
+    """It was cut where the first box ended, and its evidence was off by thousands of nats."""
+    y = scale * torch.randn(50).double()
+    grid, sd = ar1.exact_posterior(y), ar1.LOG_SIGMA_SD
+    z, log_sigma = torch.linspace(-6, 6, 401).double(), math.log(scale) + torch.linspace(-2, 2, 801).double()
+    phi = 2 * torch.special.ndtr(z) - 1
+    latents = {"phi": phi.repeat_interleave(801), "sigma": log_sigma.exp().repeat(401)}
+    density = ar1.log_likelihood(y, latents).view(401, 801)
+    density = density + dist.Normal(0.0, 1.0).log_prob(z)[:, None] + dist.Normal(0.0, sd).log_prob(log_sigma)
+    expected = density.logsumexp((0, 1)) + torch.log((z[1] - z[0]) * (log_sigma[1] - log_sigma[0]))
+    assert_close(grid.log_evidence, expected, rtol=0, atol=1e-6)
+    assert grid.error < 1e-6
+
+
 def test_chain_of_evidences_of_a_learner_sums_to_one() -> None:
     x = draw_probabilities(2)
     total = sum(float(rescorla_wagner.exact_posterior(x, y, (65, 33)).log_evidence.exp()) for y in all_outcomes(2))

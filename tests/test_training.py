@@ -667,10 +667,13 @@ def test_limits_are_asked_for(tmp_path: Path) -> None:
         training.fit(tiny.tiny_model(), tiny.line_source(), tmp_path / "state.safetensors")
 
 
-@pytest.mark.parametrize("name", ["steps", "minutes", "validate_every"])
+@pytest.mark.parametrize("name", ["steps", "minutes", "validate_every", "learning_rate"])
 def test_limits_must_be_positive(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
-        training.fit(tiny.tiny_model(), tiny.line_source(), tmp_path / "s.safetensors", **{"steps": 1} | {name: 0})
+    for value, rule in ((0, "positive; got 0"), (math.nan, "positive; got nan"), (math.inf, "positive and finite")):
+        with pytest.raises(ValueError, match=f"{name} must be {rule}"):
+            training.fit(
+                tiny.tiny_model(), tiny.line_source(), tmp_path / "s.safetensors", **{"steps": 1} | {name: value}
+            )
 
 
 def test_resume_needs_a_state(tmp_path: Path) -> None:
@@ -695,6 +698,17 @@ def test_a_new_run_keeps_the_state_of_an_earlier_one(tmp_path: Path) -> None:
     for seed in (0, 1):
         tiny.tiny_fit(path, 5, source=tiny.line_source(seed=seed))
     assert path.exists() and path.with_suffix(".previous.safetensors").exists()
+
+
+def test_a_new_run_that_cannot_start_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.safetensors"
+    _, before = tiny.tiny_fit(path, 5)
+    monkeypatch.setattr(run_state, "save_file", write_half)
+    with pytest.raises(ValueError, match="What was there before is unchanged"):
+        tiny.tiny_fit(path, 5, source=tiny.line_source(seed=1))
+    monkeypatch.undo()
+    _, again = tiny.tiny_fit(path, 5, resume=True)
+    assert again.history == before.history
 
 
 def drawn_with(part: str, value: float, first: int) -> tiny.Changed:
@@ -1000,6 +1014,23 @@ def test_state_told_at_a_checkpoint_does_not_change_afterwards(tmp_path: Path) -
     seen: list[RunState] = []
     tiny.tiny_fit(tmp_path / "state.safetensors", 10, on_checkpoint=seen.append)
     assert [(state.step, len(state.history)) for state in seen] == [(0, 0), (5, 1), (10, 2)]
+
+
+def test_state_told_at_a_checkpoint_keeps_its_average(tmp_path: Path) -> None:
+    seen: list[tuple[RunState, dict[str, torch.Tensor]]] = []
+
+    def note(state: RunState) -> None:
+        seen.append((state, {name: weight.clone() for name, weight in state.average.items()}))
+
+    tiny.tiny_fit(tmp_path / "state.safetensors", 10, on_checkpoint=note, average=0.9)
+    assert any(average for _, average in seen)
+    for state, average in seen:
+        assert all(torch.equal(state.average[name], weight) for name, weight in average.items())
+
+
+def test_patience_does_not_wait_for_validations_that_are_not_numbers() -> None:
+    history = [{"step": i, "loss": 0.0, "validation": value} for i, value in enumerate([1.0, *[math.nan] * 3])]
+    assert RunState(history=history).exhausted(2) and not RunState(history=history[:2]).exhausted(2)
 
 
 def test_record_with_other_fields_is_no_state(tmp_path: Path) -> None:

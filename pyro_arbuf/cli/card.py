@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import tyro
 
 from pyro_arbuf.checkpoint import read_config
-from pyro_arbuf.cli.models import CARD, read_record
+from pyro_arbuf.cli.models import CARD
 from pyro_arbuf.cli.options import check_folder
+from pyro_arbuf.cli.record import read_record
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.inference.description import describe_outcome, short_ranges
 from pyro_arbuf.network.config import ModelConfig

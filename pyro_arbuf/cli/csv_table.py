@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 MISSING = {"", "na", "n/a", "nan", "nat", "null", "none"}  # in any case
-DATE = re.compile(r"\d{4}-\d{2}(-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?)?)?")
+DATE = re.compile(r"\d{4}-\d{2}(-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,6}0*)?)?)?)?")  # to the microsecond
 BOOLEANS = {"true": "1", "false": "0"}  # as pandas writes indicators; in any case
 DELIMITERS = ",;\t|"
 
@@ -106,7 +106,7 @@ class CsvTable:
 
     def _value(self, name: str, cell: str, line: int, date: bool) -> float | np.datetime64:
         try:
-            value = parse_date(cell) if date else float(BOOLEANS.get(cell.lower(), cell))
+            value = parse_date(cell) if date else parse_number(BOOLEANS.get(cell.lower(), cell))
         except ValueError:
             other = "a date, where the rows before hold numbers" if not date and DATE.fullmatch(cell) else repr(cell)
             kind = "dates like 2021-12-31" if date else "numbers, or dates like 2021-12-31"
@@ -123,13 +123,26 @@ class CsvTable:
             return f"write {cell.replace(',', '')} if commas stand between thousands, a point if one is decimal"
         if re.fullmatch(r"-?\d+,\d+", cell):
             return "write 3.5 for 3,5"
-        if re.fullmatch(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}|\d{4}([./])\d{1,2}\2\d{1,2}", cell):
+        if re.fullmatch(r"\d{1,2}([./_-])\d{1,2}\1\d{2,4}|\d{4}([./_])\d{1,2}(\2\d{1,2})?", cell):
             return "write the year first, then month and day, with two digits each"
+        if re.fullmatch(r".*:\d{2}\.\d{7,}", cell):
+            return "write seconds with at most six decimals, as time is kept to the microsecond"
         if re.fullmatch(DATE.pattern + r"(Z|[+-]\d{2}:?\d{2})", cell):
             return "write dates without their time zone, all of them in one"
         if not any(re.search(r"\d", other) for other in self.text(name)):
             return "code categories of an outcome as 0, 1, ...; of an input, make a column of 0 and 1 for each category"
         return "leave the cell empty where it is missing"
+
+
+def parse_number(text: str) -> float:
+    """A number as files have them: Python's own may hold underscores, so that 2021_01 would be one.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if "_" in text:
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
 
 
 def parse_date(text: str) -> np.datetime64:

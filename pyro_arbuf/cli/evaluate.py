@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from pyro_arbuf.checkpoint import find_model, load
 from pyro_arbuf.cli.options import NetworkName, PriorName, check_fits, refuse
-from pyro_arbuf.cli.train import STATE
+from pyro_arbuf.cli.record import STATE
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.programs.named_functions import is_function_name, source_of_function
@@ -44,7 +44,7 @@ def evaluate(
             _print_recorded(name, model.config)
             return
         known = f"{', '.join(RECIPES)}, or module:function"
-        raise SystemExit(f"--prior must be one of {known}; the model names {chosen!r}")
+        raise ValueError(f"--prior must be one of {known}; the model names {chosen!r}")
     check_fits(model.config, source.config, name)
     batches = replace(cast(Any, source), config=model.config).validation()
     scores = validate(model, batches)

@@ -1,17 +1,14 @@
 """`pyro-arbuf models`."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from pyro_arbuf.checkpoint import models_folder, read_config, shipped_models
-from pyro_arbuf.cli.train import STATE
+from pyro_arbuf.cli.record import read_record
 from pyro_arbuf.display import align
 from pyro_arbuf.inference.description import describe_outcome, show_ranges
-from pyro_arbuf.training.run_state import RunState
 
-RECORD, CARD = "training.json", "README.md"
+CARD = "README.md"
 LEGEND = """
 observed: numbers of observed pairs in training; x: range of the inputs.
 score: joint log density of the validation set, nats per target; it compares networks of one prior only.
@@ -45,27 +42,6 @@ def _row(folder: Path) -> dict[str, str]:
     }
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What training.json in a network's folder says, or else the state of its run; empty where there is neither.
-
-    Raises:
-        ValueError: If it is no JSON object.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        if not (folder / STATE).is_file():
-            return {}
-        state = RunState.read(folder / STATE)
-        return {"steps": state.step, "minutes": round(state.minutes, 1), "validation": state.best_score}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; remove it, or take it anew") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} must hold an object; got {type(record).__name__}; remove it")
-    return record
-
-
 def _first_paragraph(card: Path) -> str:
     """What a card says first, below its title."""
     parts = re.split(r"\n\s*\n", card.read_text(encoding="utf-8")) if card.is_file() else []
@@ -75,5 +51,5 @@ def _first_paragraph(card: Path) -> str:
 def measured_gap(card: Path) -> str:
     """The mean gap to the exact prediction that `benchmarks/quality.py` wrote into a card."""
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    found = re.search(r"<!-- quality\.py -->.*?^\| mean \|(.*)$", text, re.MULTILINE | re.DOTALL)
+    found = re.search(r"<!-- quality\.py -->.*?^\| mean \|([^\n]*)$", text, re.MULTILINE | re.DOTALL)
     return found[1].split("|")[-3].strip() if found else ""

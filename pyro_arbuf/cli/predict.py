@@ -65,7 +65,7 @@ def predict(
             given; keep = the numbers are in the units that the network has, of recordings seconds and microvolt.
         seed: Of the draws.
     """
-    _check_options(output, plot, x, draws, interval)
+    _check_options(data, output, plot, x, draws, interval)
     net = load(name)
     task = make_task(read_csv(data), x, y, at, held_out, net.config)
     net = _in_units_of(net, task, units)
@@ -86,11 +86,17 @@ def predict(
         _say(f"{plot}: observed values, draws, mean and {interval:.0%} interval")
 
 
-def _check_options(output: Path | None, plot: Path | None, x: tuple[str, ...], draws: int, interval: float) -> None:
+def _check_options(
+    data: Path, output: Path | None, plot: Path | None, x: tuple[str, ...], draws: int, interval: float
+) -> None:
     for option, path, suffixes in (("--output", output, TABLES), ("--plot", plot, FIGURES)):
         if path is not None and path.suffix not in suffixes:
             raise ValueError(f"{option} must be a file that ends on {', '.join(suffixes)}; got {path}")
         check_folder(option, path)
+        if path is not None and path.resolve() == data.resolve():
+            raise ValueError(
+                f"{option} must not be the file of the data, which would be lost; got {path}; name another"
+            )
     if plot is not None and len(x) != 1:
         raise ValueError(f"--plot needs one --x column, the axis of the figure; got {len(x)}; leave it out")
     if draws < 2:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_arbuf.cli.csv_table import Columns, CsvTable, parse_date
+from pyro_arbuf.cli.csv_table import Columns, CsvTable, parse_date, parse_number
 from pyro_arbuf.network.config import ModelConfig
 
 MOST_TARGETS = 500  # networks are trained on some hundred, and each block of them is encoded anew for every draw
@@ -125,7 +125,7 @@ def _held_out(table: CsvTable, held_out: str | None, observed: np.ndarray) -> np
     out = np.zeros(len(observed), bool)
     if held_out is None:
         return out
-    if held_out.isdigit():
+    if held_out.isdecimal():
         number = int(held_out)
         if not 1 <= number <= observed.sum():
             raise ValueError(f"--held-out must be from 1 to the {observed.sum()} observed rows; got {number}")
@@ -173,7 +173,7 @@ def _values(text: str, dates: bool) -> np.ndarray:
 
 def _numbers(text: str) -> np.ndarray:
     """A number, or a range of numbers."""
-    first, *rest = [np.float64(part) for part in text.split(":")]
+    first, *rest = [np.float64(parse_number(part)) for part in text.split(":")]
     if len(rest) > 2:
         raise ValueError
     return _range(first, *rest) if rest else np.array([first])

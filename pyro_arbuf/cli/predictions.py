@@ -45,13 +45,13 @@ class Predictions:
         """Mean, standard deviation and ends of the interval of an outcome at every target, `(M,)` each, by heading."""
         drawn, tail = self.draws[..., column], (1 - self.interval) / 2
         low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-        ends = {f"{100 * tail:.3g}%": low, f"{100 * (1 - tail):.3g}%": high}
+        ends = {f"{100 * tail:.10g}%": low, f"{100 * (1 - tail):.10g}%": high}
         return {"mean": drawn.mean(0), "sd": drawn.std(0, ddof=1), **ends}
 
 
 def summary(found: Predictions) -> str:
     """A row for each target: inputs, and of every outcome mean, sd and interval, or the shares of its categories."""
-    task, several = found.task, found.draws.shape[-1] > 1
+    task, several = found.task, found.draws.shape[-1] > 1 or bool({*found.task.x_new.columns} & {*found.of(0)})
     table = {name: show(task.x_new[name]) for name in task.x_new.columns}
     for d, (name, kind) in enumerate(zip(task.y_new.columns, found.joint.context.model.config.kinds, strict=True)):
         prefix, digits = f"{name} " if several else "", _digits(found.draws[..., d])
@@ -92,7 +92,10 @@ def show(values: np.ndarray) -> list[str]:
 
 
 def write_csv(found: Predictions, path: Path) -> None:
-    """Writes a row for each draw of each target: number of the draw and of the target, inputs, outcomes."""
+    """Writes a row for each draw of each target: number of the draw and of the target, inputs, outcomes.
+
+    The numbers are called draw and target, or draw_number and target_number where the file has such a column.
+    """
     task, (num_draws, num_targets, dim_y) = found.task, found.draws.shape
     inputs = list(zip(*(show(task.x_new[name]) for name in task.x_new.columns), strict=True))
     kinds = found.joint.context.model.config.kinds
@@ -100,7 +103,9 @@ def write_csv(found: Predictions, path: Path) -> None:
     def write(file: Path) -> None:
         with open(file, "w", newline="", encoding="utf-8") as opened:
             writer = csv.writer(opened, lineterminator="\n")
-            writer.writerow(["draw", "target", *task.x_new.columns, *task.y_new.columns])
+            names = [*task.x_new.columns, *task.y_new.columns]
+            numbers = [f"{name}_number" if name in names else name for name in ("draw", "target")]
+            writer.writerow([*numbers, *names])
             for s in range(num_draws):
                 for m in range(num_targets):
                     values = [found.draws[s, m, d] for d in range(dim_y)]

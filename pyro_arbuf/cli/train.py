@@ -14,6 +14,7 @@ from pyro_arbuf.baselines.added_buffer import add_buffer
 from pyro_arbuf.baselines.architectures import make_model
 from pyro_arbuf.checkpoint import CONFIG, find_model, load, read_config, save
 from pyro_arbuf.cli.options import PriorName, check_fits, refuse
+from pyro_arbuf.cli.record import RECORD, STATE, read_record
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
@@ -23,12 +24,13 @@ from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.function_prior import is_function_prior
 from pyro_arbuf.programs.named_functions import find_function, is_function_name
 from pyro_arbuf.programs.sources import make_source
+from pyro_arbuf.random_state import checked_seed
 from pyro_arbuf.training.growth import GROWN, grow
 from pyro_arbuf.training.loop import fit
 from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
+from pyro_arbuf.training.sources import check_positive
 
 DEFAULTS = {"batch_size": 32, "num_targets": 48, "learning_rate": 6e-3, "mixed_precision": "no"}
-STATE = "state.safetensors"
 
 
 def train(
@@ -108,8 +110,10 @@ def train(
         adapter_rank: Of a buffer that is added: rank of its adapters, 2 to 16, 0 = none; 8 if not given.
         gated_read: Of a buffer that is added: whether targets learn how much of their attention it gets.
     """
+    check_positive(threads=threads)
     if threads is not None:
         torch.set_num_threads(threads)
+    checked_seed(seed)
     own = {"num_context": num_context, "inputs": inputs, "latents": latents, "outcome": outcome}
     own |= {"outcomes": outcomes}
     chosen = {"width": width, "num_layers": num_layers, "num_heads": num_heads, "mlp_width": mlp_width}
@@ -235,10 +239,8 @@ def _check_output(output: Path, from_: str | None) -> None:
 def _origin_of(name: str) -> dict[str, Any]:
     """The origin of a run that starts from a model's weights, as `fit` takes it."""
     folder = find_model(name)
-    record = folder / "training.json"
-    before = json.loads(record.read_text()) if record.is_file() else FROM_SCRATCH
-    found = {"started_from": folder.name, "folder": str(folder.resolve())}
-    return found | {"steps": before["steps"], "minutes": before["minutes"], "runs": before.get("runs", [])}
+    before, found = read_record(folder), {"started_from": folder.name, "folder": str(folder.resolve())}
+    return found | {name: before.get(name, none) for name, none in (("steps", 0), ("minutes", 0.0), ("runs", []))}
 
 
 def _warm_model(name: str, wanted: ModelConfig, sizes: dict[str, Any]) -> ArBufferModel:
@@ -285,7 +287,7 @@ def _write_record(output: Path, state: RunState, settings: dict[str, Any]) -> No
         "validation": run["validation"],
         "runs": [*state.origin.get("runs", []), run],
     }
-    write_atomically(output / "training.json", lambda file: file.write_text(json.dumps(record, indent=2) + "\n"))
+    write_atomically(output / RECORD, lambda file: file.write_text(json.dumps(record, indent=2) + "\n"))
 
 
 def state_of(runs: Path, output: Path) -> Path:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 START, NUM_COARSE, NUM_PASSES = 8.0, 65, 4  # the search for the mass: half-width, nodes, how often
+MOST_PASSES = 20  # of them, where the mass lies beyond the first box
 DROP = 25.0  # nats below the peak at which the box of the grid ends
 
 Latents = dict[str, Tensor]
@@ -62,7 +63,8 @@ def grid_posterior(
 ) -> GridPosterior:
     """Exact posterior and evidence on a grid around the mass, in double precision.
 
-    The box is found on a coarse grid, several times: it ends at 25 nats below the peak, and one cell beyond.
+    The box is found on a coarse grid, several times: it ends at 25 nats below the peak, and one cell beyond. Where the
+    mass reaches its end it is widened.
 
     Args:
         log_likelihood: Of latents `(S,)` each, returns `(S,)` nats.
@@ -70,7 +72,7 @@ def grid_posterior(
         num_points: Nodes along the two coordinates, odd.
 
     Raises:
-        ValueError: If a number of nodes is even or below 9.
+        ValueError: If a number of nodes is even or below 9, or the mass is not found.
     """
     if any(number < 9 or number % 2 == 0 for number in num_points):
         raise ValueError(
@@ -81,18 +83,29 @@ def grid_posterior(
     def log_joint(axes: Sequence[Tensor]) -> Tensor:
         z = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
         latents = {name: value.flatten() for name, value in from_normal(z).items()}
-        return log_likelihood(latents).view(z.shape[:2]) - 0.5 * z.square().sum(-1) - math.log(2 * math.pi)
+        density = log_likelihood(latents).view(z.shape[:2]) - 0.5 * z.square().sum(-1) - math.log(2 * math.pi)
+        return density.masked_fill(density.isnan(), -math.inf)  # at ends of a support, as they are rounded
 
-    box = [(-START, START)] * 2
-    for _ in range(NUM_PASSES):
-        axes = _axes(box, (NUM_COARSE, NUM_COARSE))
-        box = _box(axes, log_joint(axes))
-    axes = _axes(box, num_points)
+    axes = _axes(_find_box(log_joint), num_points)
     density = log_joint(axes)
     total = density.logsumexp((0, 1))
     half = density[::2, ::2].logsumexp((0, 1)) + 2 * math.log(2)
     log_volume = math.fsum(math.log(_spacing(axis)) for axis in axes)
     return GridPosterior(from_normal, axes, density - total, total + log_volume, (total - half).abs())
+
+
+def _find_box(log_joint: Callable[[Sequence[Tensor]], Tensor]) -> list[tuple[float, float]]:
+    box, inside = [(-START, START)] * 2, 0
+    for _ in range(MOST_PASSES):
+        axes = _axes(box, (NUM_COARSE, NUM_COARSE))
+        box, at_end = _box(axes, log_joint(axes))
+        inside = 0 if at_end else inside + 1
+        if inside == NUM_PASSES:
+            return box
+    raise ValueError(
+        "the posterior must lie within some hundred standard deviations of the prior; the search for it ended at "
+        f"{box} of them; check the units of the data"
+    )
 
 
 def _axes(box: Sequence[tuple[float, float]], num_points: Sequence[int]) -> list[Tensor]:
@@ -105,9 +118,16 @@ def _spacing(axis: Tensor) -> float:
     return (axis[1] - axis[0]).item()
 
 
-def _box(axes: Sequence[Tensor], log_joint: Tensor) -> list[tuple[float, float]]:
-    """Bounds of the nodes within `DROP` of the peak, and one cell more."""
-    inside = log_joint > log_joint.max() - DROP
-    kept = [axis[inside.any(other)] for axis, other in zip(axes, (1, 0), strict=True)]
-    steps = [_spacing(axis) for axis in axes]
-    return [(nodes[0].item() - step, nodes[-1].item() + step) for nodes, step in zip(kept, steps, strict=True)]
+def _box(axes: Sequence[Tensor], log_joint: Tensor) -> tuple[list[tuple[float, float]], bool]:
+    """Bounds of the nodes within `DROP` of the peak, and one cell more; many cells where they end with an axis.
+
+    And whether they end with one.
+    """
+    inside, box, at_end = log_joint > log_joint.max() - DROP, [], False
+    for axis, other in zip(axes, (1, 0), strict=True):
+        kept, cell = inside.any(other), _spacing(axis)
+        at_ends = [bool(kept[0]), bool(kept[-1])]
+        low, high = (NUM_COARSE * cell if end else cell for end in at_ends)
+        box.append((axis[kept][0].item() - low, axis[kept][-1].item() + high))
+        at_end = at_end or any(at_ends)
+    return box, at_end

@@ -9,6 +9,7 @@ weight decay were chosen for runs of minutes to hours on a CPU core.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pyro_arbuf.files import remove_leftovers, sole_writer
+from pyro_arbuf.files import remove_leftovers, sole_writer, write_atomically
 from pyro_arbuf.network.backbone import Block
 from pyro_arbuf.network.batch import Batch
 from pyro_arbuf.network.network import Network
@@ -110,7 +111,7 @@ def fit(
         dropout: Share of the hidden units of every block, and of what its attention adds, that is dropped out in a
             step; against the same.
         weight_decay: Times the learning rate, the share by which a step shrinks all weights; against the same.
-        patience: The run also ends after so many validations without a better one; `None` = it does not.
+        patience: The run also ends after so many validations no better than earlier ones of it; `None` = it does not.
 
     Returns:
         The state at the end: best weights, their score, history.
@@ -124,6 +125,7 @@ def fit(
         raise ValueError("fit needs minutes= or steps= (or both: whichever ends first); got neither")
     state_path = Path(state_path)
     check_positive(minutes=minutes, steps=steps, validate_every=validate_every, patience=patience)
+    check_positive(learning_rate=learning_rate)
     if resume and not state_path.exists():
         raise ValueError(f"resume=True needs the state of a run; there is none at {state_path}; start without resume")
     for name, value in (("average", average), ("dropout", dropout)):
@@ -238,7 +240,8 @@ class _Run:
                 "finite data; check the weights, and that outcomes are of moderate size (y_loc, y_scale)"
             )
         if self.main and self.path.exists():  # an earlier run stays beside the new one
-            self.path.replace(self.path.with_suffix(".previous.safetensors"))
+            previous = self.path.with_suffix(".previous.safetensors")
+            write_atomically(previous, lambda file: shutil.copyfile(self.path, file))
         self.save()
 
     def progress(self, minutes: float | None, steps: int | None, interrupted: bool = False) -> float:

@@ -58,12 +58,14 @@ class RunState:
 
     def exhausted(self, patience: int | None) -> bool:
         """Whether so many validations in a row, the last ones of the history, were not better than one before."""
-        scores = [entry["validation"] for entry in self.history]
+        scores = [-math.inf if math.isnan(entry["validation"]) else entry["validation"] for entry in self.history]
         return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
     def snapshot(self) -> "RunState":
         """The state as it is now, which later steps do not change."""
-        return dataclasses.replace(self, history=list(self.history), average=dict(self.average))
+        return dataclasses.replace(
+            self, history=list(self.history), average={n: w.clone() for n, w in self.average.items()}
+        )
 
     def record_validation(self, score: float, loss: float | None, model: Network) -> None:
         """Keeps the weights if they are the best, and adds to the history where there is a loss to tell."""

@@ -6,6 +6,7 @@ Deviation: the buffer's slots are targets too, see `curriculum`; N + 16 is log-u
 empty context, see `draw_num_context`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -196,10 +197,10 @@ def mixed_seed(*numbers: int) -> int:
 
 
 def check_positive(**values: float | None) -> None:
-    """Raises ValueError, naming it, if a number is given and not positive."""
+    """Raises ValueError, naming it, if a number is given and not positive and finite."""
     for name, value in values.items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive; got {value}")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive{' and finite' * (value > 0)}; got {value}")
 
 
 def check_finite(batch: Batch, what: str, missing_x: bool = False) -> None:
