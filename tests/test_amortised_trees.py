@@ -1,5 +1,7 @@
 """What amortised inference returns, as a DataTree: posteriors with and without their program, corrected draws."""
 
+import re
+
 import outcome_programs
 import pyro
 import pyro.distributions as dist
@@ -136,6 +138,30 @@ def test_what_a_posterior_does_not_take_is_refused(data):
         to_datatree(ArBufferPosterior(posterior.context.model.condition()), gaussian)
     with pytest.raises(ValueError, match=r"must hold exactly the model's latents \['boundary', 'drift', 'ndt'"):
         to_datatree(posterior, ddm)
+
+
+def test_a_latent_called_as_a_trial_of_a_loop_is_no_outcome(data):
+    def program(x):
+        tau = pyro.sample("tau", dist.Gamma(2.0, 2.0))
+        mu = pyro.sample("mu", dist.Normal(0.0, (0.25 * tau).rsqrt()))
+        pyro.sample("y_0", dist.Normal(100.0, 1.0))
+        with pyro.plate("trials", len(x)):
+            pyro.sample("y", dist.Normal(mu, tau.rsqrt()))
+
+    tree = to_datatree(data[2], program, num_samples=3)
+    assert list(tree["observed_data"].data_vars) == ["y"] and "log_likelihood" not in tree.children
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, N), (0, N - 2), (0, N)])
+def test_a_loop_whose_sites_are_not_numbered_as_the_trials_is_refused(first, last, data):
+    def program(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, pyro.sample("tau", dist.Gamma(2.0, 2.0))))
+        for i in range(first, last + 1):
+            pyro.sample(f"y_{i}", dist.Normal(mu, 1.0))
+
+    message = f"at y_0 to y_{{n-1}}; got {last + 1 - first} sites, y_{first} to y_{last}; number them from 0"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        to_datatree(data[2], program, num_samples=3)
 
 
 def replicated(tree, name="y"):

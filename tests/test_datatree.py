@@ -174,11 +174,88 @@ def test_log_prior_leaves_out_what_has_none(scalar_model, task, draws):
     mask = torch.tensor([True, False, True, True])
     others = {"dark": torch.zeros(S), "curve": torch.zeros(S, M, dtype=torch.float64)}
     others |= {"spread": torch.full((S, 4), 0.5, dtype=torch.float64), "y_unobserved": torch.zeros(S, 4)}
-    others["spread"][0, 0] = -1.0  # out of its support: no error, a density of 0
+    others["spread"][0, :2] = -1.0  # out of its support: no error, a density of 0 where no mask hides it
     tree = to_datatree(draws | others, model, mask, torch.arange(4.0), posterior_predictive={})
     assert set(tree["log_prior"].data_vars) == {"level", "spread"}
     density = tree["log_prior/spread"].values[0]
-    assert (density[1:, 1] == 0).all() and np.isneginf(density[0]).all() and np.isfinite(density[1:]).all()
+    assert (density[:, 1] == 0).all() and np.isneginf(density[0, 0]) and np.isfinite(density[1:]).all()
+    np.testing.assert_array_equal(density[0, 2:], density[1, 2:])
+
+
+def test_log_prior_is_minus_infinity_for_the_members_of_a_plate_that_are_outside_the_support():
+    inside = torch.tensor([True, True, False])
+
+    def model(y):
+        with pyro.plate("row", 3):
+            rate = pyro.sample("rate", dist.Uniform(torch.zeros(3, dtype=torch.float64), 1.0))
+            pyro.sample("kind", dist.Categorical(torch.ones(4) / 4))
+            pyro.sample("y", dist.Normal(rate, 1.0), obs=y)
+        pyro.sample("part", dist.HalfNormal(torch.ones(3)).mask(inside).to_event(1))
+        pyro.sample("whole", dist.HalfNormal(torch.ones(3)).to_event(1))
+
+    rate = torch.tensor([[0.5, 0.5, 1.5], [0.5, 0.5, 0.5]], dtype=torch.float64)
+    kind, level = torch.tensor([[4, 1, 3], [0, 1, 3]]), torch.tensor([[1.0, 2.0, -1.0], [1.0, 2.0, 1.0]])
+    draws = {"rate": rate, "kind": kind, "part": level, "whole": level}
+    prior = to_datatree(draws, model, torch.zeros(3), posterior_predictive={})["log_prior"]
+    assert prior["rate"].values.tolist() == [[[0, 0, -np.inf], [0, 0, 0]]] and prior["rate"].dtype == np.float64
+    assert np.isneginf(prior["kind"].values[0, 0, 0]) and np.isfinite(prior["kind"].values[0].flat[1:]).all()
+    assert prior["part"].values[0, 0] == prior["part"].values[0, 1] > -10
+    assert np.isneginf(prior["whole"].values[0, 0]) and np.isfinite(prior["whole"].values[0, 1])
+
+
+def test_a_mask_inside_an_event_hides_data_as_one_in_a_plate_does(scalar_model, task, draws):
+    mask = torch.tensor([True, False])
+    marginals = ArBufferMarginals(scalar_model.condition(), task.x_target)
+
+    def model(y, z):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        pyro.sample("y", dist.Normal(level.unsqueeze(-1).expand(2), 1.0).mask(mask).to_event(1), obs=y)
+        pyro.sample("z", marginals.mask(mask).to_event(1), obs=z)
+
+    y, z = torch.tensor([0.0, 9.0]), task.y_target[..., 0]
+    tree = to_datatree(draws, model, y, z, posterior_predictive={})
+    expected = dist.Normal(draws["level"], 1.0).log_prob(y[0])
+    assert tree["log_likelihood/y"].y_dim_0.values.tolist() == tree["log_likelihood/z"].z_dim_0.values.tolist() == [0]
+    np.testing.assert_allclose(tree["log_likelihood/y"].values[0, :, 0], expected.numpy())
+    assert tree["log_likelihood/z"].shape == (1, S, 1, M)
+    seen = tree["observed_data"]
+    assert seen["y"].isnull().values.tolist() == [False, True] and seen["z"].isnull().all("target").values[1]
+
+
+def test_a_masked_number_has_no_density(draws):
+    def model(y):
+        level = pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        pyro.sample("y", dist.Normal(level, 1.0).mask(torch.tensor(False)), obs=y)
+
+    tree = to_datatree(draws, model, torch.zeros(()), posterior_predictive={})
+    assert "log_likelihood" not in tree.children and bool(tree["observed_data/y"].isnull())
+
+
+@pytest.mark.parametrize(("last", "number"), [(3.0, 1), (1.0, 3)])
+def test_a_density_that_is_nan_stays_with_a_warning(last, number):
+    def model(y):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", 3):
+            scale = (level - torch.tensor([0.0, 0.0, 2.0])).sqrt()
+            pyro.sample("y", dist.Normal(0.0, scale, validate_args=False), obs=y)
+
+    levels = torch.tensor([1.0, last, last])
+    with pytest.warns(UserWarning, match=f"log_likelihood of site 'y' is NaN at {number} of 3 draws where it was"):
+        tree = to_datatree({"level": levels}, model, torch.zeros(3), posterior_predictive={})
+    assert tree["log_likelihood/y"].isnull().sum(["chain", "draw"]).values.tolist() == [0, 0, number]
+
+
+def test_a_latent_called_as_what_a_guide_adds_is_a_latent():
+    def model(y):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        raw = pyro.sample("level_unconstrained", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(level + raw, 1.0), obs=y)
+
+    draws = {"level": torch.zeros(S), "level_unconstrained": torch.full((S,), 2.0)}
+    tree = to_datatree(draws, model, torch.tensor(2.0), posterior_predictive={})
+    assert set(tree["posterior"].data_vars) == set(tree["log_prior"].data_vars) == {*draws}
+    expected = dist.Normal(0.0, 1.0).log_prob(torch.zeros(S))
+    np.testing.assert_allclose(tree["log_likelihood/y"].values[0], expected.numpy())
 
 
 def test_what_a_mask_hides_is_no_data(scalar_model, task, draws):

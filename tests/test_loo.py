@@ -177,6 +177,34 @@ def test_ratio_gap_is_conditional_minus_ratio_of_joints(scalar_model, draw_task,
     assert expected.abs() > 1e-3
 
 
+@pytest.mark.parametrize("plate", [2, M])
+def test_ratio_gap_of_outcomes_that_a_plate_shares_is_that_of_each_member(plate, scalar_model, draw_task):
+    task = draw_task(scalar_model, num_tasks=plate)
+    joint = ArBufferJoint(scalar_model.condition(task.x_context, task.y_context[..., 0]), task.x_target[0])
+    y = task.y_target[0, :, 0]
+
+    def model(y):
+        with pyro.plate("subject", plate):
+            pyro.sample("level", dist.Normal(0.0, 1.0))
+            pyro.sample("y", joint, obs=y)
+
+    draws = {"level": torch.zeros(S, plate)}
+    shared, each = (loo_conditionals(model, draws, v, num_ratio_draws=1) for v in (y, y.expand(plate, M)))
+    torch.testing.assert_close(shared, each)
+
+
+def test_masked_members_of_an_event_have_no_conditionals(scalar_model, draw_task, level):
+    task = draw_task(scalar_model)
+    joint = ArBufferJoint(scalar_model.condition(), task.x_target).mask(torch.tensor([True, False])).to_event(1)
+
+    def model(y):
+        pyro.sample("level", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        pyro.sample("y", joint, obs=y)
+
+    for values in loo_conditionals(model, level, task.y_target[..., 0], num_ratio_draws=1):
+        assert values["y"][:, 0].isfinite().all() and values["y"][:, 1].isnan().all()
+
+
 def test_any_elementwise_transform_brings_its_jacobian(scalar_model, draw_task, level):
     task = draw_task(scalar_model, num_tasks=1)
     y = task.y_target[0, :, 0].exp()

@@ -312,6 +312,22 @@ def test_posterior_that_does_not_fit_is_an_error(draws: object, message: str) ->
         predictive(flat, draws)
 
 
+def test_a_latent_called_as_what_a_guide_adds_is_taken() -> None:
+    def model(y: Tensor | None = None) -> None:
+        raw = pyro.sample("z_unconstrained", dist.Normal(0.0, 1.0))
+        z = pyro.deterministic("z", raw)
+        pyro.sample("y", dist.Normal(z.unsqueeze(-1).expand(*z.shape, 3), 0.1).to_event(1), obs=y)
+
+    five = torch.full((50,), 5.0)
+    drawn = predictive(model, {"z_unconstrained": five, "z": five}, torch.zeros(3), seed=0)
+    assert drawn["y"].mean() == pytest.approx(5.0, abs=0.1)
+
+
+def test_draws_of_what_a_guide_adds_alone_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got \['_AutoNormal_latent'\] alone, which a guide adds to them; take what"):
+        predictive(flat, {"_AutoNormal_latent": torch.zeros(2, 1)})
+
+
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True])
 def test_batch_size_below_one_is_an_error(batch_size: object) -> None:
     with pytest.raises(ValueError, match="batch_size must be an integer, at least 1; got"):

@@ -22,8 +22,9 @@ from pyro_arbuf.network.visibility import context_mask
 from pyro_arbuf.random_state import restored_random_state
 from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.at_once import MixedDrawsError, dimensions, is_computed, run_at_once
+from pyro_arbuf.workflow.densities import elementwise
 from pyro_arbuf.workflow.misaligned import draws_elsewhere, members_over_targets
-from pyro_arbuf.workflow.trace_sites import Site, elementwise, layers, nodes, sample_sites, unwrapped, with_tensors
+from pyro_arbuf.workflow.trace_sites import Site, layers, nodes, sample_sites, unwrapped, with_tensors
 
 TOLERANCE = 1e-3  # nats, and relative: above what encoding with and without gradients differs by, below what harms HMC
 

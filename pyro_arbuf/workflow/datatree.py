@@ -44,7 +44,7 @@ def to_datatree(
     `log_likelihood`, which `az.loo` reads, gets one entry per independent event: elements of ordinary sites and of
     ArBufferMarginals, subjects of an ArBufferJoint in a plate. The density of a single joint event goes to
     `joint_log_likelihood`; for its targets pass full conditionals, from `loo_conditionals`. Labels at which nothing
-    was observed (NaN, masked) are left out of it.
+    was observed (NaN, masked) are left out of it; densities that are NaN elsewhere stay, with a warning.
 
     Dimensions are named after plates, `target` and `output` for those of ArBuffer sites (`{site}_target` where sites
     differ in M), `{site}_dim_0` and so on otherwise. In `predictions` targets are `new_target`, and a plate of another

@@ -11,10 +11,10 @@ import numpy as np
 import pyro
 import torch
 import xarray as xr
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_arbuf.distributions.base import ArBufferDistribution
+from pyro_arbuf.user_warnings import warn
+from pyro_arbuf.workflow.densities import hidden_by_masks, pointwise_log_prob, prior_log_prob, unless_masked
 from pyro_arbuf.workflow.posterior_draws import Fit
 from pyro_arbuf.workflow.predictive import predictive
 from pyro_arbuf.workflow.trace_sites import (
@@ -24,12 +24,11 @@ from pyro_arbuf.workflow.trace_sites import (
     check_names,
     dimension_names,
     is_deterministic,
+    latent_sites,
     observed_sites,
-    pointwise_log_prob,
     replayed_traces,
     sample_sites,
-    unless_masked,
-    unwrapped,
+    without_auxiliaries,
 )
 
 Draws = Mapping[str, Tensor]
@@ -58,7 +57,7 @@ def _seen(site: Site) -> Tensor:
     value = site["value"]
     if not isinstance(value, Tensor):  # what takes it says so
         return value
-    hidden = unless_masked(site, torch.zeros(site["fn"].shape(), device=value.device)).isnan()
+    hidden = hidden_by_masks(site)
     return value.expand(hidden.shape).double().masked_fill(hidden, torch.nan) if bool(hidden.any()) else value
 
 
@@ -80,9 +79,11 @@ def fit_groups(fit: Fit, given: dict[str, Draws], predict: bool, dims: Mapping[s
     hidden = False
     if fit.model is not None:
         first = next(replayed_traces(fit.model, fit.draws, fit.args, fit.kwargs, bool(fit.outcomes)))
+        latents = latent_sites(first)
+        fit = fit._replace(draws=without_auxiliaries(fit.draws, latents))
         names, targets = dimension_names(first, dims)
         observed = {name: _seen(site) for name, site in observed_sites(first).items()}
-        hidden = any(not s["is_observed"] and name not in fit.draws for name, s in sample_sites(first).items())
+        hidden = not fit.draws.keys() >= latents.keys()
     check_names([*fit.draws, *names, *(name for values in given.values() for name in values)], names)
     _check_given(given, None if fit.model is None else set(observed), num_draws)
     groups = {
@@ -161,7 +162,7 @@ def _evaluate(fit: Fit, given: set[str], hidden: bool) -> list[dict[str, Tensor]
             for name, site in sites.items():
                 if is_deterministic(site):
                     computed.setdefault(name, []).append(site["value"])
-                elif name not in observed and (density := _prior_log_prob(name, site, observed)) is not None:
+                elif name not in observed and (density := prior_log_prob(name, site, observed)) is not None:
                     prior.setdefault(name, []).append(density)
             for name, site in observed.items():
                 with contextlib.suppress(NotImplementedError):
@@ -169,33 +170,9 @@ def _evaluate(fit: Fit, given: set[str], hidden: bool) -> list[dict[str, Tensor]
                     if density is not None:
                         pointwise.setdefault(name, []).append(density)
                     else:
-                        joint.setdefault(name, []).append(unless_masked(site, site["fn"].log_prob(site["value"])))
+                        density = unless_masked(site, site["fn"].log_prob(site["value"]), 0)
+                        joint.setdefault(name, []).append(density)
     return [{name: torch.stack(v) for name, v in part.items()} for part in (computed, pointwise, joint, prior)]
-
-
-def _prior_log_prob(name: str, site: Site, observed: Mapping[str, Site]) -> Tensor | None:
-    """Log density `(*batch,)` of a latent given those before it, 0 where it is masked; `None` where there is none.
-
-    It is -inf where a draw is outside the support.
-
-    Left out are outcomes that `obs_mask` hides, and functions drawn from a network, which take a pass for every draw
-    and are no prior that anyone would scale.
-    """
-    unobserved = name.removesuffix("_unobserved")
-    if isinstance(unwrapped(site), ArBufferDistribution) or (
-        name != unobserved and f"{unobserved}_observed" in observed
-    ):
-        return None
-    try:
-        density = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-    except NotImplementedError:
-        return None
-    except ValueError:
-        if bool(site["fn"].support.check(site["value"]).all()):
-            raise
-        return torch.full(site["fn"].batch_shape, -torch.inf)
-    extra = density.dim() - len(site["fn"].batch_shape)  # of a mask that is broader than the site
-    return density.sum(tuple(range(extra))) if extra > 0 else density
 
 
 def _join_loops(groups: Groups, outcomes: Sequence[str]) -> None:
@@ -250,7 +227,10 @@ def assemble_tree(groups: Groups, coords: Mapping[str, Sequence], dims: Mapping[
     for argument, given, known in (("coords", coords, found), ("dims", dims, variables)):
         if set(given) - known:
             raise ValueError(f"{argument} must have keys among {sorted(known)}; got {sorted(set(given) - known)}")
-    tree = xr.DataTree.from_dict({group: _dataset(group, arrays, coords) for group, arrays in groups.items()})
+    datasets = {group: _dataset(group, arrays, coords) for group, arrays in groups.items()}
+    if "log_likelihood" in datasets:
+        datasets["log_likelihood"] = _of_observed(datasets["log_likelihood"], groups.get("observed_data", {}))
+    tree = xr.DataTree.from_dict({group: dataset for group, dataset in datasets.items() if dataset.data_vars})
     tree.attrs = {
         "inference_library": "pyro",
         "inference_library_version": pyro.__version__,
@@ -274,7 +254,7 @@ def draws_tree(groups: Mapping[str, Draws], observed: Draws | None = None) -> xr
 
 
 def _dataset(group: str, arrays: Mapping[str, xr.DataArray], coords: Mapping[str, Sequence]) -> xr.Dataset:
-    """The arrays of one group with labels, without those at which nothing was observed."""
+    """The arrays of one group with labels."""
     sizes: dict[str, int] = {}
     hidden = sorted(set(arrays) & {str(dim) for array in arrays.values() for dim in array.dims})
     if hidden:
@@ -293,16 +273,39 @@ def _dataset(group: str, arrays: Mapping[str, xr.DataArray], coords: Mapping[str
                     f"{name!r}, {sizes.get(dim, size)} of others in {group}, {labels} labels; give different "
                     "dimensions different names with dims"
                 )
-        array = array.assign_coords({dim: np.asarray(coords.get(dim, range(n))) for dim, n in lengths.items()})
-        labelled[name] = _without_missing(name, array) if group == "log_likelihood" else array
+        labels = {dim: np.asarray(coords.get(dim, range(n))) for dim, n in lengths.items()}
+        labelled[name] = array.assign_coords(labels)
     return xr.Dataset(labelled)
 
 
-def _without_missing(name: str, array: xr.DataArray) -> xr.DataArray:
-    """Densities without the labels at which nothing was observed."""
-    for dim in array.dims[2:]:
-        array = array.dropna(dim, how="all")
-    if bool(array.isnull().any()):  # missing here and there: the rest as one dimension
-        rest = f"{name}_observed"
-        array = array.stack({rest: array.dims[2:]}).dropna(rest).reset_index(rest)
-    return array
+def _of_observed(densities: xr.Dataset, data: Mapping[str, xr.DataArray]) -> xr.Dataset:
+    """Densities without the labels at which nothing was observed, and without sites of which none are left.
+
+    What is NaN elsewhere stays, with a warning.
+    """
+    found = {}
+    for name in map(str, densities.data_vars):
+        array = densities[name]
+        unseen = array.isnull().all(SAMPLE)
+        values = data.get(name, array[0, 0])  # where no data are known, NaN at every draw says that there are none
+        if all(values.sizes.get(dim, size) == size for dim, size in unseen.sizes.items()):
+            # A density may be NaN at every draw although its event was observed.
+            unseen = unseen & values.isnull().any([dim for dim in values.dims if dim not in unseen.dims])
+        if not unseen.dims and bool(unseen):
+            continue
+        for dim in unseen.dims:
+            kept = ~unseen.all([other for other in unseen.dims if other != dim]).values
+            array, unseen = array.isel({dim: kept}), unseen.isel({dim: kept})
+        if bool(unseen.any()):  # missing here and there: the rest as one dimension
+            rest, own = f"{name}_observed", array.dims[2:]
+            kept = ~unseen.transpose(*own).stack({rest: own}).values
+            array = array.stack({rest: own}).isel({rest: kept}).reset_index(rest)
+        found[name] = array
+        number, draws = int(array.isnull().any(array.dims[2:]).sum()), array.shape[0] * array.shape[1]
+        if number:
+            warn(
+                f"log_likelihood of site {name!r} is NaN at {number} of {draws} draws where it was observed, and so is "
+                "what ArviZ makes of it; see which latents leave its distribution without a density there, and mend "
+                "the model or leave these draws out"
+            )
+    return xr.Dataset(found)

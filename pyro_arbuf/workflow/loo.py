@@ -22,14 +22,8 @@ from pyro_arbuf.inference.tables import Maps, fit_map, warn_equal_outcomes
 from pyro_arbuf.inference.validation import check_count, inference_scope
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.visibility import context_mask
-from pyro_arbuf.workflow.trace_sites import (
-    check_draws,
-    innermost,
-    observed_sites,
-    replayed_traces,
-    unless_masked,
-    unwrapped,
-)
+from pyro_arbuf.workflow.densities import innermost, unless_masked
+from pyro_arbuf.workflow.trace_sites import check_draws, observed_sites, replayed_traces, unwrapped
 
 
 def _summary(found: "LooConditionals") -> tuple[str, Table]:
@@ -224,17 +218,21 @@ def loo_conditionals(
             )
         for name, site in joints.items():
             joint, y, log_jacobian = innermost(site)
+            num_event_dims = len(joint.batch_shape) + 1 - len(site["fn"].batch_shape)
             with torch.no_grad():
                 density = joint.log_prob_conditionals(y)
-                conditionals.setdefault(name, []).append(unless_masked(site, density - log_jacobian))
+                full = unless_masked(site, density - log_jacobian, num_event_dims)
+                conditionals.setdefault(name, []).append(full)
                 if draw in at:
-                    gaps.setdefault(name, []).append(unless_masked(site, density - _ratio(joint, y)))
+                    gap = unless_masked(site, density - _ratio(joint, y), num_event_dims)
+                    gaps.setdefault(name, []).append(gap)
     return LooConditionals(*({name: torch.stack(v) for name, v in part.items()} for part in (conditionals, gaps)))
 
 
 def _ratio(joint: ArBufferJoint, y: Tensor) -> Tensor:
     """The ratio log p(y) - log p(y_-i) for every i, `(*batch, M)`."""
     num_targets, num_event_dims = joint.event_shape[0], len(joint.event_shape)
+    y = y[(None,) * (len(joint.batch_shape) + num_event_dims - y.dim())]  # else i would be taken for a plate
     left_out = torch.eye(num_targets, dtype=torch.bool, device=y.device)
     left_out = left_out.view(num_targets, *[1] * (y.dim() - num_event_dims), num_targets, *[1] * (num_event_dims - 1))
     rest = copy.copy(joint)

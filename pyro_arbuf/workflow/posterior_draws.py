@@ -12,7 +12,7 @@ from pyro_arbuf.inference.context import Context
 from pyro_arbuf.network.latents import constrained
 from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.trace_sites import check_draws, nodes, sample_sites, without_auxiliaries
-from pyro_arbuf.workflow.with_data import ProgramWithData
+from pyro_arbuf.workflow.with_data import ProgramWithData, names_of_sites
 
 DRAWS = 1000  # of a distribution, where no number is given
 
@@ -21,7 +21,7 @@ class Fit(NamedTuple):
     """Posterior draws, one chain after another.
 
     Attributes:
-        draws: `(S, *site)` by latent site.
+        draws: `(S, *site)` by latent site; of a guide, with what it adds to those of the model's latents.
         num_chains: Number of chains C, all of the same length.
         per_draw: `(S,)` statistics of the sampler, in ArviZ's names.
         per_chain: `(C,)` statistics of the sampler.
@@ -93,7 +93,7 @@ def read_fit(draws: object, model: Callable | None, args: tuple, num_samples: in
     if not isinstance(draws, Mapping):
         raise ValueError(f"{rule}; got {type(draws).__name__}; of SVI take Predictive(guide, num_samples=1000)(...)")
     check_draws("draws", draws)
-    return Fit(without_auxiliaries(draws), 1, {}, {}, model, args, {})
+    return Fit(without_auxiliaries(draws) if model is None else draws, 1, {}, {}, model, args, {})
 
 
 def _fit_of_posterior(posterior: ArBufferPosterior, model: Callable, args: tuple, num_draws: int) -> Fit:
@@ -113,12 +113,13 @@ def _fit_of_posterior(posterior: ArBufferPosterior, model: Callable, args: tuple
         )
     x, y = data_set(context)
     given = given_latents(context)
-    program = ProgramWithData(model, y, given, context.model.config)
     home = torch.get_default_device()  # where the program makes its tensors
     sites, density = draw_latents(posterior, num_draws)
     sites = {name: value.to(home) for name, value in sites.items()}
     args = args or (x.to(home),)
-    return Fit(sites, 1, {"lp": density}, {}, program, args, {}, constants=given, outcomes=tuple(program.data))
+    names = names_of_sites(model, {name: value[0] for name, value in sites.items()} | given, args)
+    program = ProgramWithData(model, y, given, context.model.config, names)
+    return Fit(sites, 1, {"lp": density}, {}, program, args, {}, constants=given, outcomes=program.outcomes)
 
 
 @torch.no_grad()

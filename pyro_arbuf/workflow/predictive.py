@@ -14,7 +14,7 @@ from pyro_arbuf.progress import progress_bar
 from pyro_arbuf.random_state import restored_random_state, seeded
 from pyro_arbuf.user_warnings import warn
 from pyro_arbuf.workflow.at_once import NotAtOnceError, dimensions, run_alone, run_at_once
-from pyro_arbuf.workflow.trace_sites import check_draws, nodes, sample_sites, without_auxiliaries
+from pyro_arbuf.workflow.trace_sites import check_draws, is_deterministic, nodes, sample_sites, without_auxiliaries
 
 
 def predictive(
@@ -53,8 +53,8 @@ def predictive(
         `(S, *site)` by site: sample and deterministic sites that `posterior` does not hold.
 
     Raises:
-        ValueError: If `posterior` is empty, ragged, or does not fit the sites of the model; if `batch_size` is below
-            1; if a plate draws a random subsample.
+        ValueError: If `posterior` is empty, ragged, holds no site of the model, or does not fit its sites; if
+            `batch_size` is below 1; if a plate draws a random subsample.
         RuntimeError: If a site is missing for some draws, or its shape depends on the draw.
 
     Example:
@@ -69,10 +69,10 @@ def predictive(
         raise ValueError(f"model must be a Pyro model, a callable; got {type(model).__name__}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer, at least 1; got {batch_size!r}")
-    num_draws, posterior = check_draws("posterior", posterior), without_auxiliaries(posterior)
+    num_draws = check_draws("posterior", posterior)
     with torch.no_grad(), restored_random_state():
         one = run_alone(model, posterior, 0, args, kwargs)
-    _check_sites(one, posterior)
+    posterior = _draws_of_sites(one, posterior)
     values = {name: site["value"] for name, site in sample_sites(one).items() if name not in posterior}
     results = {name: value.new_empty(num_draws, *value.shape) for name, value in values.items()}
 
@@ -93,8 +93,16 @@ def predictive(
     return results
 
 
-def _check_sites(one: Trace, posterior: Mapping[str, Tensor]) -> None:
+def _draws_of_sites(one: Trace, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The draws of a model's sites, without what a guide adds to them; raises ValueError if they do not fit."""
     known = list(sample_sites(one))
+    drawn = {name for name, site in sample_sites(one).items() if not is_deterministic(site)}
+    posterior = without_auxiliaries(given, drawn)
+    if not posterior:
+        raise ValueError(
+            f"posterior must hold sites of the model, {known}; got {list(given)} alone, which a guide adds to them; "
+            "take what Predictive(guide, num_samples=1000)(...) returns"
+        )
     unknown = sorted(set(posterior) - set(known))
     if unknown:
         raise ValueError(
@@ -108,6 +116,7 @@ def _check_sites(one: Trace, posterior: Mapping[str, Tensor]) -> None:
                 f"plate {name!r} must not subsample at random in prediction, which draws belong to whom would be lost; "
                 f"got subsample_size={size} of {site['fn'].size}; predict with subsample_size=None"
             )
+    return posterior
 
 
 def _chunk_sizes(num_draws: int, batch_size: int, taken: set[int]) -> list[int]:

@@ -50,7 +50,7 @@ def _summary(found: "MartingalePosterior") -> tuple[str, Table]:
     draws, shape = found.draws.double(), found.draws.shape[1:]
     low, high = torch.quantile(draws, draws.new_tensor([0.05, 0.95]), 0)
     numbers = {"mean": draws.mean(0), "sd": draws.std(0), "5 %": low, "95 %": high}
-    largest = (found.drift / found.drift_error).nan_to_num().abs().max().item()
+    largest = (found.drift / found.drift_error).nan_to_num(0.0, torch.inf, -torch.inf).abs().max().item()
     drift = f"drift of the outcome after row {found.num_early} within {largest:.1f} standard errors"
     table = {"functional": labels(shape)} | {name: cells(value) for name, value in numbers.items()}
     return f"MartingalePosterior({len(draws)} draws; {drift})", table

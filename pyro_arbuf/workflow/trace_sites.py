@@ -1,13 +1,12 @@
-"""Sites of a Pyro model at given latents: which hold data, which of their densities are pointwise.
+"""Sites of a Pyro model at given latents: which hold data, how their dimensions are called.
 
 Knows nothing of xarray and ArviZ.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.distributions as td
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import MaskedDistribution
@@ -17,7 +16,6 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from pyro_arbuf.distributions.base import ArBufferDistribution
-from pyro_arbuf.distributions.marginals import ArBufferMarginals
 from pyro_arbuf.progress import progress_bar
 
 Names = tuple[str | None, ...]  # of a site's dimensions; None = of size 1 and outside all plates, left out
@@ -46,10 +44,19 @@ def check_draws(name: str, draws: Mapping[str, Tensor]) -> int:
     return next(iter(sizes.values()))
 
 
-def without_auxiliaries(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Draws without what autoguides add to those of the latents: `_Auto..._latent`, and `z_unconstrained` beside z."""
+def without_auxiliaries(draws: Mapping[str, Tensor], sites: Collection[str] = ()) -> dict[str, Tensor]:
+    """Draws without what autoguides add to those of the latents: `_Auto..._latent`, and `z_unconstrained` beside z.
+
+    Args:
+        draws: By name.
+        sites: Names of sites that the model draws, which are no additions, whatever they are called.
+    """
     twins = {f"{name}_unconstrained" for name in draws}
-    return {name: values for name, values in draws.items() if not name.startswith("_Auto") and name not in twins}
+    return {
+        name: values
+        for name, values in draws.items()
+        if name in sites or not (name.startswith("_Auto") or name in twins)
+    }
 
 
 def same_up_to_ones(shape: Sequence[int], expected: Sequence[int]) -> bool:
@@ -80,7 +87,7 @@ def replayed_traces(
 
     Args:
         model: The Pyro model.
-        draws: `(S, *site)` by site.
+        draws: `(S, *site)` by site; what autoguides add to those of the latents is left out.
         args: Of the model.
         kwargs: Of the model.
         some: Whether the model may have latents that are not among the draws; they are drawn.
@@ -91,18 +98,19 @@ def replayed_traces(
     Raises:
         ValueError: If a site is no latent of the model, one is missing, a shape does not fit, or a plate subsamples.
     """
-    num_draws, draws = check_draws("posterior", draws), without_auxiliaries(draws)
+    num_draws = check_draws("posterior", draws)
     for draw in progress_bar(range(num_draws), desc="densities", delay=2, leave=False, disable=None):
         given = {name: values[draw].detach() for name, values in draws.items()}
         with torch.no_grad(), _LatentsMessenger(given):
             trace = with_tensors(poutine.trace(model).get_trace(*args, **kwargs))
         if draw == 0:
+            draws = without_auxiliaries(draws, latent_sites(trace))
             _check_latents(trace, draws, some)
         yield trace
 
 
 def _check_latents(trace: Trace, draws: Mapping[str, Tensor], some: bool) -> None:
-    latents = {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
+    latents = latent_sites(trace)
     unknown, missing = set(draws) - set(latents), set() if some else set(latents) - set(draws)
     if unknown or missing:
         raise ValueError(
@@ -140,6 +148,11 @@ def is_deterministic(site: Site) -> bool:
     return computed or bool(site["infer"].get("_deterministic"))
 
 
+def latent_sites(trace: Trace) -> dict[str, Site]:
+    """Sites that are drawn."""
+    return {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
+
+
 def observed_sites(trace: Trace) -> dict[str, Site]:
     """Sites that hold data."""
     return {k: s for k, s in sample_sites(trace).items() if s["is_observed"] and not is_deterministic(s)}
@@ -164,98 +177,6 @@ def with_tensors(trace: Trace) -> Trace:
         if site["type"] == "sample" and site["is_observed"] and isinstance(fn := unwrapped(site), ArBufferDistribution):
             site["value"] = fn._as_tensor(site["value"])
     return trace
-
-
-def innermost(site: Site) -> tuple[ArBufferDistribution, Tensor, Tensor]:
-    """Takes off what wraps an ArBufferJoint or ArBufferMarginals.
-
-    Args:
-        site: Node of a trace, with such a distribution inside.
-
-    Returns:
-        The distribution; the site's value in its coordinates, z where y = f(z); log |dy/dz| `(*batch, M)`.
-
-    Raises:
-        ValueError: If a transform is not elementwise.
-    """
-    fn, value = site["fn"], site["value"]
-    log_jacobian = torch.zeros_like(value)
-    while not isinstance(fn, ArBufferDistribution):
-        if isinstance(fn, td.TransformedDistribution):
-            for transform in reversed([part for t in fn.transforms for part in elementwise(site["name"], t)]):
-                inner = cast(Tensor, transform.inv(value))
-                log_jacobian = log_jacobian + transform.log_abs_det_jacobian(inner, value)
-                value = inner
-        fn = cast(Any, fn).base_dist
-    return fn, value, log_jacobian.sum(-1) if len(fn.event_shape) == 2 else log_jacobian
-
-
-def elementwise(name: str, transform: td.Transform) -> list[td.Transform]:
-    """A transform of site `name` as transforms whose log-Jacobian has an entry per element.
-
-    Raises:
-        ValueError: If it is not elementwise.
-    """
-    if isinstance(transform, td.ComposeTransform):
-        return [part for whole in transform.parts for part in elementwise(name, whole)]
-    if isinstance(transform, td.IndependentTransform):
-        return elementwise(name, transform.base_transform)
-    if isinstance(transform, td.AffineTransform):
-        return [td.AffineTransform(transform.loc, transform.scale)]
-    if transform.domain.event_dim or transform.codomain.event_dim:
-        raise ValueError(
-            f"site {name!r} must be transformed elementwise to have a density per target; got {transform}; use "
-            "AffineTransform(loc, scale), which is"
-        )
-    return [transform]
-
-
-def unless_masked(site: Site, density: Tensor) -> Tensor:
-    """Densities `(*batch, ...)` of a site, NaN where a mask says that there is no observation."""
-    masks = [site["mask"]]
-    if isinstance(site["fn"], MaskedDistribution):
-        masks.append(site["fn"]._mask)
-    for mask in masks:
-        if mask is not None:
-            mask = torch.as_tensor(mask, device=density.device)
-            mask = mask.reshape(mask.shape + (1,) * (density.dim() - len(site["fn"].batch_shape)))
-            density = density.masked_fill(~mask, torch.nan)
-    return density
-
-
-def pointwise_log_prob(site: Site) -> Tensor | None:
-    """Log density of every independent event of an observed site: what may stand in `log_likelihood`.
-
-    Args:
-        site: Node of a trace at given latents.
-
-    Returns:
-        `(*batch, M)` of ArBufferMarginals and `(*batch,)` of others, in nats, with the dimensions that `to_event`
-        hides; NaN where nothing was observed. `None` for a single event whose parts depend on each other.
-
-    Raises:
-        ValueError: If an ArBufferMarginals is transformed by other than elementwise transforms.
-    """
-    fn = site["fn"]
-    while isinstance(fn, td.Independent | MaskedDistribution):
-        fn = fn.base_dist
-    if isinstance(unwrapped(site), ArBufferMarginals):
-        marginals, y, log_jacobian = innermost(site)
-        density = marginals.log_prob_factors(y) - log_jacobian
-        density = density.masked_fill(_missing_targets(site), torch.nan)
-    elif fn.event_shape and not fn.batch_shape:
-        return None
-    else:
-        density = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
-        if isinstance(unwrapped(site), ArBufferDistribution):
-            density = density.masked_fill(_missing_targets(site).all(-1), torch.nan)
-    return unless_masked(site, density)
-
-
-def _missing_targets(site: Site) -> Tensor:
-    """`(*batch, M)`, true where an outcome dimension is NaN."""
-    missing = site["value"].isnan()
-    return missing if len(unwrapped(site).event_shape) == 1 else missing.any(-1)
 
 
 def dimension_names(trace: Trace, dims: Mapping[str, Sequence[str]]) -> tuple[dict[str, Names], set[str]]:

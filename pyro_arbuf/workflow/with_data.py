@@ -1,36 +1,50 @@
 """The program of a network with the data of a context put in: its outcomes observed, its given latents fixed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_arbuf.inference.outcome_sites import split_sites
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.random_state import restored_random_state
-from pyro_arbuf.workflow.trace_sites import Site, is_deterministic
+from pyro_arbuf.workflow.trace_sites import Site, is_deterministic, sample_sites
 
 
 class ProgramWithData:
     """A program that observes the data of one data set at its outcome.
 
-    The outcome is a site of all trials, of one observation, or of a loop over trials, "y_0", "y_1" and so on. Values
-    have the dtype of those that the site draws. Given latents are fixed, and no sites of the model that this is.
+    The outcome is a site of all trials, of one observation, or, where there is none of its name, of a loop over trials,
+    "y_0", "y_1" and so on. Values have the dtype of those that the site draws. Given latents are fixed, and no sites
+    of the model that this is.
 
     Args:
         program: The program, a function of x.
         y: `(n,)` or `(n, D_y)` outcomes, as the network has them.
         given: Values of latents in their own supports.
         config: Of the network.
+        names: Of the sites of the program, from `names_of_sites`.
+
+    Raises:
+        ValueError: If the sites of a loop are not numbered as its trials are.
     """
 
-    def __init__(self, program: Callable, y: Tensor, given: Mapping[str, Tensor], config: ModelConfig):
+    def __init__(
+        self, program: Callable, y: Tensor, given: Mapping[str, Tensor], config: ModelConfig, names: Collection[str]
+    ):
         home = torch.get_default_device()  # where the program makes its tensors
         outcomes = {name: value.to(home) for name, value in split_sites(y, config).items()}
         self.program = program
-        self.data = {name: value[0] if config.one_observation else value for name, value in outcomes.items()}
+        self.outcomes = tuple(outcomes)
+        self._data: dict[str, Tensor] = {}
+        for name, value in outcomes.items():
+            observed = value[0] if config.one_observation else value
+            self._data[name] = observed
+            if loop := _loop_sites(name, names):
+                self._data |= dict(zip(_checked_loop(name, loop, observed), observed.unbind(), strict=True))
         self.given = {name: value.to(home) for name, value in given.items()}
         self._dtypes: dict[str, torch.dtype] = {}
 
@@ -46,8 +60,7 @@ class ProgramWithData:
             ValueError: If the outcome is computed.
         """
         name = site["name"]
-        stem, _, number = name.rpartition("_")
-        if name not in self.data and not (stem in self.data and number.isdecimal()):
+        if name not in self._data:
             return None
         if is_deterministic(site):
             raise ValueError(
@@ -57,8 +70,35 @@ class ProgramWithData:
         if name not in self._dtypes:
             with restored_random_state():
                 self._dtypes[name] = site["fn"].sample().dtype
-        value = self.data[name] if name in self.data else self.data[stem][int(number)]
-        return value.to(self._dtypes[name])
+        return self._data[name].to(self._dtypes[name])
+
+
+def names_of_sites(program: Callable, latents: Mapping[str, Tensor], args: tuple) -> list[str]:
+    """Names of the sites of a run of a program at values of its latents; random states are given back."""
+    with torch.no_grad(), restored_random_state():
+        return list(sample_sites(poutine.trace(poutine.condition(program, dict(latents))).get_trace(*args)))
+
+
+def _loop_sites(name: str, names: Collection[str]) -> list[str]:
+    """Sites of a loop over trials, which are called as the outcome is, with a number behind it; none beside its own."""
+    pairs = [] if name in names else [(each.rpartition("_"), each) for each in names]
+    return [each for (stem, _, number), each in pairs if stem == name and number.isdecimal()]
+
+
+def _checked_loop(name: str, loop: list[str], observed: Tensor) -> list[str]:
+    """Sites of a loop in the order of the trials.
+
+    Raises:
+        ValueError: If they are not numbered from 0 to n-1.
+    """
+    num_trials = len(observed) if observed.dim() else 0
+    expected = [f"{name}_{i}" for i in range(num_trials)]
+    if set(loop) != set(expected):
+        raise ValueError(
+            f"a program must draw the {num_trials} observations at one site {name!r}, or in a loop at {name}_0 to "
+            f"{name}_{{n-1}}; got {len(loop)} sites, {loop[0]} to {loop[-1]}; number them from 0, one for each row of x"
+        )
+    return expected
 
 
 class _DataMessenger(Messenger):
