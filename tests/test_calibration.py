@@ -6,12 +6,14 @@ from types import SimpleNamespace
 import gaussian_net
 import matplotlib.pyplot as plt
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from gaussian_net import FIELDS
 from latent_nets import LATENTS, P
 from matplotlib.figure import Figure
 
+from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.priors.gaussian import exact_posterior
 from pyro_arbuf.programs import calibration
 from pyro_arbuf.programs.calibration import calibrate
@@ -32,6 +34,7 @@ class ExactPosterior:
     stretch, shift = 1.0, 0.0
 
     def __init__(self, context, orders=None):
+        self.context = context
         _, y, _ = context.observations
         self.law = exact_posterior(y.squeeze(-1))
 
@@ -81,7 +84,7 @@ def test_wrong_posteriors_are_found(net, exact, monkeypatch, stretch, shift):
 def test_ranks_count_the_draws_below_the_truth(net, monkeypatch):
     class Fixed:
         def __init__(self, context, orders=None):
-            self.batch = context.batch_shape
+            self.context, self.batch = context, context.batch_shape
 
         def sample(self, shape):
             ladder = torch.arange(shape[0], dtype=torch.float64) - 0.5
@@ -104,6 +107,35 @@ def test_ranks_count_the_draws_below_the_truth(net, monkeypatch):
     )
     result = calibrate(net, 4, num_draws=19, num_trials=2)
     assert result.ranks.tolist() == [[1, 4], [0, 19]] * 2 and result.num_draws == 19
+
+
+def test_draws_that_tie_with_the_truth_are_ranked_at_random(net):
+    class Box(dist.TorchDistribution):
+        """A law whose density is one number everywhere: all of its draws tie."""
+
+        def __init__(self, context):
+            super().__init__(context.observations[1].shape[:1], torch.Size([2]), validate_args=False)
+
+        def sample(self, shape):
+            return torch.randn(shape + self.batch_shape + self.event_shape)
+
+        def log_prob(self, value):
+            return torch.zeros(value.shape[:-1])
+
+    found = calibrate(net, 200, num_trials=NUM_TRIALS, posterior=Box)
+    assert len(found.density_ranks.unique()) > 50 and found.density_p_value > 1e-4
+    assert torch.equal(found.density_ranks, calibrate(net, 200, num_trials=NUM_TRIALS, posterior=Box).density_ranks)
+
+
+def test_gains_of_numbers_are_those_of_the_checked_network_alone(net, build_model):
+    other = gaussian_net.wide(build_model(seed=1, **FIELDS))
+
+    def law(context):
+        x, y, _ = context.observations
+        return ArBufferPosterior(other.condition(x, y.squeeze(-1)))
+
+    assert calibrate(net, 4, num_trials=NUM_TRIALS, posterior=law).marginal_gain.isnan().all()
+    assert calibrate(net, 4, num_trials=NUM_TRIALS).marginal_gain.isfinite().all()
 
 
 def test_network_is_calibrated_against_its_program(net):

@@ -277,6 +277,15 @@ def test_networks_of_different_data_are_not_compared(net, vector_net):
         compare_evidence([net, net], X, Y, R)
 
 
+def test_sites_in_different_orders_need_names(build_model):
+    one, other = (measured(build_model(dim_y=2, outcome=sites), 0.1) for sites in (("a", "b"), ("b", "a")))
+    x, values = torch.zeros(3, one.config.dim_x), {"a": torch.zeros(3), "b": torch.ones(3)}
+    found = compare_evidence({"one": one, "other": other}, x, values, R)
+    assert_close(found.evidence["other"].value, log_evidence(other, x, values, R).value)
+    with pytest.raises(ValueError, match="y must be a dict of outcomes by site, as nets have them in different orders"):
+        compare_evidence({"one": one, "other": other}, x, torch.stack(list(values.values()), -1), R)
+
+
 def test_inputs_that_are_no_tensor_are_refused(net):
     with pytest.raises(ValueError, match=r"x and y must be tensors \(\*batch, n, 1\) .*; got \d+ of them and Tensor"):
         log_evidence(net, X.tolist(), Y)

@@ -13,7 +13,13 @@ from pyro_arbuf.inference.orders import random_orders
 
 N, M = 5, 6
 SIZES = [(torch.float32, 1e19), (torch.float32, -1e25), (torch.float32, 3e38), (torch.float64, -1e300)]
-KINDS = {"plain": {}, "vector": {"dim_y": 3}, "latents": SCALAR, "vector with latents": VECTOR}
+KINDS = {
+    "plain": {},
+    "vector": {"dim_y": 3},
+    "chained": {"dim_y": 3, "chained": True},
+    "latents": SCALAR,
+    "vector with latents": VECTOR,
+}
 
 
 @pytest.fixture(params=KINDS)

@@ -85,6 +85,23 @@ def test_guide_leaves_given_latents_to_the_program(net):
     assert list(guide()) == ["mu"]
 
 
+def test_given_latents_reach_the_program_at_their_values(net):
+    """They were drawn from the prior, while the others were those of the given ones."""
+    guide = AmortizedGuide(net.condition(X, Y, latents={"tau": 1.3}))
+    found = Predictive(gaussian, guide=guide, num_samples=50)(X)
+    assert_close(found["tau"].flatten(), torch.full((50,), 1.3), check_dtype=False)
+    held = poutine.condition(gaussian, {"y": Y, "tau": torch.tensor(1.3)})
+    for program in (MODEL, held):
+        pyro.set_rng_seed(1)
+        weights = Importance(program, guide, 20).run(X).log_weights
+        pyro.set_rng_seed(1)
+        expected = Importance(held, guide, 20).run(X).log_weights
+        assert_close(torch.stack(weights), torch.stack(expected), rtol=1e-5, atol=1e-5)
+    tuned = AmortizedGuide(net.condition(X, Y, latents={"tau": 1.3}), tunable=True)
+    loss = SVI(held, tuned, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(num_particles=4, vectorize_particles=True))
+    assert math.isfinite(loss.step(X))
+
+
 def test_guide_of_a_batch_is_refused(net):
     with pytest.raises(
         ValueError, match=r"one data set; got the batch shape \(2,\); make a guide of each, context\[i\]"

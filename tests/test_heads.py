@@ -9,6 +9,7 @@ from scipy.stats import kstest
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 from torch.testing import assert_close
 
+from pyro_arbuf.network.discrete import CategoricalPredictive
 from pyro_arbuf.network.heads import GaussianMixtureHead
 from pyro_arbuf.network.outcomes import MIN_SD
 from pyro_arbuf.network.predictives import GaussianMixture, LatentsAmongOutcomes
@@ -36,6 +37,14 @@ def test_log_prob_and_cdf_equal_those_of_torch():
     assert_close(mixture.cdf(y), expected.cdf(y), **EXACT)
     assert_close(mixture.mean, expected.mean, **EXACT)
     assert_close(mixture.variance, expected.variance, **EXACT)
+
+
+def test_distribution_functions_are_at_most_1():
+    weights = torch.log_softmax(torch.randn(500, 20), -1)
+    mixture = GaussianMixture(weights, torch.randn(500, 20), torch.ones(500, 20))
+    assert (weights.exp().sum(-1) > 1).any() and (mixture.cdf(torch.full((500,), 1e3)) <= 1).all()
+    categories = CategoricalPredictive(weights)
+    assert (categories.cdf(torch.full((500,), 19.0)) <= 1).all()
 
 
 def test_log_prob_far_in_the_tail_is_finite(mixture):

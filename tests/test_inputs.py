@@ -49,6 +49,19 @@ def test_rows_of_a_design_are_drawn_with_replacement(design):
     assert any(len(each.unique()) < 9 for each in drawn)
 
 
+def test_a_design_that_is_changed_later_on_does_not_change_the_simulator():
+    design = torch.arange(5.0)[:, None]
+    simulator = Simulator(line, design)
+    design.fill_(99.0)
+    assert simulator.draw(10, 3).x.max() <= 4
+
+
+def test_inputs_in_blocks_stand_in_an_order():
+    levels = Simulator(line, lambda n: torch.randint(0, 3, (n, 1)).float().sort(0).values)
+    mixed = Simulator(line, lambda n: torch.randint(0, 3, (n, 1)).float())
+    assert levels.has_ordered_inputs and not mixed.has_ordered_inputs
+
+
 def test_columns_of_a_design_stay_together():
     design = pd.DataFrame({"level": [0, 1, 2], "intensity": [0.0, 0.1, 0.2]})
     drawn = Simulator(line, design).draw(50, 4).x

@@ -97,6 +97,17 @@ def test_bounds_make_the_support(bounds, inside):
     assert not any(bool(latent.support.check(torch.tensor(value))) for value in outside)
 
 
+@pytest.mark.parametrize("value", [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+def test_a_probability_of_zero_has_numbers_and_a_density(value, build_model):
+    """The first two had none, and what was predicted given them was NaN."""
+    latent = Latent("p", (3,), simplex=True)
+    numbers = latent.unconstrain(torch.tensor(value))
+    assert numbers.isfinite().all()
+    assert_close(latent.constrain(numbers)[0], torch.tensor(value), atol=1e-6, rtol=0)
+    context = build_model(latents=(latent,)).condition(X, draw(N, seed=3), latents={"p": torch.tensor(value)})
+    assert ArBufferMarginals(context, X).log_prob(draw(N, seed=3)).isfinite()
+
+
 @pytest.mark.parametrize(
     ("latent", "outside"),
     [

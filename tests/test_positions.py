@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import pyro_arbuf
 from pyro_arbuf import ArBufferJoint, ArBufferModel, ModelConfig
 from pyro_arbuf.network.cache import BufferCache
-from pyro_arbuf.network.positions import LinearBias, RotaryPositions
+from pyro_arbuf.network.positions import LearnedPositions, LinearBias, RotaryPositions
 
 UNLIMITED = pytest.mark.parametrize("kind", ["none", "rotary", "linear"])
 N, M, K = 4, 7, 4
@@ -98,6 +98,14 @@ def test_learned_positions_end_with_the_buffer(pairs: tuple, new: tuple) -> None
         ArBufferJoint(ctx, new[0], buffer_size=M)
     with pytest.raises(ValueError, match=r"buffer_size must be an integer >= 1; got 0$"):
         ArBufferJoint(random_net("none").condition(*pairs), new[0], buffer_size=0)
+
+
+def test_learned_positions_hold_no_more_tokens_than_slots() -> None:
+    positions = LearnedPositions(4, 8)
+    assert positions(torch.zeros(2, 4, 8), 0).shape == (2, 4, 8)
+    for tokens, first in ((2, 3), (1, 4)):
+        with pytest.raises(ValueError, match=f"the buffer must hold at most 4 tokens; got {tokens + first}"):
+            positions(torch.zeros(2, tokens, 8), first)
 
 
 def test_without_positions_the_order_of_slots_is_unknown(pairs: tuple, new: tuple) -> None:

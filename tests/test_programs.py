@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -10,9 +11,11 @@ import tiny
 import torch
 from program_cases import inputs, line, one_vector
 
+from pyro_arbuf import amortize, load
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.priors.ddm import ddm, draw_coherence
 from pyro_arbuf.priors.gaussian import gaussian
+from pyro_arbuf.priors.psychometric import psychometric
 from pyro_arbuf.programs.configuration import program_config
 from pyro_arbuf.programs.simulator import Simulator
 from pyro_arbuf.programs.sources import find_simulator, shipped_programs, simulator_of
@@ -239,7 +242,21 @@ def test_given_program_goes_first_with_the_inputs_that_are_known(simulator: Simu
 
 
 def test_given_shipped_program_has_its_inputs() -> None:
-    assert find_simulator(network(simulator_of("ddm")), ddm).inputs is draw_coherence
+    assert find_simulator(network(simulator_of("ddm"), prior="ddm"), ddm).inputs is draw_coherence
+
+
+def test_shipped_program_with_other_inputs_is_not_checked_at_those_of_the_shipped_network(tmp_path: Path) -> None:
+    """Its network had the shipped name, so that checks of a loaded one ran where it was not trained."""
+    options = {"num_context": (0, 8), "steps": 1, "start_from": None, "report": False, "folder": tmp_path}
+    net = amortize(psychometric, lambda n: 0.2 * torch.rand(n, 1), **options)
+    assert find_simulator(net).inputs(100).max() < 0.2
+    assert find_simulator(net, psychometric).inputs(100).max() < 0.2
+    again = load(tmp_path)
+    assert again.config.prior == "pyro_arbuf.priors.psychometric.psychometric"
+    with pytest.raises(ValueError, match="program of this network is not known"):
+        find_simulator(again)
+    with pytest.raises(ValueError, match="a program alone does not say how to draw them"):
+        find_simulator(again, psychometric)
 
 
 @pytest.mark.filterwarnings("ignore:Site 'tau' is integrated out but shared")

@@ -98,8 +98,11 @@ def test_amortize_for_one_observation_gives_a_network_of_that_one_alone(few_walk
         net.condition(X, Y + 0.1)
     with pytest.raises(ValueError, match="evidence needs a network of the program's whole prior"):
         log_evidence(net, X, Y)
-    on = amortize(rotated, observation=(X, Y), num_simulations=60, folder=tmp_path, resume=True, **SHORT | {"steps": 8})
+    weights = (tmp_path / "round_1" / "model.safetensors").read_bytes()
+    longer = SHORT | {"steps": 300}  # the first round would move on, and the second one from it
+    on = amortize(rotated, observation=(X, Y), num_simulations=60, folder=tmp_path, resume=True, **longer)
     assert on.config.observation == net.config.observation
+    assert (tmp_path / "round_1" / "model.safetensors").read_bytes() == weights
 
 
 def test_simulations_of_the_first_round_that_lie_inside_are_kept(few_walkers, monkeypatch):

@@ -526,8 +526,25 @@ def test_scale_and_mask_of_sites_count(mode, _double):
         with poutine.scale(scale=0.5), poutine.mask(mask=torch.tensor(True)):
             return LINES[mode](x)
 
-    got = Simulator(program, inputs).log_joint(VALUES, X, Y)
+    with pytest.warns(UserWarning, match="stand under a scale, a mask or a plate with a subsample"):
+        simulator = Simulator(program, inputs)
+    got = simulator.log_joint(VALUES, X, Y)
     torch.testing.assert_close(got, 0.5 * (line_prior() + line_likelihood()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("of_number", [False, True])
+def test_prior_that_depends_on_the_inputs_is_told_and_has_no_density_of_its_own(of_number):
+    def program(x):
+        mean = float(x.shape[-2]) if of_number else x[..., 0].mean()  # run one by one
+        slope = pyro.sample("slope", dist.Normal(x.new_tensor(0.0), 1.0))
+        theta = pyro.sample("theta", dist.Normal(mean + 0 * slope, 1.0))
+        with pyro.plate("trials", x.shape[-2]):
+            pyro.sample("y", dist.Normal(theta + slope, 1.0))
+
+    with pytest.warns(UserWarning, match=r"The prior of \['theta'\] depends on the inputs of the trials, or on"):
+        simulator = Simulator(program, inputs, vectorized=of_number)
+    with pytest.raises(ValueError, match=r"does not depend on the inputs; got one that does for \['theta'\]"):
+        simulator.log_prior({"theta": torch.zeros(2), "slope": torch.zeros(2)})
 
 
 @pytest.mark.parametrize("alone", [False, True])

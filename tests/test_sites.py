@@ -25,6 +25,7 @@ PRIORS = {
     "interval": dist.Uniform(-1.0, 0.1),
     "interval_vector": dist.Uniform(torch.zeros(2), 2.0).to_event(1),
     "simplex": dist.Dirichlet(torch.ones(3)),
+    "two_modes": dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.tensor([-2.0, 2.0]), 1.0)),
 }
 EXPECTED = {
     "real": Latent("theta"),
@@ -38,6 +39,7 @@ EXPECTED = {
     "interval": Latent("theta", lower=-1.0, upper=0.1),
     "interval_vector": Latent("theta", (2,), lower=0.0, upper=2.0),
     "simplex": Latent("theta", (3,), simplex=True),
+    "two_modes": Latent("theta"),
 }
 
 

@@ -147,11 +147,12 @@ def test_function_is_trained_scored_and_resumed(
 ) -> None:
     monkeypatch.setattr(strangers, "CONTEXTS", (0, 3))
     strangers.main("periodic-function", tmp_path, minutes=0.005, num_sets=1, small=True)
-    first = (tmp_path / "periodic-function" / "scores.jsonl").read_text()
+    (kept,) = (tmp_path / "periodic-function").glob("scores-*.json")
+    first = json.loads(kept.read_text())
     capsys.readouterr()
     strangers.main("periodic-function", tmp_path, minutes=0.005, num_sets=2, small=True)
     *lines, last = capsys.readouterr().out.strip().splitlines()
-    assert (tmp_path / "periodic-function" / "scores.jsonl").read_text().startswith(first)
+    assert json.loads(kept.read_text())[: len(first)] == first
     assert len(json.loads(last)["mean gap per target (nats)"]) == 2
     assert any(line.startswith("| N = 3: gap per target (nats), mean of 2 |") for line in lines)
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,6 +1,7 @@
 """Units change a density by exactly the Jacobian and nothing else; draws and moments by the affine map."""
 
 import copy
+import datetime
 import math
 import pickle
 import warnings
@@ -30,6 +31,7 @@ from pyro_arbuf.workflow.loo import exact_loo, loo_conditionals
 N, M, B = 5, 6, 2
 X_LOC, X_SCALE = torch.tensor([2000.0, -3.0], dtype=torch.float64), torch.tensor([12.0, 0.3], dtype=torch.float64)
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
+EPOCH, DAY = [datetime.date(1970, 1, 1)] * 2, datetime.timedelta(days=1)
 
 
 class Case(NamedTuple):
@@ -416,6 +418,17 @@ def test_units_that_cannot_be_are_refused(case: str, build_model: Callable[..., 
     arguments, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         build_model(x_range=(-2.0, 2.0)).in_units(**arguments)
+
+
+def test_days_since_1970_are_dates(build_model: Callable[..., ArBufferModel]) -> None:
+    net = build_model(x_range=((-2.0, 2.0), (-2.0, 2.0)))
+    for stated in ({"x_loc": EPOCH, "x_scale": [DAY, DAY]}, {"x_loc": EPOCH}):
+        dated = net.in_units(**stated)
+        days = np.array([["1970-01-01"] * 2, ["1970-01-02"] * 2], dtype="datetime64[D]")
+        context = dated.condition(days, torch.tensor([0.0, 1.0]))
+        assert_close(context.observations[0].squeeze(0), torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double())
+    with pytest.raises(ValueError, match="durations must be of a fixed length, as of days or seconds; got 1 years"):
+        net.in_units(x_scale=[np.timedelta64(1, "Y")] * 2)
 
 
 def test_units_that_a_network_cannot_have_are_refused(build_model: Callable[..., ArBufferModel]) -> None:

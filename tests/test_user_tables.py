@@ -238,6 +238,12 @@ def test_units_come_first_and_then_the_context_s(net):
     assert_close(got, ArBufferMarginals(net.condition(), (case.x - 1990.0) / 12.0).log_prob(case.y), **EXACT)
 
 
+def test_a_table_of_fewer_columns_is_compared_with_its_own_ranges():
+    net = rows_net(x_range=((-8.0, 8.0),) * MAX_D)
+    x = torch.linspace(-1, 1, 5).double()[:, None].expand(5, 2)
+    assert net.condition(x, torch.arange(5.0)).num_context == 5
+
+
 def test_a_context_without_rows_takes_any_number_of_columns(scalar_net):
     for context in (scalar_net.condition(), scalar_net.condition(torch.zeros(0, 4).double(), torch.zeros(0).double())):
         for number in (1, D, MAX_D):

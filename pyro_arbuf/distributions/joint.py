@@ -234,8 +234,8 @@ class ArBufferJoint(ArBufferDistribution):
             given, shape = self._given(y)
             below, up_to = (self._unfold_result(part, shape, y.dtype).squeeze(-3) for part in pit_joint(*given))
             if not self.context.model.config.all_real:
-                generator = torch.Generator().manual_seed(seed)
-                uniform = torch.rand(below.shape, generator=generator, dtype=below.dtype).to(below.device)
+                generator = torch.Generator("cpu").manual_seed(seed)
+                uniform = torch.rand(below.shape, generator=generator, dtype=below.dtype, device="cpu").to(below.device)
                 up_to = below + uniform * (up_to - below)
             return self._squeeze(up_to)
 

@@ -190,7 +190,7 @@ def _empty_buffer(model: Network, block: Block, num_draws: int) -> Buffer:
     if not torch.is_inference_mode_enabled():  # what may be differentiated is never written over
         return BufferCache()
     capacity = block.targets.shape[2]
-    joined = num_draws == 1 and model.backbone.one_query
+    joined = num_draws == 1 and getattr(model.backbone, "one_query", False)  # a user's own may not say
     return JoinedBuffer(capacity, block.cache, {}) if joined else PreallocatedBuffer(capacity, {})
 
 

@@ -186,14 +186,14 @@ def _check_pair(x: Tensor, y: Tensor, config: ModelConfig) -> Size:
 
 def _pad(model: Network, x: object, y: object, nan: Literal["raise", "drop"]) -> tuple[Tensor, Tensor, Tensor]:
     """Checks lists of contexts of different lengths and pads them with zeros: x, y and the lengths."""
-    if not (_is_list(x) and _is_list(y) and len(x) == len(y) > 0):
-        got = [f"{len(v)} tensors" if _is_list(v) else type(v).__name__ for v in (x, y)]
-        raise ValueError(f"x and y must be lists of the same length >= 1, or both tensors; got {got[0]} and {got[1]}")
-    if isinstance(x[0], int | float | list | tuple):
+    if any(_is_list(v) and len(v) and isinstance(v[0], int | float | list | tuple) for v in (x, y)):
         raise ValueError(
             "x and y must be tensors, arrays or tables, or lists of these, one for each context; got lists of numbers; "
             "use torch.as_tensor of both"
         )
+    if not (_is_list(x) and _is_list(y) and len(x) == len(y) > 0):
+        got = [f"{len(v)} tensors" if _is_list(v) else type(v).__name__ for v in (x, y)]
+        raise ValueError(f"x and y must be lists of the same length >= 1, or both tensors; got {got[0]} and {got[1]}")
     checked = [
         (check_x(f"x[{i}]", a, model), check_outcomes(f"y[{i}]", b, model, nan))
         for i, (a, b) in enumerate(zip(x, y, strict=True))

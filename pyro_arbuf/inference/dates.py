@@ -14,12 +14,18 @@ def days(value: np.ndarray) -> np.ndarray:
 
 
 def day_of(value: object) -> tuple[float, bool] | None:
-    """Days of one date or duration, and whether it is a date; `None` for everything else."""
+    """Days of one date or duration, and whether it is a date; `None` for everything else.
+
+    Raises:
+        ValueError: If it is a number of months or years, which differ in length.
+    """
     if isinstance(value, datetime.datetime) and value.tzinfo is not None:
         value = value.astimezone(datetime.UTC).replace(tzinfo=None)
     if isinstance(value, datetime.date | np.datetime64):  # pandas' Timestamp is a datetime
         return float(days(np.asarray(value, dtype="datetime64[us]"))), True
     if isinstance(value, datetime.timedelta | np.timedelta64):
+        if isinstance(value, np.timedelta64) and np.datetime_data(value)[0] in "YM":
+            raise ValueError(f"durations must be of a fixed length, as of days or seconds; got {value}; state the days")
         return float(days(np.asarray(value, dtype="timedelta64[us]"))), False
     return None
 

@@ -76,9 +76,10 @@ def random_orders(num_targets: int, num_orders: int, seed: int = 0) -> Tensor:
         check_count("num_targets", num_targets)
     check_count("num_orders", num_orders)
     check_count("seed", seed, 0)
-    generator = torch.Generator().manual_seed(int(seed))
+    generator = torch.Generator("cpu").manual_seed(int(seed))
     with unrecorded():  # a trace would record randperm itself and draw other orders on every call
-        return torch.tensor([torch.randperm(num_targets, generator=generator).tolist() for _ in range(num_orders)])
+        rows = (torch.randperm(num_targets, generator=generator, device="cpu") for _ in range(num_orders))
+        return torch.tensor([row.tolist() for row in rows])
 
 
 def check_orders(orders: Tensor, num_targets: int) -> Tensor:

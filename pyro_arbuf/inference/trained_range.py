@@ -36,7 +36,7 @@ def warn_outside(name: str, values: Tensor, config: ModelConfig) -> None:
     if is_traced() or trained is None or values.numel() == 0 or values.requires_grad:
         return
     units = config.unit_map
-    pairs = pairs_of(trained, values.shape[-1])
+    pairs = pairs_of(trained, values.shape[-1])[: values.shape[-1]]  # a table may have fewer columns
     # One range is said once for all columns, unless their units differ.
     each = isinstance(trained[0], tuple) or (units is not None and len(pairs) > 1)
     columns = values.detach().flatten(0, -2) if each else values.detach().reshape(-1, 1)

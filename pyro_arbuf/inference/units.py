@@ -114,12 +114,13 @@ def _x_units(config: ModelConfig, x: object, stated: Stated) -> dict[str, Any]:
     elif stated.x_loc is not None or stated.x_scale is not None:
         locs, dates = _stated_numbers("x_loc", stated.x_loc, dim_x, 0.0, config.missing_x)
         scales, _ = _stated_numbers("x_scale", stated.x_scale, dim_x, 1.0, config.missing_x)
-        return _as_fields("x", locs, scales) | {"user_dates": dates if any(dates) else None}
+        return _as_fields("x", locs, scales, any(dates)) | {"user_dates": dates if any(dates) else None}
     else:
         return {}
     trained = [None] * dim_x if config.x_range is None else pairs_of(config.x_range, dim_x)
     maps = [_onto(f"column {i} of x", *both) for i, both in enumerate(zip(pairs, trained, strict=True))]
-    fields = _as_fields("x", *map(list, zip(*maps, strict=True)))
+    locs, scales = map(list, zip(*maps, strict=True))
+    fields = _as_fields("x", locs, scales, any(dates))
     return fields | {"user_dates": dates if any(dates) else None}
 
 
@@ -168,7 +169,8 @@ def _y_units(config: ModelConfig, y: object, stated: Stated) -> dict[str, Any]:
             else (0.0, 1.0)
             for d, each in enumerate(real)
         ]
-        return _as_fields("y", *map(list, zip(*maps, strict=True)))
+        locs, scales = map(list, zip(*maps, strict=True))
+        return _as_fields("y", locs, scales)
     if stated.y_loc is None and stated.y_scale is None:
         return {}
     locs, _ = _stated_numbers("y_loc", stated.y_loc, len(real), 0.0)
@@ -203,9 +205,9 @@ def _outcomes(config: ModelConfig, name: str, part: Any) -> Any:
     return in_site_order(name, table, config.outcome)
 
 
-def _as_fields(axis: str, locs: Sequence[float], scales: Sequence[float]) -> dict[str, Any]:
-    """Fields of the configuration; none where every number stays what it is."""
-    if all(loc == 0 for loc in locs) and all(scale == 1 for scale in scales):
+def _as_fields(axis: str, locs: Sequence[float], scales: Sequence[float], dated: bool = False) -> dict[str, Any]:
+    """Fields of the configuration; none where every number stays what it is, and none is a date."""
+    if not dated and all(loc == 0 for loc in locs) and all(scale == 1 for scale in scales):
         return {}
     return {f"user_{axis}_loc": tuple(locs), f"user_{axis}_scale": tuple(scales)}
 

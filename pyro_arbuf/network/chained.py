@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
-from pyro_arbuf.network.outcomes import Outcome, Real, one_hot
+from pyro_arbuf.network.outcomes import Outcome, Real, at_most, one_hot
 from pyro_arbuf.network.predictives import Predictive
 
 NUM_FREQUENCIES, MAX_FREQUENCY = 12, 16.0  # of a number's features, radians per standard deviation
@@ -57,7 +57,7 @@ class ChainedHead(nn.Module):
         if outcome.num_categories:
             phi = one_hot(value, outcome.num_categories)
         else:
-            z = (outcome.number(value) - loc) / scale
+            z = at_most((outcome.number(value) - loc) / scale, value)
             squashed = torch.asinh(z).unsqueeze(-1)
             phase = squashed * self.frequencies[e]
             phi = torch.cat([z.unsqueeze(-1), squashed, torch.sin(phase), torch.cos(phase)], -1)

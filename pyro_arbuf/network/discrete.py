@@ -76,7 +76,7 @@ class CategoricalPredictive:
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function `(*batch,)`."""
-        below = (self.probs * (self._numbers <= value.unsqueeze(-1))).sum(-1)
+        below = (self.probs * (self._numbers <= value.unsqueeze(-1))).sum(-1).clamp(max=1.0)
         return below.masked_fill(value.isnan(), torch.nan)
 
     def icdf(self, value: Tensor) -> Tensor:

@@ -107,9 +107,11 @@ class Latent:
     def unconstrain(self, value: Tensor) -> Tensor:
         """Unconstrained numbers `(*batch, size)` of values `(*batch, *shape)`, NaN where these lie outside the support.
 
-        The inverse of the transform takes what is beyond one of two ends for that end.
+        The inverse of the transform takes what is beyond one of two ends for that end. A probability of 0, which it has
+        no number for, is taken for the smallest above it.
         """
-        numbers = cast(Tensor, self.transform.inv(value))
+        inner = value.clamp(min=torch.finfo(value.dtype).tiny) if self.simplex else value
+        numbers = cast(Tensor, self.transform.inv(inner))
         numbers = numbers.reshape((*numbers.shape[: numbers.dim() - len(self.unconstrained_shape)], self.size))
         return numbers.masked_fill(self.excludes(value.detach()).unsqueeze(-1), torch.nan)
 

@@ -35,7 +35,14 @@ class LearnedPositions(nn.Module):
         self.slot = nn.Parameter(torch.randn(buffer_size, width) * 0.02)
 
     def forward(self, tokens: Tensor, first_slot: int) -> Tensor:
-        """Tokens `(*batch, T, d)` that fill the slots `first_slot`, `first_slot + 1`, ... (counted from 0)."""
+        """Tokens `(*batch, T, d)` that fill the slots `first_slot`, `first_slot + 1`, ... (counted from 0).
+
+        Raises:
+            ValueError: If there are not so many slots.
+        """
+        last = first_slot + tokens.shape[-2]
+        if last > len(self.slot):
+            raise ValueError(f"the buffer must hold at most {len(self.slot)} tokens; got {last}")
         return tokens + self.slot[first_slot : first_slot + tokens.shape[-2]]
 
 

@@ -105,9 +105,9 @@ class GaussianMixture(Distribution):
         return self.cdf(value)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function `(*batch,)`."""
+        """Distribution function `(*batch,)`, at most 1 although the weights sum to 1 up to rounding only."""
         z = (value.unsqueeze(-1) - self.means) / self.sds
-        return (self.log_weights.exp() * torch.special.ndtr(z)).sum(-1)
+        return (self.log_weights.exp() * torch.special.ndtr(z)).sum(-1).clamp(max=1.0)
 
     def log_mass_below(self, high: Tensor) -> Tensor:
         """Log probability `(*batch,)` of what is at most `high`."""

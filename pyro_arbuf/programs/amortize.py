@@ -149,7 +149,8 @@ def amortize(
     simulator = Simulator(program, inputs, latents, outcome, vectorized, simulations)
     if simulator.stored is not None:
         num_simulations = len(simulator.stored)
-    plan = Plan(num_context, _name_of(program), minutes, steps, num_simulations, seed, batch_size, start_from, sizes)
+    name = _name_of(program, inputs, simulations)
+    plan = Plan(num_context, name, minutes, steps, num_simulations, seed, batch_size, start_from, sizes)
     if observation is None:
         model, state, _ = train_program(simulator, plan.config_of(simulator), plan, folder, resume)
     else:
@@ -208,10 +209,11 @@ def _check_simulations(simulations: object, num_simulations: object, observation
         )
 
 
-def _name_of(program: Program) -> str:
-    """The name of a program, told apart from a shipped one of the same name that it is not."""
+def _name_of(program: Program, inputs: object, simulations: object) -> str:
+    """The name of a program, told apart from a shipped one that it is not, or that has other inputs."""
     name, shipped = getattr(program, "__name__", type(program).__name__), shipped_programs()
-    if name in shipped and shipped[name].program is not program:
+    same = name in shipped and shipped[name].program is program and shipped[name].inputs is inputs
+    if name in shipped and (simulations is not None or not same):
         return f"{getattr(program, '__module__', 'user')}.{name}"
     return name
 

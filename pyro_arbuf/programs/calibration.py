@@ -32,6 +32,7 @@ from pyro_arbuf.programs.ranks import (
     panels,
     plot_coverage,
     plot_ranks,
+    rank_among,
     rank_p_values,
     sbc_tree,
     smallest_p_value,
@@ -227,12 +228,12 @@ def rank_known(
     parts, num_draws = [], 0
     for truth, context, law, draws in known:
         num_draws, density = len(draws), checked_log_prob(law, truth)
-        below = (checked_log_prob(law, draws) < density).sum(0)
-        if isinstance(law, ArBufferPosterior):
+        below = rank_among(checked_log_prob(law, draws), density)
+        if isinstance(law, ArBufferPosterior) and law.context is context:  # the network's own
             marginal = _marginal_log_prob(context, truth) - _marginal_log_prob(before, truth)
-        else:  # a posterior of the user's gives a joint density only
+        else:  # a posterior of the user's, which need not have marginals
             marginal = torch.full_like(truth, torch.nan)
-        measured = ((draws < truth).sum(0), _spread(draws), truth, marginal, density, below)
+        measured = (rank_among(draws, truth), _spread(draws), truth, marginal, density, below)
         parts.append([part.cpu() for part in measured])
     ranks, spread, truth, marginal, density, below = map(torch.cat, zip(*parts, strict=True))  # (D, P) or (D,)
     return Calibration(

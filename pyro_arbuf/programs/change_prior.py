@@ -137,8 +137,8 @@ def change_prior(
             shift = shift_error = {}
             if target.learned:
                 log_weights, shift, shift_error = target.corrected(numbers, log_weights, num_simulations)
-        if size is None:
-            size = effective_sample_size(log_weights)
+        worth = effective_sample_size(log_weights)
+        size = worth if size is None else size * worth / num_draws  # a corrected chain has weights too
         kept = resample(log_weights, num_draws) if method == "weights" or shift else slice(None)
     target.warn(numbers, log_weights, shift)
     draws = {name: value for name, (value, _) in constrained(target.latents, numbers[kept]).items()}

@@ -206,7 +206,7 @@ def compare_evidence(
             density, or an argument breaks its rule.
     """
     programs = {} if programs is None else programs
-    _check_models(nets, programs)
+    _check_models(nets, programs, isinstance(y, Mapping))
     data = {name: one_data_set(x, y, net) for name, net in nets.items()}  # sites may stand in another order
     check_count("num_draws", num_draws, MIN_DRAWS)
     check_count("num_orders", num_orders, 2)
@@ -259,17 +259,30 @@ def _unmeasured(nets: Mapping[str, ArBufferModel], data: Mapping[str, tuple[Tens
     return unmeasured
 
 
-def _check_models(nets: Mapping[str, ArBufferModel], programs: Mapping[str, Program]) -> None:
+def _check_models(nets: Mapping[str, ArBufferModel], programs: Mapping[str, Program], by_site: bool) -> None:
     """Raises ValueError unless there are two models or more, of the same data, and programs of some of them."""
     if not isinstance(nets, Mapping) or len(nets) < 2:
         got = list(nets) if isinstance(nets, Mapping) else type(nets).__name__
         raise ValueError(f"nets must be a dict of at least two models to compare, by name; got {got}")
-    sizes = {name: (net.config.dim_x, net.config.dim_y, *net.config.outcomes) for name, net in nets.items()}
+    sizes = {name: (net.config.dim_x, net.config.dim_y, *_kinds(net, by_site)) for name, net in nets.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"nets must be of the same data, one (dim_x, dim_y) and kinds of outcomes; got {sizes}")
+    orders = {name: net.config.outcome for name, net in nets.items() if not isinstance(net.config.outcome, str)}
+    if not by_site and len({tuple(sorted(sites)) for sites in orders.values()}) < len(set(orders.values())):
+        raise ValueError(
+            f"y must be a dict of outcomes by site, as nets have them in different orders, {orders}; got numbers alone"
+        )
     if not isinstance(programs, Mapping) or not set(programs) <= set(nets):
         got = list(programs) if isinstance(programs, Mapping) else type(programs).__name__
         raise ValueError(f"programs must be a dict of programs by the names of nets, {list(nets)}; got {got}")
+
+
+def _kinds(net: ArBufferModel, by_site: bool) -> tuple[object, ...]:
+    """Kinds of the outcome's dimensions, in the order of their sites' names where data come by site."""
+    outcome, kinds = net.config.outcome, net.config.outcomes
+    if not by_site or isinstance(outcome, str):
+        return kinds
+    return tuple(sorted(zip(outcome, kinds or ("real",) * len(outcome), strict=True)))
 
 
 def _pair_error(

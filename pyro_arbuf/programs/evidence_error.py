@@ -97,7 +97,10 @@ def measure_evidence_error(
     device, errors, k_hats = next(net.parameters()).device, [], []
     with simulating(seed):
         warnings.filterwarnings("ignore", message=".*rests on few of its.*orders.*")
-        drawn = draw_designs(simulator, num_datasets, num_trials)
+        if simulator.stored is None:
+            drawn = draw_designs(simulator, num_datasets, num_trials)
+        else:  # those that the network was not trained on
+            drawn = simulator.unseen(num_datasets, num_trials)(slice(0, num_datasets))
         for x, y in progress_bar(
             list(zip(drawn.x.to(device), drawn.y.to(device), strict=True)), desc="evidence", leave=False
         ):

@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from pyro_arbuf.distributions.posterior import ArBufferPosterior
 from pyro_arbuf.inference.context import Context
+from pyro_arbuf.workflow.posterior_draws import given_latents
 
 
 class AmortizedGuide:
@@ -38,12 +39,15 @@ class AmortizedGuide:
                 "each, context[i]"
             )
         self.tunable, self.name = tunable, name
+        self.given = given_latents(context)
 
     def __call__(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Samples the latents, each as a site of its own name; arguments are ignored.
 
+        Latents that the context was given are sites too, at their values, so that the program takes them.
+
         Returns:
-            Values by site.
+            Values by site, of the latents that were not given.
         """
         draws = pyro.sample(f"_{self.name}_unconstrained", self.posterior, infer={"is_auxiliary": True})
         log_scale = torch.zeros(self.posterior.event_shape, dtype=draws.dtype, device=draws.device)
@@ -59,4 +63,7 @@ class AmortizedGuide:
             density = -jacobian - stretched.sum()
             delta = dist.Delta(value, log_density=cast(Any, density), event_dim=event_dim)
             values[name] = pyro.sample(name, delta)
+        for name, value in self.given.items():  # auxiliary: the program may observe them itself
+            event = value.expand(draws.shape[:-1] + value.shape)
+            pyro.sample(name, dist.Delta(event, event_dim=value.dim()), infer={"is_auxiliary": True})
         return values

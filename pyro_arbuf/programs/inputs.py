@@ -36,7 +36,7 @@ def read_inputs(inputs: object) -> tuple[Inputs, int]:
     if inputs is None:
         return no_inputs, 1
     if not callable(inputs):
-        design = _numbers("inputs", inputs, None)
+        design = _numbers("inputs", inputs, None).detach().clone()
         return lambda num_trials: design[torch.randint(len(design), (num_trials,))], design.shape[1]
     function = cast(Inputs, inputs)
     unfit = unfit_signature(function)

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from pyro_arbuf.network.latents import Latent
 from pyro_arbuf.programs.computed_outcome import ProgramWithComputedOutcome
 from pyro_arbuf.programs.inputs import Inputs, read_inputs, trial_index, unfit_signature
+from pyro_arbuf.programs.law_notes import law_notes, priors_of_inputs
 from pyro_arbuf.programs.notes import Dependence, find_dependence, outside_trials, program_notes
 from pyro_arbuf.programs.outcome import ProgramOutcome, Trials, read_outcome
 from pyro_arbuf.programs.runs import Mode, Program, ProgramRuns, probe
@@ -54,6 +55,7 @@ class ProgramInspection:
         mode_reason: Why this mode, as a sentence.
         notes: What the program's user should know, each a whole sentence with a remedy.
         stored: Simulations that its user gave; `None` = none.
+        priors_of_inputs: Names of latents whose prior depends on the inputs.
     """
 
     program: Program
@@ -68,6 +70,7 @@ class ProgramInspection:
     mode_reason: str
     notes: tuple[str, ...]
     stored: StoredSimulations | None = None
+    priors_of_inputs: tuple[str, ...] = ()
 
     @property
     def trials(self) -> Trials:
@@ -132,12 +135,14 @@ def inspect_program(
             dependence = Dependence(shared=tuple(together))
         found = standardised(found, drawn.latents) if found and drawn is not None else ()
         notes = program_notes(runs, traces, PROBES, dependence, latents is None)
+        of_inputs = priors_of_inputs(runs)
+        notes = (*notes, *law_notes(traces, of_inputs))
         notes = notes if drawn is None else (*notes, *value_notes(sites, drawn.y))
     rest = other_sites([*(latent.name for latent in found), *names], traces)
     if dependence.found:
         sites = sites._replace(trials="exchangeable")
     sizes = (inputs, dim_x, sites.dim_y, nesting)
-    return ProgramInspection(program, found, rest, sites, *sizes, mode, mode_reason, notes, stored)
+    return ProgramInspection(program, found, rest, sites, *sizes, mode, mode_reason, notes, stored, of_inputs)
 
 
 def to_have_a_density(runs: ProgramRuns, integrated_out: Sequence[str]) -> str:

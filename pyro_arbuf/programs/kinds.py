@@ -10,7 +10,7 @@ import torch
 import torch.distributions as td
 from torch.distributions import constraints
 
-from pyro_arbuf.programs.sites import support_of
+from pyro_arbuf.programs.sites import base_support, support_of
 from pyro_arbuf.workflow.trace_sites import Site, unwrapped
 
 MOST_CATEGORIES = 20  # of whole numbers from 0 on; more are counts, unless the site is a Categorical
@@ -84,10 +84,7 @@ def _kind_of_integers(name: str, site: Site, supports: Sequence[Any]) -> str:
 
 def _base_support(site: Site) -> Any:
     """The support of single numbers of a site; `None` = it does not say."""
-    support: Any = support_of(site)
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
+    return base_support(support_of(site))
 
 
 def _wrong_values(name: str, got: str, remedy: str) -> str:

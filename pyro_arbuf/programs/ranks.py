@@ -19,6 +19,18 @@ def rank_p_values(ranks: Tensor, num_draws: int) -> Tensor:
     return torch.special.gammaincc(torch.tensor((len(share) - 1) / 2, dtype=torch.float64), statistic / 2)
 
 
+def rank_among(draws: Tensor, truth: Tensor) -> Tensor:
+    """How many of draws `(S, ...)` lie below the truth `(...)`; of those that equal it, a uniform number.
+
+    Source:
+        Modrak et al. (2023), "Simulation-based calibration checking for Bayesian computation".
+    """
+    below, ties = (draws < truth).sum(0), (draws == truth).sum(0)
+    if not bool(ties.any()):  # so that no numbers are drawn
+        return below
+    return below + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long().clamp(max=ties)
+
+
 def _bins(num_draws: int) -> tuple[Tensor, Tensor]:
     """The bin of each rank in 0..S, at most 20 of them, and the share `(bins,)` of uniform ranks in each."""
     num_bins = min(NUM_BINS, num_draws + 1)

@@ -16,7 +16,7 @@ from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.network.latents import Latent, constrained
 from pyro_arbuf.programs.inspect import inspect_program, to_have_a_density
-from pyro_arbuf.programs.notes import growing_columns
+from pyro_arbuf.programs.law_notes import check_own_prior
 from pyro_arbuf.programs.runs import Mode, Program, ProgramRuns, probe
 from pyro_arbuf.programs.same_law import Simulations
 from pyro_arbuf.programs.sites import in_short
@@ -95,7 +95,7 @@ class Simulator:
         self.program, self.outcome_sites = program, found.outcome_sites
         self.outcome = found.outcome_sites.columns
         self.inputs, self.trials, self.single = found.inputs, found.trials, found.single
-        self.latents, self.integrated_out = found.latents, found.integrated_out
+        self.latents, self.integrated_out, self._of_x = found.latents, found.integrated_out, found.priors_of_inputs
         self.dim_x, self.dim_y, self.nesting = found.dim_x, found.dim_y, found.nesting
         self.mode: Mode = found.mode
         self.mode_reason, self.notes, self.stored = found.mode_reason, found.notes, found.stored
@@ -120,8 +120,8 @@ class Simulator:
         """Whether inputs grow or fall from row to row, or are the same in every call, as on a grid."""
         with seeded(0):
             x, again = self.inputs(16), self.inputs(16)
-        fixed = torch.equal(x, again) and bool((x != x[0]).any())
-        return fixed or bool((growing_columns(x) | growing_columns(-x)).any())
+        moves = x.diff(dim=0)
+        return bool(((moves >= 0).all(0) ^ (moves <= 0).all(0)).any() | (moves.any() & (x == again).all()))
 
     @functools.cached_property
     def has_density(self) -> bool:
@@ -247,10 +247,11 @@ class Simulator:
             `(S,)` nats, in the space of the supports.
 
         Raises:
-            ValueError: If a value is missing or of wrong shape, or the density depends on sites that are integrated
-                out.
+            ValueError: If a value is missing or of wrong shape, or the density depends on inputs or sites that are
+                integrated out.
         """
         self._check_values(values, "prior")
+        check_own_prior(self._of_x)
         with seeded(0):
             density = self._log_density(values, self.inputs(1), None)
         if self.integrated_out:

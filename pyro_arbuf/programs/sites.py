@@ -4,6 +4,7 @@ Knows nothing of models, and of no run but those in the traces.
 """
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from pyro.poutine import Trace
@@ -195,10 +196,15 @@ def _is_discrete(site: Site) -> bool:
     return not site["value"].is_floating_point() if support is None else support.is_discrete
 
 
-def _latent(name: str, site: Site) -> Latent:
-    support, shape = support_of(site), tuple(site["fn"].event_shape)
-    while isinstance(support, constraints.independent):
+def base_support(support: Any) -> Any:
+    """The support of single numbers: that of a vector, or of the parts of a mixture."""
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
+    return support
+
+
+def _latent(name: str, site: Site) -> Latent:
+    support, shape = base_support(support_of(site)), tuple(site["fn"].event_shape)
     if support is constraints.real:
         return Latent(name, shape)
     if isinstance(support, type(constraints.simplex)):

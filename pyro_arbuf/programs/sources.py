@@ -135,7 +135,8 @@ def find_simulator(
         simulator = program
     elif program is not None:
         known = [net.simulator.inputs] if isinstance(net.simulator, Simulator) else []
-        known = [recipe.inputs for recipe in shipped_programs().values() if recipe.program is program] + known
+        recipe = shipped_programs().get(config.prior)  # that of a shipped program with other inputs has another name
+        known += [recipe.inputs] if recipe is not None and recipe.program is program else []
         if not known and not _has_no_inputs(config):
             raise ValueError(
                 f"the network was trained with inputs (dim_x = {config.dim_x}, x_range = {config.x_range}), and a "

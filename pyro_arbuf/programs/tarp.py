@@ -22,6 +22,7 @@ from pyro_arbuf.programs.ranks import (
     panels,
     plot_coverage,
     plot_ranks,
+    rank_among,
     rank_p_values,
     sbc_tree,
     share_between,
@@ -171,7 +172,7 @@ def tarp(
         ):
             radius = (truth / scale - points).norm(dim=-1)  # (R, B)
             distance = (draws[:, None] / scale - points).norm(dim=-1)  # (S, R, B)
-            parts.append((distance < radius).sum(0).T.cpu())
+            parts.append(rank_among(distance, radius).T.cpu())
     ranks = torch.cat(parts)
     coverage = torch.stack([share_between(ranks, num_draws, 0.0, level) for level in LEVELS])
     return ExpectedCoverage(references.cpu(), ranks, num_draws, rank_p_values(ranks, num_draws), LEVELS, coverage)

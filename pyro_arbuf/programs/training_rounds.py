@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyro_arbuf.baselines.architectures import make_model
-from pyro_arbuf.checkpoint import save
+from pyro_arbuf.checkpoint import load, save
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.programs.banks import kept_bank
@@ -106,22 +106,29 @@ def train_in_rounds(
 ) -> tuple[ArBufferModel, RunState]:
     """What `amortize` does for one observation: rounds of simulations, each from where the posterior so far has mass.
 
-    The network of an earlier round is kept in a folder of its own, so that a run can go on in any of them.
+    The network of an earlier round is kept in a folder of its own, so that a run can go on in the one where it was
+    stopped. Rounds before that one are not trained on, as the later ones follow from them.
     """
     check_prior(simulator)
     config = plan.config_of(simulator)
     with seeded(plan.seed):
         untrained = ArBufferModel(config).eval()
     observed = tuple(tuple(row) for row in untrained.condition(*observation).y[0].tolist())
-    simulations, kept, region = simulator, None, None
-    for number in range(rounds):
+    model, state, simulations, kept, region = untrained, RunState(), simulator, None, None
+    places = [None if folder is None else Path(folder) / ROUND.format(i + 1) for i in range(rounds - 1)]
+    places.append(None if folder is None else Path(folder))
+    begun = [resume and place is not None and (place / STATE).exists() for place in places]
+    for number, place in enumerate(places):
         last = number == rounds - 1
-        place = None if folder is None else Path(folder) / ("." if last else ROUND.format(number + 1))
-        begun = resume and place is not None and (place / STATE).exists()
         print(f"round {number + 1} of {rounds}")
         share = plan.of_round(number, rounds, observed)
         config = share.config_of(simulations) if number else config
-        model, state, source = train_program(simulations, config, share, place, begun, kept)
+        if place is not None and begun[number] and not last and begun[number + 1]:
+            # What the next round began with depends on this network, so that it is not trained on.
+            model = load(place)
+            source = program_source(simulations, model.config, share, place, True, kept)
+        else:
+            model, state, source = train_program(simulations, config, share, place, begun[number], kept)
         if last:
             break
         with seeded(plan.seed + number), warnings.catch_warnings():
