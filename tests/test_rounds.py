@@ -67,6 +67,14 @@ def test_the_region_holds_the_posterior_and_is_part_of_the_region_before(untrain
     assert not bool(region._replace(before=nothing).holds(draws).any())
 
 
+def test_a_posterior_outside_the_region_of_the_rounds_before_is_explained(few_walkers, untrained):
+    simulator, context = untrained
+    torch.manual_seed(0)
+    region = find_region(simulator, context)._replace(least=torch.inf)
+    with pytest.raises(ValueError, match=r"must lie where those before it did; got 0 of 80 draws there; train longer"):
+        draw_latents(region)
+
+
 def test_a_truncated_simulator_draws_its_latents_from_the_pool(few_walkers, untrained):
     simulator, context = untrained
     torch.manual_seed(0)

@@ -196,7 +196,7 @@ def _matters(runs: ProgramRuns, name: str, shared: Sequence[str]) -> bool:
 
     It is taken to do so where a density that would tell is missing.
     """
-    skipped = {*shared, *(latent.name for latent in runs.latents)}
+    skipped, compared = {*shared, *(latent.name for latent in runs.latents)}, False
     for seed in range(NUM_CHANGES):
         with contextlib.suppress(*FAILURES):
             x = runs.inputs(NUM_TRIALS)
@@ -217,7 +217,8 @@ def _matters(runs: ProgramRuns, name: str, shared: Sequence[str]) -> bool:
                 return True
             if any(not torch.equal(before[known], after[known]) for known in before):
                 return True
-    return False
+            compared = True
+    return not compared
 
 
 def _another_value(runs: ProgramRuns, name: str, x: Tensor, value: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ from pyro_arbuf.programs.simulator import Simulator, unconstrained_log_prior
 from pyro_arbuf.random_state import seeded
 
 NUM_DRAWS = 10_000  # of the posterior, the least likely of which bounds the region
-NUM_WALKERS, NUM_SWEEPS = 2_000, 60
+NUM_WALKERS, NUM_SWEEPS, FEWEST_WALKERS = 2_000, 60, 4
 NUM_CHECKED, NUM_COUNTED = 4, 2_000  # draws of the prior: whether it has a density; how much of it a region holds
 FIRST_KEPT, KEPT_EVERY = 30, 3  # sweeps
 JUMP_EVERY = 10  # sweeps, by a whole difference of two walkers: from mode to mode
@@ -102,11 +102,19 @@ def draw_latents(region: Region) -> Tensor:
     Walkers start at draws of the posterior and move by differences of others, which leaves the truncated prior as it
     is.
 
+    Raises:
+        ValueError: If hardly any draw of the posterior lies in the region.
+
     Source:
         ter Braak (2006), "A Markov chain Monte Carlo version of the genetic algorithm differential evolution".
     """
     walkers = region.posterior.sample((2 * NUM_WALKERS,))
     walkers = walkers[region.holds(walkers)][:NUM_WALKERS]
+    if len(walkers) < FEWEST_WALKERS:
+        raise ValueError(
+            "the posterior of a round must lie where those before it did; got "
+            f"{len(walkers)} of {2 * NUM_WALKERS} draws there; train longer, or on more simulations"
+        )
     size = len(walkers) // 2
     halves = [walkers[:size], walkers[size : 2 * size]]
     densities = [region.log_prior(half) for half in halves]
