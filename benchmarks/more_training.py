@@ -20,7 +20,8 @@ from marked import write_marked
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from pyro_arbuf.checkpoint import models_folder, shipped_models
-from pyro_arbuf.cli.models import CARD, RECORD, measured_gap
+from pyro_arbuf.cli.models import CARD, measured_gap
+from pyro_arbuf.cli.record import RECORD
 
 LIST = Path(__file__).parent.parent / "models" / "README.md"
 TICKS = (10, 20, 40, 80, 160, 320, 640)  # minutes

@@ -32,11 +32,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         name = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_TEMPORARY}")
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the user's umask keeps back
         temporary = name
-        if path.exists() and not path.is_symlink():
-            temporary.chmod(path.stat().st_mode & 0o777)
         write(temporary)
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
+        if path.exists() and not path.is_symlink():
+            temporary.chmod(path.stat().st_mode & 0o777)
         os.replace(temporary, path)
         temporary = None
     except (OSError, SafetensorError) as error:

@@ -24,30 +24,35 @@ DRAWING |= {"bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_"
 @contextlib.contextmanager
 def restored_random_state() -> Iterator[None]:
     """Gives torch's (every device), numpy's and Python's random states back as they were."""
-    state, seed = pyro.util.get_rng_state(), torch.initial_seed()
+    state = pyro.util.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
     finally:
         pyro.util.set_rng_state(state)
-        if torch.cuda.is_initialized():
-            torch.cuda.set_rng_state_all(devices)
-        else:
-            torch.cuda.manual_seed_all(seed)  # else a GPU that is used first later on would draw from ours
+        torch.cuda.set_rng_state_all(devices)
 
 
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Draws from a seed and gives the random states back; `None` = draws from the global states.
 
+    A GPU that is not in use before has the seed of the CPU afterwards, as `torch.manual_seed` gives it.
+
     Raises:
         ValueError: If the seed is no integer that NumPy's generator takes, too.
     """
-    number = None if seed is None else checked_seed(seed)
-    with contextlib.nullcontext() if number is None else restored_random_state():
-        if number is not None:
-            pyro.set_rng_seed(number)
+    if seed is None:
         yield
+        return
+    number, before, in_use = checked_seed(seed), torch.initial_seed(), torch.cuda.is_initialized()
+    with restored_random_state():
+        pyro.set_rng_seed(number)
+        try:
+            yield
+        finally:
+            if not in_use:
+                torch.cuda.manual_seed_all(before)
 
 
 def checked_seed(seed: object) -> int:

@@ -159,7 +159,8 @@ def test_a_loop_whose_sites_are_not_numbered_as_the_trials_is_refused(first, las
         for i in range(first, last + 1):
             pyro.sample(f"y_{i}", dist.Normal(mu, 1.0))
 
-    message = f"at y_0 to y_{{n-1}}; got {last + 1 - first} sites, y_{first} to y_{last}; number them from 0"
+    got = "no y_0" if first else f"no y_{N - 1}" if last < N - 1 else f"y_{N} too"
+    message = f"at y_0 to y_{N - 1}; got {got}; number them from 0"
     with pytest.raises(ValueError, match=re.escape(message)):
         to_datatree(data[2], program, num_samples=3)
 

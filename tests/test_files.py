@@ -67,6 +67,20 @@ def test_file_has_the_permissions_that_the_user_gives_to_new_ones_and_keeps_them
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+def test_a_file_that_is_read_only_is_replaced_and_stays_so(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    write(path, "old")
+    path.chmod(0o444)
+    modes = []
+
+    def write_new(file: Path) -> None:
+        modes.append(file.stat().st_mode & 0o200)
+        file.write_text("new")
+
+    write_atomically(path, write_new)
+    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o444 and modes == [0o200]
+
+
 def test_leftovers_of_one_file_are_removed(tmp_path: Path) -> None:
     for name in (".b.json.x.tmp", ".c.json.x.tmp", "b.json"):
         (tmp_path / name).touch()

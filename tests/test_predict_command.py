@@ -257,6 +257,10 @@ def test_columns_with_the_names_of_ours_are_kept_apart(run: Callable[..., list[s
     assert head.split()[:3] == ["mean", "target", "mean"] and row.split()[0] == "3"
     with open("out.csv", newline="") as file:
         assert next(csv.reader(file)) == ["draw", "target_number", "mean", "target"]
+    Path("data.csv").write_text("draw_number,draw\n0,1\n1,2\n2,1.5\n3,\n")
+    run("--x", "draw_number", "--y", "draw", "--draws", "5", "--output", "out.csv")
+    with open("out.csv", newline="") as file:
+        assert next(csv.reader(file)) == ["draw_number_number", "target", "draw_number", "draw"]
 
 
 @pytest.mark.parametrize(("interval", "ends"), [("0.001", ["49.95%", "50.05%"]), ("0.999", ["0.05%", "99.95%"])])

@@ -63,7 +63,7 @@ class Exact:
     learned = True
 
     def __init__(self, context, orders=None):
-        y = context.observations[1].squeeze(-1)
+        self.context, y = context, context.observations[1].squeeze(-1)
         self.law = exact_posterior(y if self.learned else y[..., :0])
 
     def sample(self, shape):

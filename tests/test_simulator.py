@@ -526,7 +526,7 @@ def test_scale_and_mask_of_sites_count(mode, _double):
         with poutine.scale(scale=0.5), poutine.mask(mask=torch.tensor(True)):
             return LINES[mode](x)
 
-    with pytest.warns(UserWarning, match="stand under a scale, a mask or a plate with a subsample"):
+    with pytest.warns(UserWarning, match="are scaled or masked; simulations ignore that"):
         simulator = Simulator(program, inputs)
     got = simulator.log_joint(VALUES, X, Y)
     torch.testing.assert_close(got, 0.5 * (line_prior() + line_likelihood()), rtol=1e-12, atol=1e-12)

@@ -219,9 +219,9 @@ def program(x):
 """
 
 
-def program_in_file(file):
+def program_in_file(file, text=RARE_CONTAMINATION):
     namespace = {"pyro": pyro, "dist": dist, "torch": torch}
-    exec(compile(RARE_CONTAMINATION, file, "exec"), namespace)
+    exec(compile(text, file, "exec"), namespace)
     return namespace["program"]
 
 
@@ -230,6 +230,28 @@ def test_latents_that_seldom_reach_an_outcome_are_compared_often(name: int) -> N
     """One comparison in four found none of the changes by chance, so that programs were run one by one."""
     with pytest.warns(UserWarning, match="98% of the simulated values of 'y' equal 0"):
         assert Simulator(program_in_file(f"model_{name}.py")).mode == "inputs"
+
+
+@pytest.mark.parametrize("name", range(6))
+def test_latents_that_seldom_reach_an_outcome_and_are_mixed_are_found(name: int) -> None:
+    """The latents of the first data set reach all others."""
+    mixed = RARE_CONTAMINATION.replace("(3 + theta)", "(3 + theta.flatten()[0])").replace("< 0.02", "< 0.1")
+    with pytest.warns(UserWarning, match="of the simulated values of 'y' equal 0|are simulated one by one"):
+        simulator = Simulator(program_in_file(f"mixed_{name}.py", mixed))
+    assert simulator.mode == "loop"
+
+
+@pytest.mark.parametrize("reads", ["assert n == 1 or n >= 3", "n == 1 or x[..., 2, 0]", "1 / (n - 2)"])
+def test_programs_that_fail_for_two_trials_are_simulated(reads: str) -> None:
+    program = f"""
+def program(x):
+    n = x.shape[-2]
+    {reads}
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("trials", n):
+        pyro.sample("y", dist.Normal(slope, 1.0))
+"""
+    assert Simulator(program_in_file("three.py", program), inputs).mode == "inputs"
 
 
 def test_the_folder_of_a_program_does_not_change_what_is_compared() -> None:

@@ -104,7 +104,7 @@ def write_csv(found: Predictions, path: Path) -> None:
         with open(file, "w", newline="", encoding="utf-8") as opened:
             writer = csv.writer(opened, lineterminator="\n")
             names = [*task.x_new.columns, *task.y_new.columns]
-            numbers = [f"{name}_number" if name in names else name for name in ("draw", "target")]
+            numbers = [_free(name, names) for name in ("draw", "target")]
             writer.writerow([*numbers, *names])
             for s in range(num_draws):
                 for m in range(num_targets):
@@ -115,6 +115,13 @@ def write_csv(found: Predictions, path: Path) -> None:
                     writer.writerow([s, m, *inputs[m], *shown])
 
     write_atomically(path, write)
+
+
+def _free(name: str, taken: list[str]) -> str:
+    """A name with so many "_number" behind it that it is none of those."""
+    while name in taken:
+        name = f"{name}_number"
+    return name
 
 
 def write_netcdf(found: Predictions, path: Path) -> None:

@@ -210,12 +210,12 @@ def _check_simulations(simulations: object, num_simulations: object, observation
 
 
 def _name_of(program: Program, inputs: object, simulations: object) -> str:
-    """The name of a program, told apart from a shipped one that it is not, or that has other inputs."""
+    """The name of a program: of a shipped one with its own inputs the shipped name, which no other one has."""
     name, shipped = getattr(program, "__name__", type(program).__name__), shipped_programs()
-    same = name in shipped and shipped[name].program is program and shipped[name].inputs is inputs
-    if name in shipped and (simulations is not None or not same):
-        return f"{getattr(program, '__module__', 'user')}.{name}"
-    return name
+    for row, recipe in shipped.items():
+        if recipe.program is program and recipe.inputs is inputs and simulations is None:
+            return row
+    return f"{getattr(program, '__module__', 'user')}.{name}" if name.replace("_", "-") in shipped else name
 
 
 def _check_arguments(

@@ -229,7 +229,7 @@ def rank_known(
     for truth, context, law, draws in known:
         num_draws, density = len(draws), checked_log_prob(law, truth)
         below = rank_among(checked_log_prob(law, draws), density)
-        if isinstance(law, ArBufferPosterior) and law.context is context:  # the network's own
+        if isinstance(law, ArBufferPosterior) and law.context.model is context.model:
             marginal = _marginal_log_prob(context, truth) - _marginal_log_prob(before, truth)
         else:  # a posterior of the user's, which need not have marginals
             marginal = torch.full_like(truth, torch.nan)

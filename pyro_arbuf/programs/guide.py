@@ -44,7 +44,8 @@ class AmortizedGuide:
     def __call__(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Samples the latents, each as a site of its own name; arguments are ignored.
 
-        Latents that the context was given are sites too, at their values, so that the program takes them.
+        Latents that the context was given are sites too, at their values, so that the program takes them. They are
+        marked as auxiliary, as the program may observe them itself; where it draws them, SVI warns of that once.
 
         Returns:
             Values by site, of the latents that were not given.

@@ -136,7 +136,7 @@ def inspect_program(
         found = standardised(found, drawn.latents) if found and drawn is not None else ()
         notes = program_notes(runs, traces, PROBES, dependence, latents is None)
         of_inputs = priors_of_inputs(runs)
-        notes = (*notes, *law_notes(traces, of_inputs))
+        notes = (*notes, *law_notes(runs, traces, of_inputs))
         notes = notes if drawn is None else (*notes, *value_notes(sites, drawn.y))
     rest = other_sites([*(latent.name for latent in found), *names], traces)
     if dependence.found:

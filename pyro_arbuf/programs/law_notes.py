@@ -7,30 +7,38 @@ import contextlib
 from collections.abc import Sequence
 
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.poutine import Trace
 
-from pyro_arbuf.programs.runs import FAILURES, ProgramRuns
+from pyro_arbuf.programs.runs import ProgramRuns
 from pyro_arbuf.programs.sites import program_sites
 from pyro_arbuf.programs.vectorization import log_densities
 from pyro_arbuf.random_state import seeded
+from pyro_arbuf.workflow.trace_sites import layers, numbered
 
-LENGTHS = (2, 5)  # numbers of trials at which priors are compared
+LENGTHS = (3, 5)  # numbers of trials at which priors are compared
 
 
-def law_notes(traces: Sequence[Trace], of_inputs: Sequence[str]) -> list[str]:
+def law_notes(runs: ProgramRuns, traces: Sequence[Trace], of_inputs: Sequence[str]) -> list[str]:
     """What was found, each a sentence with a remedy.
 
     Args:
+        runs: The program.
         traces: Of single runs.
         of_inputs: What `priors_of_inputs` returns.
     """
-    notes = []
-    weighted = [name for name, site in program_sites(traces[0]).items() if _is_weighted(site)]
+    notes, scored = [], {latent.name for latent in runs.latents}
+    sites = [
+        (name, site)
+        for trace in traces
+        for name, site in program_sites(trace).items()
+        if name in scored or any(name == of or numbered(of, [name]) for of in runs.outcome.names)
+    ]
+    weighted = list(dict.fromkeys(name for name, site in sites if _is_weighted(site)))
     if weighted:
         notes.append(
-            f"Sites {weighted} stand under a scale, a mask or a plate with a subsample, which simulations ignore and "
-            "densities do not, so that refine and change_prior score another law than the network learns; take it out "
-            "of the program."
+            f"Sites {weighted[:3]} are scaled or masked; simulations ignore that and densities do not, so that refine "
+            "scores another law than the network learns: remove the scale, the mask or the subsample of a plate."
         )
     if of_inputs:
         notes.append(
@@ -43,10 +51,10 @@ def law_notes(traces: Sequence[Trace], of_inputs: Sequence[str]) -> list[str]:
 def priors_of_inputs(runs: ProgramRuns) -> tuple[str, ...]:
     """Latents whose density at the same values is another one with other inputs, or with more of them."""
     names = [latent.name for latent in runs.latents]
-    if not names or runs.outcome.single:
+    if not names:
         return ()
-    with contextlib.suppress(*FAILURES):  # a prior without a density, or a program that needs other numbers of trials
-        x = [runs.inputs(number) for number in LENGTHS]
+    with contextlib.suppress(Exception):  # a prior without a density, or a program that needs other numbers of trials
+        x = [runs.inputs(number) for number in ((1, 1) if runs.outcome.single else LENGTHS)]
         sites = program_sites(runs.run(x[0], until=names))
         values = {name: sites[name]["value"] for name in names}
         found = []
@@ -72,6 +80,7 @@ def check_own_prior(of_inputs: Sequence[str]) -> None:
 
 
 def _is_weighted(site: dict) -> bool:
-    scale, mask = site["scale"], site["mask"]
-    scaled = bool((torch.as_tensor(scale) != 1).any())
-    return scaled or not (mask is None or mask is True or (isinstance(mask, torch.Tensor) and bool(mask.all())))
+    """Whether a site's density counts more or less than once, or not for all of its members."""
+    masks = [site["mask"], *(layer._mask for layer in layers(site) if isinstance(layer, MaskedDistribution))]
+    hidden = any(mask is not None and not bool(torch.as_tensor(mask).all()) for mask in masks)
+    return hidden or bool((torch.as_tensor(site["scale"]) != 1).any())

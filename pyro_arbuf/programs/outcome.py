@@ -4,7 +4,6 @@ One site or several of one plate, real numbers, categories or counts; or a serie
 as the data set has, or a loop over trials with a site for each. Knows nothing of models.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Size, Tensor
 from pyro_arbuf.inference.outcome_sites import stack_sites
 from pyro_arbuf.programs.kinds import REAL, kind_of
 from pyro_arbuf.programs.sites import program_sites
-from pyro_arbuf.workflow.trace_sites import Site, nodes
+from pyro_arbuf.workflow.trace_sites import Site, nodes, numbered
 
 Trials = Literal["independent", "exchangeable", "series", "vector"]
 LOOP = "[0..n-1]"  # behind the name of a site that stands for the sites of a loop, in messages
@@ -248,7 +247,7 @@ def _read_loop(name: str, traces: Sequence[Trace], num_trials: Sequence[int]) ->
 
 def loop_sites(name: str, trace: Trace) -> list[str]:
     """Names of a run's sites that are called `name` with a number behind it."""
-    return [site for site in program_sites(trace) if re.fullmatch(rf"{re.escape(name)}_\d+", site)]
+    return numbered(name, program_sites(trace))
 
 
 def _dtype(sites: Sequence[Site]) -> torch.dtype | None:

@@ -67,12 +67,12 @@ class Simulator:
         trials: "independent" given the latents; "exchangeable", dependent on each other, as they share what is
             integrated out; "series", each depends on those before; "vector", a data set is one observation.
         single: Whether a data set is one observation.
-        mode: Data sets run at once, each with its own inputs ("inputs") or all with the same ("datasets"), or one by
-            one ("loop").
+        mode: Data sets run at once, with inputs of their own ("inputs") or the same ("datasets"), or one by one ("loop").
         mode_reason: Why this mode, as a sentence.
         notes: What was found in the program and its user should know, each a whole sentence with a remedy; each is
             also issued as a UserWarning when the simulator is made.
         integrated_out: Names of the other sites.
+        priors_of_inputs: Names of latents whose prior depends on the inputs.
         outcome_sites: What the outcome's sites are.
         stored: The simulations that were given; `None` = none.
 
@@ -92,10 +92,10 @@ class Simulator:
         simulations: Mapping[str, object] | None = None,
     ):
         found = inspect_program(program, inputs, latents, outcome, vectorized, simulations)
-        self.program, self.outcome_sites = program, found.outcome_sites
-        self.outcome = found.outcome_sites.columns
+        self.program, self.outcome_sites, self.outcome = program, found.outcome_sites, found.outcome_sites.columns
         self.inputs, self.trials, self.single = found.inputs, found.trials, found.single
-        self.latents, self.integrated_out, self._of_x = found.latents, found.integrated_out, found.priors_of_inputs
+        self.latents, self.integrated_out = found.latents, found.integrated_out
+        self.priors_of_inputs = found.priors_of_inputs
         self.dim_x, self.dim_y, self.nesting = found.dim_x, found.dim_y, found.nesting
         self.mode: Mode = found.mode
         self.mode_reason, self.notes, self.stored = found.mode_reason, found.notes, found.stored
@@ -251,7 +251,7 @@ class Simulator:
                 integrated out.
         """
         self._check_values(values, "prior")
-        check_own_prior(self._of_x)
+        check_own_prior(self.priors_of_inputs)
         with seeded(0):
             density = self._log_density(values, self.inputs(1), None)
         if self.integrated_out:

@@ -135,7 +135,8 @@ def find_simulator(
         simulator = program
     elif program is not None:
         known = [net.simulator.inputs] if isinstance(net.simulator, Simulator) else []
-        recipe = shipped_programs().get(config.prior)  # that of a shipped program with other inputs has another name
+        # A shipped program with other inputs has another name.
+        recipe = shipped_programs().get(config.prior.replace("_", "-"))
         known += [recipe.inputs] if recipe is not None and recipe.program is program else []
         if not known and not _has_no_inputs(config):
             raise ValueError(

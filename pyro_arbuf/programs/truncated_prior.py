@@ -112,8 +112,8 @@ def draw_latents(region: Region) -> Tensor:
     walkers = walkers[region.holds(walkers)][:NUM_WALKERS]
     if len(walkers) < FEWEST_WALKERS:
         raise ValueError(
-            "the posterior of a round must lie where those before it did; got "
-            f"{len(walkers)} of {2 * NUM_WALKERS} draws there; train longer, or on more simulations"
+            "the posterior of a round must lie in the region of the rounds before it; got "
+            f"{len(walkers)} of {2 * NUM_WALKERS} draws in it; train longer, or on more simulations"
         )
     size = len(walkers) // 2
     halves = [walkers[:size], walkers[size : 2 * size]]

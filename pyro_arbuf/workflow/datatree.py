@@ -130,7 +130,7 @@ def to_datatree(
     columns = draws.context.labels.columns if isinstance(draws, ArBufferDistribution) else ()
     has_inputs = any("input" in array.dims for array in groups["constant_data"].values())
     named = {"input": columns} if has_inputs and columns and all(isinstance(each, str) for each in columns) else {}
-    tree = assemble_tree(groups, named | dict(coords or {}), dims or {})
+    tree = assemble_tree(groups, named | dict(coords or {}), dims or {}, given.get("log_likelihood", ()))
     tree.attrs.update(facts)
     return tree
 

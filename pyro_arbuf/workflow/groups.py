@@ -5,7 +5,7 @@ so `datatree` imports this module where it is used.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyro
@@ -210,13 +210,16 @@ def label(
     return xr.DataArray(array, dims=(*sample_names, *(n for n, _ in kept)))
 
 
-def assemble_tree(groups: Groups, coords: Mapping[str, Sequence], dims: Mapping[str, Sequence[str]]) -> xr.DataTree:
+def assemble_tree(
+    groups: Groups, coords: Mapping[str, Sequence], dims: Mapping[str, Sequence[str]], given: Collection[str] = ()
+) -> xr.DataTree:
     """The tree of all groups that hold something, in the order of `GROUPS`.
 
     Args:
         groups: Labelled arrays by group and name.
         coords: Labels by dimension; `range` for those without.
         dims: What the user named, to be checked.
+        given: Sites whose pointwise densities the user gave, where NaN at every draw says that nothing was observed.
 
     Raises:
         ValueError: If a key is unknown, a name is that of a dimension, or lengths differ.
@@ -229,7 +232,8 @@ def assemble_tree(groups: Groups, coords: Mapping[str, Sequence], dims: Mapping[
             raise ValueError(f"{argument} must have keys among {sorted(known)}; got {sorted(set(given) - known)}")
     datasets = {group: _dataset(group, arrays, coords) for group, arrays in groups.items()}
     if "log_likelihood" in datasets:
-        datasets["log_likelihood"] = _of_observed(datasets["log_likelihood"], groups.get("observed_data", {}))
+        data = {name: array for name, array in groups.get("observed_data", {}).items() if name not in given}
+        datasets["log_likelihood"] = _of_observed(datasets["log_likelihood"], data)
     tree = xr.DataTree.from_dict({group: dataset for group, dataset in datasets.items() if dataset.data_vars})
     tree.attrs = {
         "inference_library": "pyro",
@@ -305,7 +309,7 @@ def _of_observed(densities: xr.Dataset, data: Mapping[str, xr.DataArray]) -> xr.
         if number:
             warn(
                 f"log_likelihood of site {name!r} is NaN at {number} of {draws} draws where it was observed, and so is "
-                "what ArviZ makes of it; see which latents leave its distribution without a density there, and mend "
-                "the model or leave these draws out"
+                "what ArviZ makes of it; see which latents leave its distribution without a density there, or hide it "
+                "by a mask, and mend the model or leave these draws out"
             )
     return xr.Dataset(found)

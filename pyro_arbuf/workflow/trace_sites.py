@@ -3,6 +3,7 @@
 Knows nothing of xarray and ArviZ.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -146,6 +147,11 @@ def is_deterministic(site: Site) -> bool:
     masked = isinstance(site["fn"], MaskedDistribution) and site["fn"]._mask is False
     computed = site["is_observed"] and masked and isinstance(unwrapped(site), Delta)
     return computed or bool(site["infer"].get("_deterministic"))
+
+
+def numbered(name: str, names: Iterable[str]) -> list[str]:
+    """Those names that are another one with a number behind it, as the sites of a loop over trials have."""
+    return [each for each in names if re.fullmatch(rf"{re.escape(name)}_\d+", each)]
 
 
 def latent_sites(trace: Trace) -> dict[str, Site]:

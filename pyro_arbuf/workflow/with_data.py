@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_arbuf.inference.outcome_sites import split_sites
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.random_state import restored_random_state
-from pyro_arbuf.workflow.trace_sites import Site, is_deterministic, sample_sites
+from pyro_arbuf.workflow.trace_sites import Site, is_deterministic, numbered, sample_sites
 
 
 class ProgramWithData:
@@ -81,8 +81,7 @@ def names_of_sites(program: Callable, latents: Mapping[str, Tensor], args: tuple
 
 def _loop_sites(name: str, names: Collection[str]) -> list[str]:
     """Sites of a loop over trials, which are called as the outcome is, with a number behind it; none beside its own."""
-    pairs = [] if name in names else [(each.rpartition("_"), each) for each in names]
-    return [each for (stem, _, number), each in pairs if stem == name and number.isdecimal()]
+    return [] if name in names else numbered(name, names)
 
 
 def _checked_loop(name: str, loop: list[str], observed: Tensor) -> list[str]:
@@ -93,10 +92,12 @@ def _checked_loop(name: str, loop: list[str], observed: Tensor) -> list[str]:
     """
     num_trials = len(observed) if observed.dim() else 0
     expected = [f"{name}_{i}" for i in range(num_trials)]
-    if set(loop) != set(expected):
+    missing, others = ([each for each in a if each not in b] for a, b in ((expected, loop), (loop, expected)))
+    if missing or others:
+        got = f"no {missing[0]}" if missing else f"{others[0]} too"
         raise ValueError(
             f"a program must draw the {num_trials} observations at one site {name!r}, or in a loop at {name}_0 to "
-            f"{name}_{{n-1}}; got {len(loop)} sites, {loop[0]} to {loop[-1]}; number them from 0, one for each row of x"
+            f"{name}_{num_trials - 1}; got {got}; number them from 0 to n-1, one for each row of x"
         )
     return expected
 
