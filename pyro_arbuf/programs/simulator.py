@@ -67,7 +67,7 @@ class Simulator:
         trials: "independent" given the latents; "exchangeable", dependent on each other, as they share what is
             integrated out; "series", each depends on those before; "vector", a data set is one observation.
         single: Whether a data set is one observation.
-        mode: Data sets run at once, with inputs of their own ("inputs") or the same ("datasets"), or one by one ("loop").
+        mode: Data sets run at once, with own inputs ("inputs") or the same ("datasets"), or one by one ("loop").
         mode_reason: Why this mode, as a sentence.
         notes: What was found in the program and its user should know, each a whole sentence with a remedy; each is
             also issued as a UserWarning when the simulator is made.
