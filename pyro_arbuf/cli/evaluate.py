@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from pyro_arbuf.checkpoint import find_model, load
 from pyro_arbuf.cli.options import NetworkName, PriorName, check_fits, refuse
-from pyro_arbuf.cli.record import STATE
 from pyro_arbuf.network.config import ModelConfig
 from pyro_arbuf.priors.recipes import RECIPES
 from pyro_arbuf.programs.named_functions import is_function_name, source_of_function
 from pyro_arbuf.programs.sources import make_source
+from pyro_arbuf.programs.training_rounds import STATE
 from pyro_arbuf.training.loop import validate
 from pyro_arbuf.training.run_state import RunState
 from pyro_arbuf.training.sources import TaskSource

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pyro_arbuf.programs.training_rounds import STATE
 from pyro_arbuf.training.run_state import RunState
 
-STATE, RECORD = "state.safetensors", "training.json"
+RECORD = "training.json"
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pyro_arbuf.baselines.added_buffer import add_buffer
 from pyro_arbuf.baselines.architectures import make_model
 from pyro_arbuf.checkpoint import CONFIG, find_model, load, read_config, save
 from pyro_arbuf.cli.options import PriorName, check_fits, refuse
-from pyro_arbuf.cli.record import RECORD, STATE, read_record
+from pyro_arbuf.cli.record import RECORD, read_record
 from pyro_arbuf.files import write_atomically
 from pyro_arbuf.model import ArBufferModel
 from pyro_arbuf.network.config import ModelConfig
@@ -24,6 +24,7 @@ from pyro_arbuf.programs.amortize import amortize
 from pyro_arbuf.programs.function_prior import is_function_prior
 from pyro_arbuf.programs.named_functions import find_function, is_function_name
 from pyro_arbuf.programs.sources import make_source
+from pyro_arbuf.programs.training_rounds import STATE
 from pyro_arbuf.random_state import checked_seed
 from pyro_arbuf.training.growth import GROWN, grow
 from pyro_arbuf.training.loop import fit
@@ -239,8 +240,9 @@ def _check_output(output: Path, from_: str | None) -> None:
 def _origin_of(name: str) -> dict[str, Any]:
     """The origin of a run that starts from a model's weights, as `fit` takes it."""
     folder = find_model(name)
-    before, found = read_record(folder), {"started_from": folder.name, "folder": str(folder.resolve())}
-    return found | {name: before.get(name, none) for name, none in (("steps", 0), ("minutes", 0.0), ("runs", []))}
+    before = FROM_SCRATCH | {"runs": []} | read_record(folder)
+    found = {"started_from": folder.name, "folder": str(folder.resolve())}
+    return found | {name: before[name] for name in ("steps", "minutes", "runs")}
 
 
 def _warm_model(name: str, wanted: ModelConfig, sizes: dict[str, Any]) -> ArBufferModel:

@@ -10,7 +10,7 @@ Deviation: the paper predicts outcomes only; with parameters as locations one ne
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -127,6 +127,11 @@ def constrained(latents: Sequence[Latent], unconstrained: Tensor) -> dict[str, t
     """What `Latent.constrain` makes of each latent's part of unconstrained numbers `(*batch, P)`, by name."""
     parts = unconstrained.split([latent.size for latent in latents], -1) if latents else ()
     return {latent.name: latent.constrain(part) for latent, part in zip(latents, parts, strict=True)}
+
+
+def unconstrained(latents: Sequence[Latent], values: Mapping[str, Tensor]) -> Tensor:
+    """Unconstrained numbers `(*batch, P)` of values of latents, by name, in the order of the latents."""
+    return torch.cat([latent.unconstrain(values[latent.name]) for latent in latents], -1)
 
 
 class Locations(NamedTuple):

@@ -15,7 +15,7 @@ from pyro_arbuf.display import Table, shown_as_table
 from pyro_arbuf.inference.context import Context
 from pyro_arbuf.inference.validation import check_count
 from pyro_arbuf.model import ArBufferModel
-from pyro_arbuf.network.latents import Latent, constrained, standardisation
+from pyro_arbuf.network.latents import Latent, constrained, standardisation, unconstrained
 from pyro_arbuf.programs.likelihood import likelihood
 from pyro_arbuf.programs.refine import (
     MAX_K_HAT,
@@ -128,7 +128,7 @@ def change_prior(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*outside the trained range.*")  # said by condition
             sample = importance_sample(simulator, context, num_proposals, density=target.log_joint)
-            numbers, log_weights, size = target.unconstrain(sample.proposals), sample.log_weights, None
+            numbers, log_weights, size = unconstrained(target.latents, sample.proposals), sample.log_weights, None
             method: Literal["weights", "NUTS"] = "weights"
             if sample.k_hat > MAX_K_HAT:
                 start = {name: value[log_weights.argmax()] for name, value in sample.proposals.items()}
@@ -176,10 +176,6 @@ class _Target:
         data = [likelihood(self.net, x, dict(zip(values, part, strict=True))).log_prob(y) for part in parts]
         return self.simulator.log_prior(values) + torch.cat(data)
 
-    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Unconstrained numbers `(*batch, P)` of latents."""
-        return torch.cat([latent.unconstrain(values[latent.name]) for latent in self.latents], -1)
-
     def model(self) -> None:
         """The target as a Pyro model."""
         if not self.learned:
@@ -200,7 +196,8 @@ class _Target:
             mcmc.run()
         found: dict[str, Any] = mcmc.diagnostics()
         size = min(float(found[latent.name]["n_eff"].min()) for latent in self.latents)
-        return self.unconstrain({name: value.detach() for name, value in mcmc.get_samples().items()}), size
+        draws = {name: value.detach() for name, value in mcmc.get_samples().items()}
+        return unconstrained(self.latents, draws), size
 
     def corrected(
         self, numbers: Tensor, log_weights: Tensor, num_simulations: int
@@ -226,7 +223,7 @@ class _Target:
     def _gradients(self, mean: Tensor, num_simulations: int) -> Tensor:
         """Gradients `(K, P)` of the log likelihood of data sets simulated at unconstrained latents `(P,)`, there."""
         values = {name: value for name, (value, _) in constrained(self.latents, mean).items()}
-        numbers = torch.cat([latent.unconstrain(values[latent.name]) for latent in self.simulator.latents], -1)
+        numbers = unconstrained(self.simulator.latents, values)
         y = self.simulator.draw_given(numbers.expand(num_simulations, -1), self.x).y.to(self.y)
         found = []
         for part in self.net.config.squeeze_outcome(y).split(BATCH):

@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_arbuf.network.latents import Latent
+from pyro_arbuf.network.latents import Latent, unconstrained
 from pyro_arbuf.programs.inputs import Inputs
 from pyro_arbuf.programs.outcome import ProgramOutcome
 from pyro_arbuf.programs.same_law import Simulations, joined
@@ -274,9 +274,10 @@ class ProgramRuns:
         return drawn
 
     def _read(self, traces: Sequence[poutine.Trace], x: Tensor) -> Simulations:
-        values = {s: torch.cat([nodes(t)[s.name]["value"].reshape(-1, *s.shape) for t in traces]) for s in self.latents}
-        latents = [latent.unconstrain(value) for latent, value in values.items()]
-        numbers = torch.cat(latents, -1).float() if latents else x.new_zeros(len(x), 0)
+        values = {
+            s.name: torch.cat([nodes(t)[s.name]["value"].reshape(-1, *s.shape) for t in traces]) for s in self.latents
+        }
+        numbers = unconstrained(self.latents, values).float() if values else x.new_zeros(len(x), 0)
         return Simulations(numbers, x.float(), self._outcome(traces, x.shape[1]).float())
 
     def _outcome(self, traces: Sequence[poutine.Trace], num_trials: int) -> Tensor:

@@ -122,12 +122,12 @@ def train_in_rounds(
         last = number == rounds - 1
         print(f"round {number + 1} of {rounds}")
         share = plan.of_round(number, rounds, observed)
-        config = share.config_of(simulations) if number else config
         if place is not None and begun[number] and not last and begun[number + 1]:
             # What the next round began with depends on this network, so that it is not trained on.
             model = load(place)
             source = program_source(simulations, model.config, share, place, True, kept)
         else:
+            config = share.config_of(simulations) if number else config
             model, state, source = train_program(simulations, config, share, place, begun[number], kept)
         if last:
             break
