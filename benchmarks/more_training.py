@@ -60,9 +60,13 @@ def read_course(folder: Path) -> Course:
     minutes, scores, total = [], [], 0.0
     for run in json.loads((folder / RECORD).read_text())["runs"]:
         total += run["minutes"]
-        if run["validation"] is not None:
-            minutes.append(round(total, 1))
-            scores.append(run["validation"])
+        if run["validation"] is None:
+            continue
+        if minutes and not run["minutes"]:  # an average of the weights before and after the last run
+            scores[-1] = run["validation"]
+            continue
+        minutes.append(round(total, 1))
+        scores.append(run["validation"])
     gap = measured_gap(folder / CARD)
     return Course(folder.name, minutes, scores, float(gap.split()[0]) if gap else None)
 

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from pyro_arbuf import checkpoint, cli
@@ -108,6 +109,21 @@ def test_from_starts_with_the_given_weights_and_counts_their_steps(run: Callable
     assert (first["prior"], first["steps"], first["batch_size"]) == ("gp-1d", 4, 2)
     assert (second["prior"], second["steps"], second["learning_rate"]) == ("sawtooth", 3, 9.0)
     assert record["validation"] == second["validation"] and record["minutes"] >= second["minutes"]
+
+
+def test_average_of_the_weights_is_kept_recorded_and_resumed(run: Callable[..., None]) -> None:
+    train(run)
+    begun = ["train", "gp-1d", "--output", "averaged", *SIZES, "--average", "0.9"]
+    run(*begun, "--steps", "3")
+    run(*begun, "--steps", "4", "--resume")
+    record = json.loads(Path("averaged/training.json").read_text())
+    assert record["runs"][0]["average"] == 0.9 and record["steps"] == 4
+    assert "average" not in json.loads(Path("trained/training.json").read_text())["runs"][0]
+    assert any(name.startswith("average.") for name in load_file(state_of(Path("runs"), Path("averaged"))))
+    with pytest.raises(SystemExit, match=r"average was 0\.9 and is None"):
+        run("train", "gp-1d", "--output", "averaged", *SIZES, "--steps", "5", "--resume")
+    with pytest.raises(SystemExit, match="average must be at least 0 and below 1; got 1"):
+        run("train", "gp-1d", "--output", "other", *SIZES, "--steps", "1", "--average", "1")
 
 
 def test_from_takes_weights_whose_record_does_not_say_how_long_they_took(run: Callable[..., None]) -> None:

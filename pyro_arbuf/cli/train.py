@@ -31,7 +31,7 @@ from pyro_arbuf.training.loop import fit
 from pyro_arbuf.training.run_state import FROM_SCRATCH, RunState
 from pyro_arbuf.training.sources import check_positive
 
-DEFAULTS = {"batch_size": 32, "num_targets": 48, "learning_rate": 6e-3, "mixed_precision": "no"}
+DEFAULTS = {"batch_size": 32, "num_targets": 48, "learning_rate": 6e-3, "average": 0.0, "mixed_precision": "no"}
 
 
 def train(
@@ -42,6 +42,7 @@ def train(
     batch_size: int | None = None,
     num_targets: int | None = None,
     learning_rate: float | None = None,
+    average: float | None = None,
     width: int | None = None,
     num_layers: int | None = None,
     num_heads: int | None = None,
@@ -83,6 +84,8 @@ def train(
         batch_size: Tasks per step and process; 32 if not given.
         num_targets: Fresh targets per task; the buffer's pairs are targets too; 48 if not given.
         learning_rate: Peak learning rate; 6e-3 if not given.
+        average: Decay per step of an exponential average of the weights, which is then what is validated and kept: with
+            0.9997 and a learning rate of 5e-4, trained weights go on to gain; 0, the last weights, if not given.
         width: Token width; that of the prior's recipe if not given; with `--from`, that of the weights, or a multiple
             of it, with as many times more heads and wider MLPs: copies, which change nothing before they are trained.
         num_layers: Number of blocks; likewise, or more: new ones change nothing before they are trained.
@@ -122,7 +125,7 @@ def train(
     sizes: dict[str, Any] = {name: size for name, size in chosen.items() if size is not None}
     added = {"adapter_rank": adapter_rank, "gated_read": gated_read or None}
     settings = {"batch_size": batch_size, "num_targets": num_targets, "learning_rate": learning_rate}
-    settings |= {"mixed_precision": mixed_precision}
+    settings |= {"average": average, "mixed_precision": mixed_precision}
     if is_function_name(prior):
         foreign = {"from": from_, "overwrite": overwrite or None, "data": data}
         foreign |= settings | added | {"batch_size": None}
@@ -175,6 +178,7 @@ def _train_shipped(
         replace(source, config=model.config),
         state_path,
         learning_rate=settings["learning_rate"],
+        average=settings["average"],
         resume=resume,
         mixed_precision=settings["mixed_precision"],
         origin=origin,
@@ -278,6 +282,7 @@ def _write_record(output: Path, state: RunState, settings: dict[str, Any]) -> No
     """Writes training.json: what the weights were trained on, for how long, and in which runs, one after the other."""
     run = {"prior": settings["prior"], "steps": state.step, "minutes": round(state.minutes, 1)}
     run |= {name: settings[name] for name in ("batch_size", "num_targets", "learning_rate", "seed")}
+    run |= {"average": settings["average"]} if settings["average"] else {}
     run["validation"] = round(state.best_score, 4)
     record = {
         "prior": settings["prior"],
