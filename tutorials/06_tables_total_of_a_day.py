@@ -93,7 +93,7 @@ def draw_totals(day: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Draws of the total by the joint and by independent predictions, and the log density that the joint is ahead."""
     week, new = pd.concat([of_day[day - i] for i in range(NUM_WEEK, 0, -1)]), of_day[day]
     ctx = net.condition(week[FEATURES], week["cnt"])
-    joint = ArBufferJoint(ctx, new[FEATURES])
+    joint = ArBufferJoint(ctx, new[FEATURES])  # without a column of days the rows have no order of time
     alone = joint.marginals()
     with seeded(day):
         together, apart = (d.sample((NUM_DRAWS,)).clamp(min=0).sum(-1) for d in (joint, alone))
@@ -142,7 +142,7 @@ ranks = {name: (draws < truth[:, None]).mean(1) for name, draws in WAYS.items()}
 for name, colour in zip(WAYS, ("C0", "C1"), strict=True):
     axes[1].plot(np.sort(ranks[name]), (np.arange(NUM_DAYS) + 0.5) / NUM_DAYS, color=colour, label=name)
 axes[1].axline((0, 0), slope=1, color="0.6", lw=1, label="calibrated")
-axes[1].set(title="of the total, as it came", xlabel="its probability to be smaller", ylabel="share of days")
+axes[1].set(title="of the total, as it came", xlabel="predicted probability of a smaller total", ylabel="share of days")
 axes[1].legend()
 figure.savefig(FIGURE, dpi=110)
 print(f"figure: {FIGURE.relative_to(Path.cwd()) if FIGURE.is_relative_to(Path.cwd()) else FIGURE}")
