@@ -2,9 +2,9 @@
 
     python benchmarks/checks.py
 
-CPU time inside `check_current` and `check_y` as a share of that of `ArBufferJoint.log_prob`, N = 128 and M = 16, of one
-outcome vector: for the published width and for 25 million parameters. Random weights. Prints a table, then one JSON
-line.
+CPU time inside `check_current`, and from the outcomes given to those in the model's units, checks included, as a share
+of that of `ArBufferJoint.log_prob`, N = 128 and M = 16, of one outcome vector: for the published width and for 25
+million parameters. Random weights. Prints a table, then one JSON line.
 """
 
 import json

@@ -74,9 +74,11 @@ def monkey_choices(monkey: int, num_trials: int = 400) -> tuple[Tensor, Tensor]:
     return x, torch.tensor(trials.correct.to_numpy(), dtype=torch.float32)
 
 
-def simulate(program: Callable, inputs: Callable[[int], Tensor], num_sets: int, num_trials: int) -> tuple[Tensor, ...]:
+def simulate(
+    program: Callable, inputs: Callable[[int], Tensor], num_sets: int, num_trials: int, seed: int = SEED
+) -> tuple[Tensor, ...]:
     """Inputs `(D, n, D_x)` of data sets and what the program returns, `(D, n)` each; the same ones every time."""
-    with seeded(SEED), pyro.plate("datasets", num_sets, dim=-2):
+    with seeded(seed), pyro.plate("datasets", num_sets, dim=-2):
         x = torch.stack([inputs(num_trials) for _ in range(num_sets)])
         y = program(x)
     return (x, *(y if isinstance(y, tuple) else (y,)))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pyro_arbuf import ArBufferModel
 from pyro_arbuf.files import write_atomically
 
 
@@ -17,6 +18,12 @@ def read_kept(path: Path, default: Any) -> Any:
 def keep(path: Path, value: Any) -> None:
     """Writes numbers as JSON, a line each, whole or not at all."""
     write_atomically(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def weights_key(*nets: ArBufferModel) -> str:
+    """A short name of the weights of networks, for files of what they scored."""
+    weights = (weight.numpy(force=True).tobytes() for net in nets for weight in net.state_dict().values())
+    return hashlib.sha256(b"".join(weights)).hexdigest()[:12]
 
 
 def kept_or_made(folder: Path, name: str, settings: list[Any], make: Callable[[], Any]) -> Any:

@@ -226,7 +226,7 @@ def main(
     if unknown:
         raise SystemExit(f"--kinds must be some of {', '.join(KINDS)}; got {', '.join(unknown)}")
     start = "" if small else from_
-    where = folder / f"{minutes:g}-minutes-at-{learning_rate:g}-from-{start or 'random'}"
+    where = folder / f"{minutes:g}-minutes-at-{learning_rate:g}-from-{start or 'random'}{'-small' * small}"
     all_scores, gaps, seconds = {}, {}, {}
     for name in tqdm(kinds, desc="networks", leave=False):
         own = where / name.replace(", ", "-")

@@ -177,7 +177,9 @@ def train(case: Case, folder: Path, minutes: float, sizes: dict[str, int]) -> Ar
 
 def score_all(case: Case, net: ArBufferModel, folder: Path, num_sets: int) -> list[Score]:
     """Scores of data sets of a case, see `kept_scores`."""
-    x, *y = simulate(case.program, case.inputs, num_sets, case.num_trials)
+    # One by one, so that the first data sets are the same ones however many there are.
+    sets = [simulate(case.program, case.inputs, 1, case.num_trials, SEED + i) for i in range(num_sets)]
+    x, *y = (torch.cat(parts) for parts in zip(*sets, strict=True))
     return kept_scores(folder, net, num_sets, lambda i: case.score(net, x[i], *(site[i] for site in y)))
 
 

@@ -26,10 +26,10 @@ from typing import NamedTuple
 import torch
 import tyro
 from eeg import draw_tasks
-from kept import keep, read_kept
+from kept import keep, read_kept, weights_key
 from oracle import oracle_log_prob
 from paper_page import Gaps, Key, Scores, read_results, summarise, write_page
-from paper_readings import NUM_CONTEXT, NUM_TARGETS, READINGS, SERIES, TABLES, score_readings
+from paper_readings import NETWORKS, NUM_CONTEXT, NUM_TARGETS, READINGS, SERIES, TABLES, score_readings
 from paper_systems import (
     EEG_SYSTEMS,
     SUBSET,
@@ -44,7 +44,7 @@ from quality import draw_functions
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_arbuf import ArBufferModel, random_orders
+from pyro_arbuf import ArBufferModel, load, random_orders
 from pyro_arbuf.priors.eeg import RATE, TEST, read_eeg
 from pyro_arbuf.training.run_state import RunState
 
@@ -143,6 +143,8 @@ def score_trials(cell: Cell, system: System, net: ArBufferModel, subjects: dict[
 def kept_scores(folder: Path, cell: Cell, sources: Sources) -> Scores:
     """Scores of a cell; those that its file holds are not computed again."""
     path = folder / cell.path
+    if cell.task in READINGS:  # of networks that are not trained here, and may be replaced
+        path = path.with_stem(f"{path.stem}-{weights_key(*(load(name) for name in NETWORKS[cell.task]))}")
     scores: Scores = read_kept(path, {})
     wanted = len(sources.subjects) if cell.task in EEG else cell.size
     for name, system in tqdm(cell.systems.items(), desc=cell.path.removesuffix(".json"), leave=False):
@@ -163,7 +165,7 @@ def kept_scores(folder: Path, cell: Cell, sources: Sources) -> Scores:
 
 def kept_gaps(folder: Path, task: str, trained: Trained, num_targets: int) -> Gaps:
     """By system, the numbers on consistency: over orders, and with one target more."""
-    path = folder / f"{task}-consistency.json"
+    path = folder / f"{task}-consistency-M{num_targets}.json"
     gaps: Gaps = read_kept(path, {})
     functions = draw_functions(task, GAP[1], GAP[0], max(SUBSET + 1, num_targets))
     for name, system in tqdm(SYSTEMS.items(), desc=f"{task}, consistency", leave=False):
@@ -289,7 +291,7 @@ def main(
             gaps = kept_gaps(folder, task, sources.trained, num_targets[0]) if with_gaps else None
             found[str(Key(task, cells[0].num_targets))] = {
                 "rests on": cells[0].rests_on,
-                "systems": summarise(scores, gaps),
+                "systems": summarise(scores, gaps, same_units=task in EEG),
             }
     results["tables"] |= found
     print(write_page(page, results, TASKS))

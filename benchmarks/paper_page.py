@@ -64,7 +64,7 @@ recordings and other units: their differences compare, not their values.
 
 `orders` is the mean absolute difference of a joint log density between two orders of the targets, per target.
 `one target more` is that of the log density of 8 targets by themselves and as the marginal of a joint with a ninth in
-front. Both are measured at N = 16 on 32 functions, and are 0 for one consistent law.
+front, of TNP-ND behind. Both are measured at N = 16 on 32 functions, and are 0 for one consistent law.
 
 """
 
@@ -121,8 +121,15 @@ def write_section(page: Path, benchmark: str, text: str) -> None:
     write_marked(page, benchmark, f"\n{text}\n")
 
 
-def over_contexts(values: list[Tensor]) -> tuple[float, float]:
-    """Mean over N of means over functions, and its standard error."""
+def over_contexts(values: list[Tensor], same_units: bool = False) -> tuple[float, float]:
+    """Mean over N of means over functions, and its standard error.
+
+    Args:
+        values: For each N.
+        same_units: Whether those of every N are of the same units, such as subjects, whose errors do not average out.
+    """
+    if same_units:
+        return mean_se(torch.stack(values).mean(0))
     each = [mean_se(value) for value in values]
     return sum(mean for mean, _ in each) / len(each), math.sqrt(sum(se**2 for _, se in each)) / len(each)
 
@@ -132,12 +139,13 @@ def ours(systems: list[str]) -> str:
     return next(name for name in systems if name.startswith("buffer"))
 
 
-def summarise(cells: dict[int, Scores], gaps: Gaps | None = None) -> dict[str, dict]:
+def summarise(cells: dict[int, Scores], gaps: Gaps | None = None, same_units: bool = False) -> dict[str, dict]:
     """By system, means for each N and over N, and the paired differences of ours to it and of the oracle to it.
 
     Args:
         cells: Scores by N.
         gaps: The numbers on consistency, of tasks that have them.
+        same_units: See `over_contexts`.
     """
     tensors = [
         {name: torch.tensor(values, dtype=torch.float64) for name, values in each.items()} for each in cells.values()
@@ -145,10 +153,10 @@ def summarise(cells: dict[int, Scores], gaps: Gaps | None = None) -> dict[str, d
     found, first = {}, ours(list(tensors[0]))
     for name in tensors[0]:
         per_context = {str(n): each[name].mean().item() for n, each in zip(cells, tensors, strict=True)}
-        found[name] = {"per N": per_context, "mean": over_contexts([each[name] for each in tensors])}
+        found[name] = {"per N": per_context, "mean": over_contexts([each[name] for each in tensors], same_units)}
         for label, minuend in (("ours minus it", first), ("oracle minus it", "oracle")):
             if minuend in tensors[0] and name not in (minuend, "oracle"):
-                found[name][label] = over_contexts([each[minuend] - each[name] for each in tensors])
+                found[name][label] = over_contexts([each[minuend] - each[name] for each in tensors], same_units)
         if gaps is not None:
             found[name]["orders"], found[name]["one target more"] = gaps.get(name, [0.0, 0.0])
     return found

@@ -25,6 +25,7 @@ READINGS: dict[str, dict[str, System | None]] = {  # `None` = the exact predicti
     TRIALS: {"oracle": None, "buffer K=16": System("buffer", 16), **_BUFFERS, **_ALONE},
     TABLES: {"buffer K=32": System("buffer", 32), **_BUFFERS, **_ALONE},
 }
+NETWORKS = {TRIALS: tuple(RHO), TABLES: ("tabular",)}
 NUM_TARGETS = {TRIALS: 16, TABLES: 32}
 NUM_CONTEXT = {TRIALS: (16, 64), TABLES: (16, 256)}  # beyond 64 trials the exact prediction takes minutes
 _PUBLISHED_CELLS = [PAPER[name, "forecasting"][n] for name in SERIES for n in NUM_CONTEXT[TABLES]]
@@ -37,8 +38,9 @@ PUBLISHED_READINGS = {
 
 
 def draw_trials(program: str, num_context: int, size: int) -> Functions:
-    """Simulated data sets of a shipped network's program, the same ones every time."""
-    drawn = draw_sets(pyro_arbuf.load(program), size, num_context + NUM_TARGETS[TRIALS])
+    """Simulated data sets of a shipped network's program, the same ones every time, and others for each program."""
+    seed = SEED + list(RHO).index(program)
+    drawn = draw_sets(pyro_arbuf.load(program), size, num_context + NUM_TARGETS[TRIALS], seed)
     x, y = drawn.x, drawn.y
     return x[:, :num_context], y[:, :num_context], x[:, num_context:], y[:, num_context:]
 
@@ -83,7 +85,7 @@ def score_readings(task: str, name: str, num_context: int, size: int, orders: Te
                 found.append(log_prob(pyro_arbuf.load(program), system, trials, orders))
         return torch.cat(found).tolist()
     assert system is not None
-    net = pyro_arbuf.load("tabular")
+    net = pyro_arbuf.load(NETWORKS[TABLES][0])
     for series in tqdm(SERIES, desc=name, leave=False):
         found.append(log_prob(net, system, draw_rows(data, series, num_context, size), orders))
     return torch.stack(found).mean(0).tolist()

@@ -138,7 +138,7 @@ def rest_gap(net: ArBufferModel, system: System, functions: Functions) -> float:
     """Mean absolute difference of the log density of a subset by itself and with one target more, nats per target.
 
     With one more, it is the marginal of the joint in which that one is in front: an integral over its outcome, by the
-    midpoints of equally probable intervals.
+    midpoints of equally probable intervals. Of TNP-ND it is the marginal of the Gaussian in which that one is last.
 
     Args:
         net: The network.

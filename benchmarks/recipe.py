@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from kept import kept_or_made
+from kept import kept_or_made, weights_key
 from torch import Tensor
 from tqdm import tqdm
 
@@ -112,7 +112,9 @@ class Run:
         with seeded(seed):
             self.model = ArBufferModel(dataclasses.replace(config, **dict(recipe.sizes)))
         if start is not None:
-            self.model = load(start).requires_grad_(True).train()
+            if recipe.sizes:
+                raise ValueError(f"a variant must have the sizes of --start {start}; got {dict(recipe.sizes)}")
+            self.model = load(start, trainable=True).train()
         if recipe.start is not None:
             copy_weights(self.model, recipe.start)
         self.average = copy.deepcopy(self.model)
@@ -199,7 +201,8 @@ def main(
     by_seed = {}
     for seed in seeds:
         make = functools.partial(train_and_score, name, variants, seed, minutes, start)
-        by_seed[seed] = kept_or_made(folder, name, [name, variants, minutes, seed, start], make)
+        settings = [name, variants, minutes, seed, start and weights_key(load(start))]
+        by_seed[seed] = kept_or_made(folder, name, settings, make)
     report(name, variants, minutes, by_seed)
 
 

@@ -15,7 +15,6 @@ Deviation: the paper compares evidence with variational bounds on sets of human 
 it is compared with the exact evidence of simulated sets.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -33,7 +32,7 @@ import torch
 import tyro
 from crescents import likelihood_gap
 from joblib import Parallel, delayed
-from kept import keep, read_kept
+from kept import keep, read_kept, weights_key
 from marked import write_marked
 from multisensory_evidence import TABLE, simulated_sets
 from pyro import poutine
@@ -112,8 +111,7 @@ def kept_scores(
     folder: Path, net: ArBufferModel, num_sets: int, score: Callable[[int], dict[str, float]]
 ) -> list[dict[str, float]]:
     """Scores of data sets, kept in a file of a network's weights; those that it holds are not computed again."""
-    weights = b"".join(weight.numpy(force=True).tobytes() for weight in net.state_dict().values())
-    path = folder / f"scores-{hashlib.sha256(weights).hexdigest()[:12]}.json"
+    path = folder / f"scores-{weights_key(net)}.json"
     done = read_kept(path, [])
     for i in tqdm(range(len(done), num_sets), desc="data sets", leave=False):
         with seeded(SEED + i):
@@ -122,9 +120,9 @@ def kept_scores(
     return done[:num_sets]
 
 
-def draw_sets(net: ArBufferModel, num_sets: int, num_trials: int) -> Simulations:
+def draw_sets(net: ArBufferModel, num_sets: int, num_trials: int, seed: int = SEED) -> Simulations:
     """Simulated data sets of a network's program, the same ones every time."""
-    with seeded(SEED):
+    with seeded(seed):
         return find_simulator(net).draw(num_sets, num_trials)
 
 

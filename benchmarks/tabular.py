@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import tyro
+from kept import keep, read_kept, weights_key
 from marked import write_marked
 from quality import mean_se
 from tabular_rivals import RIVALS, Rows, prepared
@@ -143,16 +144,19 @@ def rival_scores(splits: list[tuple[Rows, Rows]], method: str) -> list[float]:
 
 
 def kept_scores(folder: Path, cell: Cell, table: Rows, net: ArBufferModel, num_splits: int, orders: Tensor) -> Scores:
-    """Scores of a cell; those that its file holds are not computed again."""
-    path = folder / cell.path
-    scores: Scores = json.loads(path.read_text()) if path.exists() else {}
+    """Scores of a cell; those that its files hold, one of them of these weights and orders, are not computed again."""
+    own = Path(cell.path).with_stem(f"{Path(cell.path).stem}-{len(orders)}-orders-{weights_key(net)}")
+    paths = {"network": folder / own, "rivals": folder / cell.path}
+    kept: dict[str, Scores] = {whose: read_kept(path, {}) for whose, path in paths.items()}
+    scores: Scores = {}
     for method in tqdm(METHODS, desc=" ".join(map(str, cell)), leave=False):
         wanted = min(num_splits, FEWER.get(method, {}).get(cell.num_rows, num_splits))
-        done = scores.setdefault(method, [])
+        whose = "network" if method in BUFFERS else "rivals"
+        done = scores[method] = kept[whose].setdefault(method, [])
         splits = [draw_split(table, cell, i) for i in range(len(done), wanted)]
         if splits:
             done += network_scores(net, splits, method, orders) if method in BUFFERS else rival_scores(splits, method)
-            path.write_text(json.dumps(scores))
+            keep(paths[whose], kept[whose])
     return {method: done[:num_splits] for method, done in scores.items()}
 
 
@@ -226,7 +230,7 @@ def summarise(cells: dict[Cell, Scores]) -> dict[str, object]:
 def write_summary(summary: dict[str, object]) -> list[str]:
     """Lines of a table of the summary."""
     names = ["buffer minus independent", "exact AR minus buffer", "ahead of GP", "ahead of ridge"]
-    lines = ["| mean over the four series, nats per target | " + " | ".join(names) + " |", "|---" * 5 + "|"]
+    lines = ["| mean over the series, nats per target | " + " | ".join(names) + " |", "|---" * 5 + "|"]
     for label, found in summary.items():
         values = [
             "{:.2f} ({:.2f})".format(*found[n]) if isinstance(found.get(n), list) else found.get(n, "") for n in names
@@ -299,7 +303,7 @@ def main(
         f"Joint log density of M = {NUM_TARGETS} outcomes, nats per target, in units standardised by the N rows. "
         "In interpolation targets are random rows, in forecasting the rows that come next, in the order of time. "
         f"{num_splits} splits, or fewer where scoring is slow: {describe_fewer(num_splits)}. Differences are paired, "
-        "standard errors over splits in brackets; those of the first table are means over the four series, beside the "
+        "standard errors over splits in brackets; those of the first table are means over the series, beside the "
         "number of tables on which the buffer is ahead. The paper's figures are of other splits and units.\n\n"
         + "\n".join([*write_summary(summary), "", *write_table(cells)])
         + "\n"

@@ -10,7 +10,7 @@ import tiny
 import torch
 
 import pyro_arbuf
-from pyro_arbuf import ArBufferJoint
+from pyro_arbuf import ArBufferJoint, checkpoint
 from pyro_arbuf.training.loop import learning_rate_factor
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -122,6 +122,9 @@ def test_tabular_says_what_is_missing_and_goes_on_where_it_was_stopped(benchmark
     monkeypatch.setattr(tabular, "rival_scores", None)
     tabular.main(tmp_path / "scores", **settings)
     assert capsys.readouterr().out.strip().splitlines() == [*table, line]
+    pyro_arbuf.save(tiny.tiny_model(1, inputs="rows", dim_x=5, column_width=8, buffer_size=32), tmp_path / "net")
+    with pytest.raises(TypeError):  # other weights are scored anew
+        tabular.main(tmp_path / "scores", **settings)
 
 
 def test_rivals_of_tabular_are_the_laws_they_are_said_to_be(benchmark):
@@ -207,6 +210,24 @@ def test_recipes_take_turns_by_cpu_seconds_and_are_kept(benchmark, capsys, tmp_p
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_variant_has_the_sizes_of_the_weights_it_starts_from(benchmark):
+    recipe = benchmark("recipe")
+    with pytest.raises(ValueError, match=r"must have the sizes of --start gp-1d; got \{'width': 8\}"):
+        recipe.Run("gp-1d", recipe.read_recipe("width=8"), 0, 1.0, "gp-1d")
+    run = recipe.Run("gp-1d", recipe.read_recipe("ema=0.9"), 0, 1.0, "gp-1d")
+    assert run.model.training and all(weight.requires_grad for weight in run.model.parameters())
+
+
+def test_the_first_data_sets_of_outcomes_do_not_depend_on_how_many_there_are(benchmark, monkeypatch):
+    outcomes, sets = benchmark("outcomes"), []
+    case = outcomes.CASES["poisson"]._replace(score=lambda net, *observed: observed)
+    monkeypatch.setattr(outcomes, "kept_scores", lambda folder, net, number, score: [score(i) for i in range(number)])
+    for number in (1, 3):
+        sets.append(outcomes.score_all(case, None, Path(), number))
+    torch.testing.assert_close(sets[0][0], sets[1][0], rtol=0, atol=0)
+    assert not torch.equal(sets[1][0][0], sets[1][1][0])
+
+
 def test_recipes_of_fixed_simulations_are_compared_over_seeds_and_kept(benchmark, capsys, tmp_path):
     variants = ["base", "average=0,further=0", "ordered=0,num_y_frequencies=2", "cooled=0"]
     settings = {"budget": 60, "minutes": 0.002, "seeds": (0, 1), "folder": tmp_path}
@@ -235,8 +256,37 @@ def test_a_recipe_that_is_unknown_is_named(benchmark, name, text):
     assert text.split(",")[-1] in str(caught.value)
 
 
+def test_weights_are_averaged_where_that_is_better_than_both_ends(benchmark, capsys, tmp_path):
+    """Ends that differ from good weights by opposite noise: their mean is the good weights."""
+    torch.manual_seed(0)
+    good = tiny.tiny_model(prior="gp-1d")
+    noise = {name: 0.3 * torch.randn_like(weight) for name, weight in good.state_dict().items()}
+    for name, sign in (("first", 1), ("second", -1)):
+        ends = {name: weight + sign * noise[name] for name, weight in good.state_dict().items()}
+        checkpoint.save(good, tmp_path / name, ends)
+        run = {"prior": "gp-1d", "steps": 3, "minutes": 2.0, "validation": -9.0}
+        (tmp_path / name / "training.json").write_text(json.dumps(run | {"runs": [run]}))
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    main, shares = benchmark("average_weights").main, (0.0, 0.5, 1.0)
+    main(*folders, output=tmp_path / "mean", shares=shares, threads=torch.get_num_threads())
+    scores = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["scores"]
+    assert scores["0.5"] > max(scores["0.0"], scores["1.0"])
+    net = pyro_arbuf.load(tmp_path / "mean")
+    torch.testing.assert_close(net.state_dict(), good.state_dict())
+    record = json.loads((tmp_path / "mean" / "training.json").read_text())
+    assert record["validation"] == record["runs"][-1]["validation"] == pytest.approx(scores["0.5"], abs=1e-4)
+    assert (record["steps"], record["minutes"], record["runs"][-1]["averaged"]) == (3, 2.0, 2)
+
+
+def test_only_weights_of_one_size_are_averaged(benchmark, tmp_path):
+    for name, width in (("first", 8), ("second", 16)):
+        checkpoint.save(tiny.tiny_model(prior="gp-1d", width=width), tmp_path / name)
+    with pytest.raises(ValueError, match="must be networks of one size"):
+        benchmark("average_weights").main(*(str(tmp_path / name) for name in ("first", "second")))
+
+
 def test_what_more_training_would_buy_is_read_from_the_runs(benchmark, capsys, tmp_path):
-    folder, runs = tmp_path / "net", [(10.0, 1.0), (20.0, None), (30.0, 1.3)]
+    folder, runs = tmp_path / "net", [(10.0, 1.0), (20.0, None), (30.0, 1.2), (0.0, 1.3)]
     folder.mkdir()
     record = {"runs": [{"minutes": minutes, "validation": score} for minutes, score in runs]}
     (folder / "training.json").write_text(json.dumps(record))

@@ -90,6 +90,16 @@ def test_differences_are_paired(load):
     assert found["oracle"]["mean"] == pytest.approx((2.0, 1.0)) and set(found["oracle"]) == {"per N", "mean"}
 
 
+def test_errors_of_the_same_units_at_every_n_do_not_average_out(load):
+    """Four subjects that differ by as much at both N: the mean over N knows them no better than one N does."""
+    page, subjects = load("paper_page"), [1.0, 2.0, 4.0, 5.0]
+    cells = {n: {"buffer K=16": [value + n for value in subjects]} for n in (8, 16)}
+    alone = torch.tensor(subjects).std().item() / 2
+    mean, error = page.summarise(cells, same_units=True)["buffer K=16"]["mean"]
+    assert (mean, error) == pytest.approx((15.0, alone))
+    assert page.summarise(cells)["buffer K=16"]["mean"] == pytest.approx((15.0, alone / 2**0.5))
+
+
 def test_figures_of_the_paper_are_of_systems_that_are_measured(load):
     paper, page = load("paper"), load("paper_page")
     for (task, number), published in page.PUBLISHED.items():
@@ -125,6 +135,13 @@ def test_page_is_what_its_numbers_say(load, tmp_path):
     shutil.copy(committed, tmp_path)
     text = page.write_page(tmp_path / "PAPER.md", page.read_results(committed), paper.TASKS)
     assert text in committed.read_text()
+
+
+def test_data_sets_of_two_programs_are_not_the_same_ones(load):
+    """They are counted as independent."""
+    readings = load("paper_readings")
+    first, second = (readings.draw_trials(name, 2, 3)[1] for name in ("multisensory-rho1", "multisensory-rho43"))
+    assert abs(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1]) < 0.9
 
 
 def test_a_mean_over_splits_is_of_the_four_series(load, monkeypatch, tmp_path):
