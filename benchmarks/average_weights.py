@@ -62,19 +62,19 @@ def main(
         ValueError: If the networks differ in their kind or sizes, or their prior is not known here.
     """
     torch.set_num_threads(threads)
-    ends = [pyro_arbuf.load(name) for name in (first, second)]
-    check_fits(ends[0].config, ends[1].config, first)
-    shapes = [{name: weight.shape for name, weight in net.state_dict().items()} for net in ends]
+    one, other = (pyro_arbuf.load(name) for name in (first, second))
+    check_fits(one.config, other.config, first)
+    shapes = [{name: weight.shape for name, weight in net.state_dict().items()} for net in (one, other)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"first and second must be networks of one size; {first} and {second} are not")
-    source = source_for(ends[1].config, None, None, data)
+    source = source_for(other.config, None, None, data)
     if source is None:
-        raise ValueError(f"second must be a network of a prior that ships; got that of {ends[1].config.prior!r}")
-    batches = replace(cast(Any, source), config=ends[1].config).validation()
+        raise ValueError(f"second must be a network of a prior that ships; got that of {other.config.prior!r}")
+    batches = replace(cast(Any, source), config=other.config).validation()
     net = pyro_arbuf.load(second)
     scores = {}
     for share in tqdm(shares, desc="shares", leave=False):
-        net.load_state_dict(averaged(*ends, share))
+        net.load_state_dict(averaged(one, other, share))
         found = validate(net, batches)
         scores[share] = sum(found) / len(found)
     best = max(scores, key=lambda share: scores[share])
@@ -83,7 +83,7 @@ def main(
         print(f"{share:19.2f}   {score:15.4f}{'   best' if share == best else ''}")
     print(json.dumps({"benchmark": "average_weights", "first": first, "second": second, "scores": scores}))
     if output is not None:
-        save(net, output, averaged(*ends, best))
+        save(net, output, averaged(one, other, best))
         write_atomically(
             output / RECORD, lambda file: file.write_text(json.dumps(record_of(second, scores[best]), indent=2) + "\n")
         )
