@@ -24,7 +24,7 @@ from pyro_arbuf.cli.models import CARD, measured_gap
 from pyro_arbuf.cli.record import RECORD
 
 LIST = Path(__file__).parent.parent / "models" / "README.md"
-TICKS = (10, 20, 40, 80, 160, 320, 640)  # minutes
+TICKS = (10, 20, 40, 80, 160, 320, 640, 1280)  # minutes
 
 
 class Course(NamedTuple):
