@@ -114,11 +114,11 @@ def log_likelihood(i: int) -> torch.Tensor:
 likelihoods = torch.stack([log_likelihood(i) for i in range(NUM_HYPER)])
 weights = likelihoods.softmax(0)
 num_counting = 1 / weights.square().sum()  # how many equally weighted draws are worth as much
-laws = {i: exact_law(i) for i in weights.argsort(descending=True)[:1000].tolist()}  # the rest weighs nothing
-weights = torch.stack([weights[i] for i in laws])
+heaviest = weights.argsort(descending=True)[:1000]  # the rest weighs nothing
+laws, weights = [exact_law(i) for i in heaviest.tolist()], weights[heaviest]
 chosen = torch.multinomial(weights, NUM_DRAWS, replacement=True).tolist()
-exact = (y_loc + y_scale * torch.stack([[*laws.values()][i].sample() for i in chosen])).float()
-inside = torch.stack([law.log_prob((y_hidden.double() - y_loc) / y_scale) for law in laws.values()])
+exact = (y_loc + y_scale * torch.stack([laws[i].sample() for i in chosen])).float()
+inside = torch.stack([law.log_prob((y_hidden.double() - y_loc) / y_scale) for law in laws])
 log_exact = torch.logsumexp(weights.log() + inside, 0) - num_hidden * np.log(y_scale)
 steepest["exact"] = exact.diff(dim=-1).amax(-1)
 
